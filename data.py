@@ -1,0 +1,482 @@
+"""Find image/mask pairs, check them, split them, feed them: `python data.py check DIR` reports on a data set.
+
+Layouts, recognised by themselves:
+
+    DIR/CXR_png/*.png with DIR/ManualMask/leftMask/*.png and DIR/ManualMask/rightMask/*.png     (Montgomery)
+    DIR/images/* with DIR/masks/*, a mask having its image's stem, with or without `_mask`       (anything else)
+
+An optional DIR/index.csv (columns stem and any of patient, label, split) keeps a patient's images in one subset,
+stratifies by label, and fixes the test set. Masks are 0/255 or 0/1 for one class, class ids 0..K for K classes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
+
+import images
+from images import UserError
+
+SUBSETS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image file with its mask file, or its two (left, right) in the Montgomery layout."""
+
+    image: Path
+    masks: tuple[Path, ...]
+    patient: str = ""  # images of one patient stay in one subset; "" is a patient of its own
+    label: str = ""  # subsets get equal shares of each label
+    subset: str = ""  # fixed by the data set's author, or ""
+
+    @property
+    def stem(self) -> str:
+        """The name that image, mask and prediction share."""
+        return self.image.stem
+
+
+def class_names(classes: str) -> list[str]:
+    """Split the comma-separated `classes` of a config; raises UserError for none or the same twice."""
+    names = [name.strip() for name in classes.split(",")]
+    if not all(names) or len(set(names)) < len(names) or len(names) > 255:
+        raise UserError(f"classes is {classes!r}; expected 1 to 255 different names separated by commas")
+    return names
+
+
+def channels_of(names: Sequence[str]) -> int:
+    """Count the network's output channels: 1 for one class, else one per class and one for the background, first."""
+    return 1 if len(names) == 1 else len(names) + 1
+
+
+# ---------------------------------------------------------------------------------------------------- finding pairs
+
+
+def by_stem(folder: Path, suffix: str, problems: list[str]) -> dict[str, Path]:
+    """Map stems (less `suffix`) to the folder's image files, sorted; the same stem twice goes to `problems`."""
+    found: dict[str, Path] = {}
+    for path in sorted(filter(images.is_image, folder.iterdir())):
+        stem = path.stem.removesuffix(suffix)
+        if stem in found:
+            problems.append(f"{path}: same stem as {found[stem].name}; keep one of them")
+        found.setdefault(stem, path)
+    return found
+
+
+def _folders(root: Path) -> tuple[Path, list[Path]]:
+    """Recognise the layout: the image folder and the mask folders (one, or left and right)."""
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; --data-dir names the folder that holds images/ and masks/")
+    if (root / "CXR_png").is_dir():
+        folders = root / "CXR_png", [root / "ManualMask" / "leftMask", root / "ManualMask" / "rightMask"]
+    else:
+        folders = root / "images", [root / "masks"]
+    missing = [str(folder.relative_to(root)) for folder in (folders[0], *folders[1]) if not folder.is_dir()]
+    if missing:
+        names = sorted(path.name for path in root.iterdir())[:8]
+        raise UserError(
+            f"{root} holds {', '.join(names) or 'nothing'} but not {', '.join(missing)}; expected "
+            "images/ + masks/, or CXR_png/ + ManualMask/leftMask/ + ManualMask/rightMask/"
+        )
+    return folders
+
+
+def _index(root: Path, stems: Iterable[str], problems: list[str]) -> dict[str, dict[str, str]]:
+    """Read root/index.csv where there is one: stem → its row; stems that it lacks go to `problems`."""
+    path = root / "index.csv"
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns=str.lower)
+    if "stem" not in table:
+        raise UserError(f"{path} has columns {', '.join(table)}; expected stem and any of patient, label, split")
+    problems += [f"{path}: stem {stem} twice" for stem in table.stem[table.stem.duplicated()].unique()]
+    rows = table.drop_duplicates("stem").set_index("stem").to_dict("index")
+    problems += [f"{path}: no row for {stem}" for stem in sorted(set(stems) - set(rows))]
+    known = ("", *SUBSETS)
+    bad = {row.get("split", "").lower() for row in rows.values()} - set(known)
+    problems += [f"{path}: split is {value!r}; expected train, val, test or nothing" for value in sorted(bad)]
+    return rows
+
+
+def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[str]]:
+    """Pair images and masks by stem: the pairs, sorted, and the problems found on the way, each naming its file.
+
+    Raises UserError where the folder has neither layout.
+    """
+    root, problems = Path(data_dir), []
+    image_dir, mask_dirs = _folders(root)
+    found = by_stem(image_dir, "", problems)
+    masks = [by_stem(folder, "_mask", problems) for folder in mask_dirs]
+    for folder, there in zip(mask_dirs, masks, strict=True):
+        problems += [f"{found[stem]}: no mask of that stem in {folder}" for stem in sorted(set(found) - set(there))]
+        problems += [f"{there[stem]}: no image of that stem in {image_dir}" for stem in sorted(set(there) - set(found))]
+    rows = _index(root, found, problems)
+    pairs = []
+    for stem, image in found.items():
+        if all(stem in there for there in masks):
+            row = rows.get(stem, {})
+            named = re.search(r"_([01])$", stem)  # Montgomery's names end in _0 (normal) or _1 (tuberculosis)
+            label = row.get("label", named.group(1) if named else "")
+            paths = tuple(there[stem] for there in masks)
+            pairs.append(Pair(image, paths, row.get("patient", ""), label, row.get("split", "").lower()))
+    if not found:
+        problems.append(f"{image_dir}: no image; expected files ending in {' '.join(images.SUFFIXES)}")
+    return pairs, problems
+
+
+# ---------------------------------------------------------------------------------------- reading, checking, caching
+
+
+def read_ids(pair: Pair, names: Sequence[str]) -> np.ndarray:
+    """Read a pair's masks as uint8 class ids (H, W) in 0..len(names). Raises UserError naming the file."""
+    masks = [read_named(path, images.read_mask) for path in pair.masks]
+    if len(pair.masks) == 2 and len(names) > 2:
+        raise UserError(f"{pair.masks[0]}: left and right masks; expected one or two classes, not {len(names)}")
+    ids = np.zeros(masks[0].shape, np.uint8)
+    separate = len(pair.masks) == len(names) == 2
+    for i, (path, mask) in enumerate(zip(pair.masks, masks, strict=True)):
+        if mask.shape != ids.shape:
+            raise UserError(f"{path}: {_size(mask)}; its image's other mask is {_size(ids)}")
+        values = np.unique(mask)
+        if len(names) == 1 or separate:
+            if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
+                raise UserError(
+                    f"{path}: values {_some(values)}; expected 0/255 or 0/1 (JPEG blurs masks: save as PNG)"
+                )
+            ids[mask > 0] = i + 1 if separate else 1
+        else:
+            if values.max() > len(names):
+                raise UserError(f"{path}: values {_some(values)}; expected class ids 0..{len(names)}, see --classes")
+            ids = mask.astype(np.uint8)
+    return ids
+
+
+def read_named(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """Read a file, its name put before whatever is wrong with it."""
+    try:
+        return read(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[0]}x{array.shape[1]} pixels"
+
+
+def _some(values: np.ndarray) -> str:
+    return ", ".join(str(v) for v in values[:6]) + (", …" if len(values) > 6 else "")
+
+
+def read_pair(pair: Pair, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read a pair as stored: image (H, W, C) and class ids (H, W). Raises UserError naming the file."""
+    image, ids = read_named(pair.image, images.read), read_ids(pair, names)
+    if image.shape[:2] != ids.shape:
+        raise UserError(f"{pair.masks[0]}: {_size(ids)}; its image {pair.image.name} is {_size(image)}")
+    return image, ids
+
+
+def _load_pair(pair: Pair, names: Sequence[str], size: tuple[int, int], channels: int) -> tuple:
+    """Read one pair: prepared image (H, W, C), prepared class ids (H, W), facts about the files. Raises UserError."""
+    image, ids = read_pair(pair, names)
+    shares = np.bincount(ids.ravel(), minlength=len(names) + 1) / ids.size
+    facts = {"image": str(pair.image), "size": f"{image.shape[0]}x{image.shape[1]}"}
+    facts |= {"bits": 8 * image.dtype.itemsize, "channels": image.shape[-1], "constant": bool(np.ptp(image) == 0)}
+    facts |= dict(zip(names, shares[1:].tolist(), strict=True))
+    return images.prepare(image, size, channels), images.prepare_mask(ids, size, len(names)), facts
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pairs decoded once, at the network's size."""
+
+    images: np.ndarray  # (N, H, W, C) uint8
+    ids: np.ndarray  # (N, H, W) uint8 class ids
+    facts: pd.DataFrame  # a row per pair: image, size, bits, channels, constant, each class's share of the pixels
+
+
+def _fingerprint(pair: Pair) -> str:
+    """Change whenever one of the pair's files changes."""
+    stats = [(str(path.resolve()), path.stat()) for path in (pair.image, *pair.masks)]
+    return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def load(
+    pairs: Sequence[Pair], names: Sequence[str], size: tuple[int, int], channels: int, cache_dir: str | Path = ""
+) -> tuple[Dataset, list[str]]:
+    """Decode pairs in parallel, or take them from the disk cache: the readable ones, in order, and the problems.
+
+    size: (H, W) of the network; channels: 1 grey, 3 RGB; cache_dir: "" keeps nothing on disk. Changed files are read
+    anew, the others come from the cache.
+    """
+    keys = [_fingerprint(pair) for pair in pairs]
+    recipe = json.dumps([str(pairs[0].image.resolve().parent) if pairs else "", *names, size, channels])
+    folder = Path(cache_dir) / hashlib.sha256((recipe + images.PREPARATION).encode()).hexdigest()[:16]
+    known = _read_cache(folder) if cache_dir else {}
+    todo = [i for i, key in enumerate(keys) if key not in known]
+    problems = []
+
+    def attempt(i: int) -> tuple | str:
+        try:
+            return _load_pair(pairs[i], names, size, channels)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(attempt, todo), total=len(todo), desc="reading", unit="pair", disable=not todo)
+        for i, outcome in zip(todo, bar, strict=True):
+            if isinstance(outcome, str):
+                problems.append(outcome)
+            else:
+                known[keys[i]] = outcome
+    good = [key for key in keys if key in known]
+    rows = [known[key] for key in good]
+    dataset = Dataset(
+        np.stack([row[0] for row in rows]) if rows else np.zeros((0, *size, channels), np.uint8),
+        np.stack([row[1] for row in rows]) if rows else np.zeros((0, *size), np.uint8),
+        pd.DataFrame([row[2] for row in rows]),
+    )
+    if cache_dir and todo and rows:
+        _write_cache(folder, good, dataset)
+    return dataset, problems
+
+
+def _read_cache(folder: Path) -> dict[str, tuple]:
+    """Read what `_write_cache` left: fingerprint → (image, ids, facts); empty if there is none, whole or not at all."""
+    if not (folder / "facts.json").is_file():
+        return {}
+    arrays, ids = np.load(folder / "images.npy"), np.load(folder / "ids.npy")
+    keys, facts = json.loads((folder / "facts.json").read_text())
+    return {key: row for key, *row in zip(keys, arrays, ids, facts, strict=True)}
+
+
+def _write_cache(folder: Path, keys: list[str], dataset: Dataset) -> None:
+    """Write a cache folder aside and move it into place."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside.mkdir(parents=True, exist_ok=True)
+    np.save(aside / "images.npy", dataset.images)
+    np.save(aside / "ids.npy", dataset.ids)
+    (aside / "facts.json").write_text(json.dumps([keys, dataset.facts.to_dict("records")]))
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def load_checked(
+    data_dir: str | Path, names: Sequence[str], size: tuple[int, int], channels: int, cache_dir: str | Path = ""
+) -> tuple[list[Pair], Dataset]:
+    """Find and decode a whole data set. Raises UserError that lists every problem, if there is one."""
+    pairs, problems = find_pairs(data_dir)
+    dataset, unreadable = load(pairs, names, size, channels, cache_dir)
+    problems += unreadable
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:20])
+        rest = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise UserError(f"{len(problems)} problem(s) in {data_dir}; mend or remove these files:\n{shown}{rest}")
+    return pairs, dataset
+
+
+def report(dataset: Dataset, names: Sequence[str]) -> str:
+    """Describe a data set in lines of text: pairs, sizes, bit depths, channels, classes, and what deserves a look."""
+    facts = dataset.facts
+    lines = [f"{'pairs':10} {len(facts)}"]
+    for column in ("size", "bits", "channels"):
+        counts = facts[column].value_counts() if len(facts) else {}
+        common = [f"{value} ({count})" for value, count in list(counts.items())[:6]]
+        lines.append(f"{column:10} {', '.join(common)}" + (f", … {len(counts)} kinds" if len(counts) > 6 else ""))
+    for name in names if len(facts) else ():
+        empty = int((facts[name] == 0).sum())
+        lines.append(f"{'class':10} {name}: {facts[name].mean():.2%} of the pixels, empty in {empty} mask(s)")
+    notes = [
+        ("constant image, nothing to see", facts.get("constant") == True),  # noqa: E712  (None for no pairs)
+        ("16 bits or more, stretched to 8 between its own percentiles", facts.get("bits", pd.Series()) > 8),
+        ("has an alpha channel, which is ignored", facts.get("channels", pd.Series()) == 4),
+    ]
+    for text, where in notes:
+        if len(facts) and 0 < where.sum() <= max(5, len(facts) // 10):  # the odd ones out; else it is the rule
+            lines += [f"{'note':10} {path}: {text}" for path in facts.image[where]]
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------- splitting
+
+
+def _fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.ndarray:
+    """Give the indices of one of `folds` parts, equal in labels, patients kept together."""
+    groups = [pair.patient or pair.stem for pair in pairs]
+    if len(set(groups)) < folds:
+        raise UserError(f"{len(set(groups))} patients (or images) cannot be split in {folds} parts; add data")
+    labels = [pair.label for pair in pairs]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(labels, labels, groups))[fold][1]
+
+
+def split(
+    pairs: Sequence[Pair], val_fraction: float, test_fraction: float, seed: int, folds: int = 0, fold: int = 0
+) -> list[str]:
+    """Assign each pair to train, val or test: seeded, stratified by label, grouped by patient.
+
+    With `folds` the test set is fold `fold` of all pairs. Without, it is what index.csv calls test, or else
+    `test_fraction` of the pairs. Raises UserError where there are too few patients.
+    """
+    subsets = np.array(["train"] * len(pairs), dtype=object)
+    fixed = np.array([pair.subset for pair in pairs], dtype=object)
+    if folds:
+        subsets[_fold(pairs, folds, fold, seed)] = "test"
+    elif (fixed == "test").any():
+        subsets[fixed == "test"] = "test"
+    else:
+        subsets[_fold(pairs, round(1 / test_fraction), 0, seed)] = "test"
+    if (fixed == "val").any() and not folds:
+        subsets[fixed == "val"] = "val"
+    else:
+        rest = np.flatnonzero(subsets == "train")
+        subsets[rest[_fold([pairs[i] for i in rest], round(1 / val_fraction), 0, seed)]] = "val"
+    return subsets.tolist()
+
+
+def write_split(path: str | Path, pairs: Sequence[Pair], subsets: Sequence[str]) -> None:
+    """Write split.csv (image, mask, subset); of two masks the left one is named, the right one follows from it."""
+    rows = [
+        (pair.image.as_posix(), pair.masks[0].as_posix(), subset) for pair, subset in zip(pairs, subsets, strict=True)
+    ]
+    with images.atomic(path) as temporary:
+        pd.DataFrame(rows, columns=["image", "mask", "subset"]).to_csv(temporary, index=False)
+
+
+def read_split(path: str | Path) -> tuple[list[Pair], list[str]]:
+    """Read split.csv back: the pairs and each one's subset. Raises UserError if it is not one."""
+    table = pd.read_csv(path, dtype=str)
+    if not {"image", "mask", "subset"} <= set(table) or not set(table.subset) <= set(SUBSETS):
+        raise UserError(f"{path} is no split: expected columns image, mask, subset with train, val, test")
+    pairs = []
+    for image, mask in zip(table.image.map(Path), table["mask"].map(Path), strict=True):
+        right = (mask.parents[1] / "rightMask" / mask.name,) if mask.parent.name == "leftMask" else ()
+        pairs.append(Pair(image, (mask, *right)))
+    return pairs, table.subset.tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+
+def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
+    """Tell what a mirrored image makes of each class id: uint8 (K + 1,), "left lung" and "right lung" changing places.
+
+    None where a side has no partner, so that mirroring would be wrong.
+    """
+    order = [0]
+    for name in names:
+        other = re.sub(r"(?i)left|right", lambda side: "right" if side[0].lower() == "left" else "left", name)
+        partners = [i for i, candidate in enumerate(names) if candidate.lower() == other.lower()]
+        if not partners:
+            return None
+        order.append(1 + partners[0])
+    return np.array(order, np.uint8)
+
+
+def augmentation(names: Sequence[str], seed: int) -> Any:
+    """Build the albumentations pipeline for a uint8 image (H, W, C) and its class ids (H, W), seeded."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the internet for a newer version
+    import albumentations as A  # here, because prediction does without its seconds of start-up
+
+    mirror = mirrored_ids(names)
+
+    class Mirror(A.HorizontalFlip):
+        def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+            return mirror[super().apply_to_mask(mask, *args, **params)]
+
+    return A.Compose(
+        [
+            Mirror(p=0.5 if mirror is not None else 0),
+            A.Affine(scale=(0.85, 1.15), translate_percent=(-0.08, 0.08), rotate=(-12, 12), shear=(-5, 5), p=0.9),
+            A.ElasticTransform(alpha=30, sigma=6, p=0.3),
+            A.RandomBrightnessContrast(0.25, 0.25, p=0.5),
+            A.RandomGamma((60, 160), p=0.5),
+            A.GaussNoise((0.01, 0.05), p=0.3),
+            A.GaussianBlur((3, 5), p=0.2),
+        ],
+        seed=seed,
+    )
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches for `fit`: images (N, H, W, C) float32 in [0, 1], masks (N, H, W, K) float32 in {0, 1}.
+
+    Order and augmentation follow from (seed, epoch, batch) alone: the same in every run and after a resume, whichever
+    thread makes which batch.
+    """
+
+    def __init__(
+        self, dataset: Dataset, rows: np.ndarray, names: Sequence[str], batch_size: int, *, train: bool, seed: int = 0
+    ) -> None:
+        super().__init__(workers=2, max_queue_size=8)
+        self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
+        self.train, self.seed, self.epoch = train, seed, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows) if self.train else self.rows
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        pictures, ids = self.dataset.images[rows], self.dataset.ids[rows]
+        if self.train:
+            seed = int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
+            augment = augmentation(self.names, seed)
+            done = [augment(image=picture, mask=mask) for picture, mask in zip(pictures, ids, strict=True)]
+            pictures, ids = (np.stack([one[key] for one in done]) for key in ("image", "mask"))
+        return pictures.astype(np.float32) / 255, to_masks(ids, channels_of(self.names))
+
+    def on_epoch_end(self) -> None:
+        """Move on to the next epoch's order and augmentation."""
+        self.epoch += 1
+
+
+def to_masks(ids: np.ndarray, channels: int) -> np.ndarray:
+    """Turn class ids (..., H, W) into float32 masks (..., H, W, channels); the first of several is the background."""
+    wanted = np.arange(1, 2) if channels == 1 else np.arange(channels)
+    return (ids[..., None] == wanted).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def check(
+    data_dir: str | Path, *, classes: str = "foreground", image_size: int = 128, cache_dir: str = "files/cache"
+) -> None:
+    """Report on a data set: pairs, sizes, bit depths, classes, problems. Exits 2 if there is a problem.
+
+    Args:
+        data_dir: the folder to look at
+        classes: class names separated by commas; see train.py
+        image_size: pixels; what is read is kept for training at this size
+        cache_dir: where it is kept; "" keeps nothing
+    """
+    names = class_names(classes)
+    pairs, problems = find_pairs(data_dir)
+    dataset, unreadable = load(pairs, names, (image_size, image_size), 1, cache_dir)
+    print(report(dataset, names))
+    problems += unreadable
+    for problem in problems:
+        print(f"{'problem':10} {problem}")
+    if problems:
+        raise UserError(f"{len(problems)} problem(s) in {data_dir}; mend or remove the files named above")
+    print("no problems")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from utils import run_cli
+
+    run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"check": check}, description=__doc__))

@@ -1,0 +1,172 @@
+"""Losses and metrics for training (keras.ops, any backend); evaluation of one predicted mask (NumPy, SciPy).
+
+In training: y_true (N, H, W, K) in {0, 1}, y_pred (N, H, W, K) in [0, 1]; each function gives one number per image,
+(N,), computed in float32 whatever the network's precision. With several channels the first is the background: Dice,
+Tversky and the metrics leave it out and average the rest.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from keras import KerasTensor, ops
+from scipy import ndimage, stats
+
+METRICS = ("dice", "iou", "precision", "recall", "hd95", "assd")
+
+
+# ------------------------------------------------------------------------------------------------------------ losses
+
+
+def _float32(*tensors: KerasTensor) -> list[KerasTensor]:
+    return [ops.cast(tensor, "float32") for tensor in tensors]
+
+
+def _foreground(tensor: KerasTensor) -> KerasTensor:
+    return tensor if tensor.shape[-1] == 1 else tensor[..., 1:]
+
+
+def _with_background(tensor: KerasTensor) -> KerasTensor:
+    return tensor if tensor.shape[-1] > 1 else ops.concatenate([1 - tensor, tensor], axis=-1)
+
+
+def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> KerasTensor:
+    """Cross-entropy that counts easy pixels less: (N,) ≥ 0 (Lin et al. 2017, equation 4, without alpha)."""
+    y_true, y_pred = map(_with_background, _float32(y_true, y_pred))
+    y_pred = ops.clip(y_pred, 1e-7, 1.0)
+    weight = ops.power(1 - y_pred, gamma) if gamma else 1.0
+    return -ops.mean(ops.sum(y_true * weight * ops.log(y_pred), axis=-1), axis=(1, 2))
+
+
+def cross_entropy(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+    """Mean cross-entropy of the pixels, binary or categorical: (N,) ≥ 0."""
+    return focal_loss(y_true, y_pred, gamma=0.0)
+
+
+def tversky_loss(y_true: KerasTensor, y_pred: KerasTensor, alpha: float = 0.3, beta: float = 0.7) -> KerasTensor:
+    """One minus the Tversky index, alpha weighing false positives, beta misses: (N,) in [0, 1] (Salehi et al. 2017).
+
+    One pixel is added above and below, so that an empty image has a gradient and no division by zero.
+    """
+    y_true, y_pred = map(_foreground, _float32(y_true, y_pred))
+    hits = ops.sum(y_true * y_pred, axis=(1, 2))
+    wrong = ops.sum((1 - y_true) * y_pred, axis=(1, 2))
+    missed = ops.sum(y_true * (1 - y_pred), axis=(1, 2))
+    return 1 - ops.mean((hits + 1) / (hits + alpha * wrong + beta * missed + 1), axis=-1)
+
+
+def dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+    """One minus soft Dice of each image: (N,) in [0, 1] (Milletari et al. 2016, without the squares)."""
+    return tversky_loss(y_true, y_pred, alpha=0.5, beta=0.5)
+
+
+def bce_dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+    """Cross-entropy plus Dice loss: (N,) ≥ 0. Dice for the overlap, cross-entropy for its steady gradient (nnU-Net)."""
+    return cross_entropy(y_true, y_pred) + dice_loss(y_true, y_pred)
+
+
+LOSSES: dict[str, Callable] = {
+    "bce_dice": bce_dice_loss,
+    "dice": dice_loss,
+    "focal": focal_loss,
+    "tversky": tversky_loss,
+}
+
+
+# ----------------------------------------------------------------------------------------------- metrics in training
+
+
+def _counts(y_true: KerasTensor, y_pred: KerasTensor) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
+    """Count (N, K) pixels of the decided masks: both, truth, prediction; one channel is decided at 0.5."""
+    y_true, y_pred = _float32(y_true, y_pred)
+    channels = y_pred.shape[-1]
+    decided = y_pred >= 0.5 if channels == 1 else ops.one_hot(ops.argmax(y_pred, axis=-1), channels)
+    truth, decided = _foreground(y_true), _foreground(ops.cast(decided, "float32"))
+    return tuple(ops.sum(masks, axis=(1, 2)) for masks in (truth * decided, truth, decided))
+
+
+def _ratio(part: KerasTensor, whole: KerasTensor, both: KerasTensor) -> KerasTensor:
+    """Divide, (N, K) → (N,): 1 where truth and prediction are both empty, 0 where the denominator alone is."""
+    ratio = ops.where(both == 0, 1.0, part / ops.maximum(whole, 1.0))
+    return ops.mean(ratio, axis=-1)
+
+
+def dice(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+    """Dice of each image's decided masks: (N,) in [0, 1]; two empty masks score 1, one empty scores 0."""
+    hits, truth, found = _counts(y_true, y_pred)
+    return _ratio(2 * hits, truth + found, truth + found)
+
+
+def iou(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+    """Intersection over union (Jaccard) of each image: (N,) in [0, 1], empty masks as in `dice`."""
+    hits, truth, found = _counts(y_true, y_pred)
+    return _ratio(hits, truth + found - hits, truth + found)
+
+
+def precision(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+    """Share of the found pixels that are right, per image: (N,) in [0, 1], empty masks as in `dice`."""
+    hits, truth, found = _counts(y_true, y_pred)
+    return _ratio(hits, found, truth + found)
+
+
+def recall(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+    """Share of the true pixels that are found, per image: (N,) in [0, 1], empty masks as in `dice`."""
+    hits, truth, found = _counts(y_true, y_pred)
+    return _ratio(hits, truth, truth + found)
+
+
+# ------------------------------------------------------------------------------------------ evaluation of one mask
+
+
+def surface_distances(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances in pixels of each border pixel of one mask (H, W, bool, not empty) to the other's border, both ways."""
+    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (truth, found)]
+    away = [ndimage.distance_transform_edt(~border) for border in borders]
+    return away[1][borders[0]], away[0][borders[1]]
+
+
+def score_mask(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Compare two masks (H, W) in {0, 1}: dice, iou, precision, recall in [0, 1]; hd95 and assd in pixels.
+
+    hd95: the larger of the two directed 95th percentiles; assd: mean over both borders' pixels. Two empty masks score
+    1 and 0 pixels; one empty scores 0 and the image's diagonal, the worst there is. Raises ValueError if shapes differ.
+    """
+    if truth.shape != found.shape:
+        raise ValueError(f"masks of shape {truth.shape} and {found.shape} cannot be compared")
+    truth, found = truth.astype(bool), found.astype(bool)
+    if not truth.any() or not found.any():
+        equal = not truth.any() and not found.any()
+        distance = 0.0 if equal else float(np.hypot(*truth.shape))
+        return dict.fromkeys(METRICS[:4], float(equal)) | {"hd95": distance, "assd": distance}
+    hits, union = int((truth & found).sum()), int((truth | found).sum())
+    there, back = surface_distances(truth, found)
+    return {
+        "dice": 2 * hits / (hits + union),
+        "iou": hits / union,
+        "precision": hits / int(found.sum()),
+        "recall": hits / int(truth.sum()),
+        "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        "assd": float(np.concatenate([there, back]).mean()),
+    }
+
+
+def score_classes(truth: np.ndarray, found: np.ndarray, names: list[str]) -> dict[str, float]:
+    """Compare two arrays of class ids (H, W): each metric's mean over the classes, and `dice: name` … where several."""
+    scores = {name: score_mask(truth == i, found == i) for i, name in enumerate(names, 1)}
+    row = {metric: float(np.mean([score[metric] for score in scores.values()])) for metric in METRICS}
+    if len(names) > 1:
+        row |= {f"{metric}: {name}": score[metric] for name, score in scores.items() for metric in METRICS}
+    return row
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Average a table with a row per image: per metric the mean and its 95 % bootstrap interval (low, high; seeded)."""
+    rows = {}
+    for column in table.select_dtypes("number"):
+        values = table[column].to_numpy(float)
+        low = high = values.mean()
+        if np.ptp(values) > 0:
+            interval = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9999, batch=100, rng=0)
+            low, high = interval.confidence_interval
+        rows[column] = {"mean": values.mean(), "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, orient="index")

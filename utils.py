@@ -1,0 +1,134 @@
+"""What the scripts share: the command line's manners, precision, and the model file.
+
+A model file is plain HDF5 as Keras writes it (architecture and weights, in float32), with one more attribute, `facts`:
+JSON that says how to use it (input size, channels, preparation, class names, threshold, versions, validation Dice).
+"""
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import h5py
+import keras
+import numpy as np
+import tyro
+
+import images
+from images import UserError
+
+T = TypeVar("T")
+THRESHOLD = 0.5  # of a single class's probability
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+def run_cli(call: Callable[[], Any]) -> None:
+    """Run a script: exit 0 when done, 2 with a message on the user's mistake, 130 on Ctrl-C; our faults trace back."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras would have us give up HDF5
+    try:
+        call()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(main: Callable[[T], Any], config_class: type[T]) -> None:
+    """Make a dataclass the command line of `main`: a flag per field, its comment as help; see `run_cli`."""
+    description = sys.modules[main.__module__].__doc__
+    run_cli(lambda: main(tyro.cli(config_class, description=description)))
+
+
+# --------------------------------------------------------------------------------------------------------- precision
+
+
+def _has_fast_bfloat16() -> bool:
+    """Tell whether the device that Keras will use multiplies bfloat16 matrices in hardware."""
+    if keras.distribution.list_devices("gpu"):
+        if keras.backend.backend() == "jax":
+            import jax
+
+            return float(jax.devices()[0].compute_capability) >= 8
+        import tensorflow as tf
+
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
+    # AVX512-BF16 alone does not pay: the step takes longer than in float32 (README, "Speed").
+    return "amx_bf16" in (Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else "")
+
+
+def set_precision(name: str) -> str:
+    """Set Keras's dtype policy from auto, float32, bfloat16 or float16; return the precision that was set.
+
+    auto is bfloat16 where the hardware multiplies it (AMX processors; GPUs since Ampere), else float32. Raises
+    UserError for another name.
+    """
+    if name not in ("auto", *PRECISIONS):
+        raise UserError(f"precision is {name!r}; expected auto, {', '.join(PRECISIONS)}")
+    if name == "auto":
+        name = "bfloat16" if _has_fast_bfloat16() else "float32"
+    keras.config.set_dtype_policy(PRECISIONS[name])
+    return name
+
+
+def jit_compile() -> bool | str:
+    """Choose XLA for Keras's `compile`: its convolutions are slow on TensorFlow's CPU device, fast elsewhere."""
+    on_tensorflow_cpu = keras.backend.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
+    return False if on_tensorflow_cpu else "auto"
+
+
+def device_name() -> str:
+    """Name what Keras computes on, for people."""
+    gpus = keras.distribution.list_devices("gpu")
+    return ", ".join(gpus) if gpus else f"{os.cpu_count()} CPU cores"
+
+
+# -------------------------------------------------------------------------------------------------------- model file
+
+
+def make_facts(names: list[str], image_size: tuple[int, int], channels: int, **more: Any) -> dict[str, Any]:
+    """Collect what a user of the model must know; `more` is kept as it is (validation Dice, epoch)."""
+    versions = {module.__name__: module.__version__ for module in (keras, np, cv2, h5py)}
+    versions |= {"python": platform.python_version(), "backend": keras.backend.backend()}
+    return {
+        "image_size": list(image_size),
+        "channels": channels,
+        "preparation": images.PREPARATION,
+        "classes": names,
+        "threshold": THRESHOLD,
+        "versions": versions,
+        **more,
+    }
+
+
+def save_model(model: keras.Model, path: str | Path, facts: dict[str, Any]) -> None:
+    """Write model and facts to one HDF5 file, whole or not at all; mixed precision is written as float32."""
+    with images.atomic(path) as temporary:
+        model.save(temporary, include_optimizer=False)
+        with h5py.File(temporary, "r+") as file:
+            config = file.attrs["model_config"]
+            for policy in ("mixed_bfloat16", "mixed_float16"):
+                config = config.replace(policy, "float32")
+            file.attrs["model_config"] = config
+            file.attrs["facts"] = json.dumps(facts)
+
+
+def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
+    """Read a model file: the model, in float32 and not compiled, and its facts. Raises UserError if it is not one."""
+    if not Path(path).is_file():
+        raise UserError(f"no model at {path}; run `python train.py` first, or name one with --model")
+    try:
+        with h5py.File(path) as file:
+            facts = json.loads(file.attrs["facts"])
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path} is not a model written by train.py ({error})") from None
+    if facts["preparation"] != images.PREPARATION:
+        raise UserError(f"{path} expects images prepared by {facts['preparation']!r}, not {images.PREPARATION!r}")
+    return keras.models.load_model(path, compile=False), facts
