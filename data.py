@@ -23,6 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+import tyro
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
@@ -253,23 +254,27 @@ def load(
 
 
 def _read_cache(folder: Path) -> dict[str, tuple]:
-    """Read what `_write_cache` left: fingerprint → (image, ids, facts); empty if there is none, whole or not at all."""
-    if not (folder / "facts.json").is_file():
+    """Read what `_write_cache` left: fingerprint → (image, ids, facts); empty if there is none or it is damaged."""
+    try:
+        arrays, ids = np.load(folder / "images.npy"), np.load(folder / "ids.npy")
+        keys, facts = json.loads((folder / "facts.json").read_text())
+        return {key: row for key, *row in zip(keys, arrays, ids, facts, strict=True)}
+    except (OSError, ValueError, EOFError):
         return {}
-    arrays, ids = np.load(folder / "images.npy"), np.load(folder / "ids.npy")
-    keys, facts = json.loads((folder / "facts.json").read_text())
-    return {key: row for key, *row in zip(keys, arrays, ids, facts, strict=True)}
 
 
 def _write_cache(folder: Path, keys: list[str], dataset: Dataset) -> None:
-    """Write a cache folder aside and move it into place."""
+    """Write a cache folder aside and move it into place; where another run was quicker, its folder stays."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "images.npy", dataset.images)
     np.save(aside / "ids.npy", dataset.ids)
     (aside / "facts.json").write_text(json.dumps([keys, dataset.facts.to_dict("records")]))
     shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    try:
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside)
 
 
 def load_checked(
@@ -451,20 +456,16 @@ def to_masks(ids: np.ndarray, channels: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def check(
-    data_dir: str | Path, *, classes: str = "foreground", image_size: int = 128, cache_dir: str = "files/cache"
-) -> None:
+def check(data_dir: tyro.conf.Positional[Path], *, classes: str = "foreground") -> None:
     """Report on a data set: pairs, sizes, bit depths, classes, problems. Exits 2 if there is a problem.
 
     Args:
         data_dir: the folder to look at
-        classes: class names separated by commas; see train.py
-        image_size: pixels; what is read is kept for training at this size
-        cache_dir: where it is kept; "" keeps nothing
+        classes: class names separated by commas, as in train.py
     """
     names = class_names(classes)
     pairs, problems = find_pairs(data_dir)
-    dataset, unreadable = load(pairs, names, (image_size, image_size), 1, cache_dir)
+    dataset, unreadable = load(pairs, names, (images.MIN_SIDE, images.MIN_SIDE), 1)
     print(report(dataset, names))
     problems += unreadable
     for problem in problems:
@@ -475,8 +476,6 @@ def check(
 
 
 if __name__ == "__main__":
-    import tyro
-
     from utils import run_cli
 
     run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"check": check}, description=__doc__))

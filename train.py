@@ -76,7 +76,7 @@ def check_config(config: Config) -> None:
         ("test_fraction", 0 < config.test_fraction <= 0.5, "above 0, at most 0.5"),
         ("val_fraction", 0 < config.val_fraction <= 0.5, "above 0, at most 0.5"),
         ("folds", config.folds == 0 or config.folds >= 2, "0 or at least 2"),
-        ("fold", -1 <= config.fold < max(config.folds, 0), f"-1 or a fold of --folds {config.folds}"),
+        ("fold", config.fold in range(-1, max(config.folds, 0)), f"-1 or a fold of --folds {config.folds}"),
         ("filters", config.filters >= 1, "at least 1"),
         ("depth", config.depth >= 1, "at least 1"),
         ("loss", config.loss in metrics.LOSSES, " or ".join(metrics.LOSSES)),
@@ -88,7 +88,7 @@ def check_config(config: Config) -> None:
         ("early_stop", config.early_stop >= 0, "at least 0"),
     ]
     for name, fine, expected in rules:
-        if not fine and (name != "fold" or config.fold != -1):
+        if not fine:
             raise UserError(f"{name} is {getattr(config, name)!r}; expected {expected}")
 
 

@@ -1,0 +1,56 @@
+"""Shared fixtures: small synthetic data sets, a small training config, the real data where there is some."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import images
+import phantom
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen phantoms in the Montgomery layout; read only."""
+    return phantom.make_phantoms(tmp_path_factory.mktemp("data") / "phantoms", 16, seed=1)
+
+
+@pytest.fixture
+def discs(tmp_path: Path) -> Path:
+    """Twelve grey images with a bright disc, in the images/ + masks/ layout, of various sizes; free to be damaged."""
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        height, width = 40 + 3 * i, 60 - i
+        y, x = np.mgrid[:height, :width]
+        disc = (y - height / 2) ** 2 + (x - rng.uniform(20, 30)) ** 2 < 12**2
+        image = np.clip(60 + 120 * disc + rng.normal(0, 10, disc.shape), 0, 255).astype(np.uint8)
+        images.write(tmp_path / "discs" / "images" / f"disc{i:02d}.png", image)
+        images.write(tmp_path / "discs" / "masks" / f"disc{i:02d}_mask.png", 255 * disc.astype(np.uint8))
+    return tmp_path / "discs"
+
+
+@pytest.fixture
+def script():
+    """Run one of the repository's scripts in a folder, as a user does."""
+
+    def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+        name, *flags = map(str, command)
+        return subprocess.run(
+            [sys.executable, ROOT / name, *flags], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder named by UNET_DATA, holding montgomery/ and sunnybrook/; required in CI, else the test is skipped."""
+    folder = Path(os.environ.get("UNET_DATA", "no UNET_DATA"))
+    if not (folder / "montgomery").is_dir():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("UNET_DATA names no folder with montgomery/ in it")
+    return folder

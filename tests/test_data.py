@@ -1,0 +1,306 @@
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+import data
+import images
+from images import UserError
+
+
+def names_of(problems):
+    return "\n".join(problems)
+
+
+def test_pairs_are_made_by_stem_in_both_layouts(discs, phantoms):
+    pairs, problems = data.find_pairs(discs)
+    assert problems == [] and len(pairs) == 12
+    assert all(pair.masks[0].stem == f"{pair.stem}_mask" for pair in pairs)
+    pairs, problems = data.find_pairs(phantoms)
+    assert problems == [] and len(pairs) == 16
+    assert all([m.parent.name for m in p.masks] == ["leftMask", "rightMask"] for p in pairs)
+    assert all(mask.stem == pair.stem for pair in pairs for mask in pair.masks)
+
+
+def test_a_missing_file_shifts_no_pair(discs):
+    """The defect of sorted globs: after a lost mask every later image would get its neighbour's."""
+    (discs / "masks" / "disc03_mask.png").unlink()
+    (discs / "images" / "disc07.png").unlink()
+    pairs, problems = data.find_pairs(discs)
+    assert all(pair.masks[0].stem.startswith(pair.stem) for pair in pairs) and len(pairs) == 10
+    assert len(problems) == 2 and "disc03.png: no mask" in problems[0] and "disc07_mask.png: no image" in problems[1]
+
+
+def test_an_unknown_layout_says_what_it_found_and_what_it_expects(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match=r"holds pictures but not images, masks; expected images/ \+ masks/"):
+        data.find_pairs(tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        data.find_pairs(tmp_path / "nowhere")
+
+
+def damage(discs):
+    """Damage one file of each kind; return what the report must say of it."""
+    folder, masks = discs / "images", discs / "masks"
+    (folder / "disc00.png").write_bytes((folder / "disc00.png").read_bytes()[:300])
+    (folder / "disc01.png").write_text("not a picture")
+    images.write(folder / "disc02.png", np.zeros((1, 1), np.uint8))
+    images.write(masks / "disc03_mask.png", np.zeros((9 * 4, 40), np.uint8))
+    (masks / "disc04_mask.png").unlink()
+    images.write(masks / "disc05_mask.png", images.read(masks / "disc05_mask.png")[..., 0] // 2)
+    images.write(folder / "disc06.jpg", np.zeros((30, 30), np.uint8))
+    sixteen = images.read(folder / "disc08.png").astype(np.uint16) * 200
+    images.write(folder / "disc08.png", sixteen)
+    rgba = np.repeat(images.read(folder / "disc09.png"), 4, axis=-1)
+    cv2.imwrite(str(folder / "disc09.png"), rgba)
+    return {
+        "disc00.png": "truncated",
+        "disc01.png": "expected a whole PNG",
+        "disc02.png": "1x1 pixels; expected at least",
+        "disc03_mask.png": "36x40 pixels; its image disc03.png is 49x57 pixels",
+        "disc04.png": "no mask of that stem",
+        "disc05_mask.png": "values 0, 127; expected 0/255 or 0/1",
+        "disc06.png": "same stem as disc06.jpg",
+        "disc08.png": "16 bits or more",
+        "disc09.png": "alpha channel",
+    }
+
+
+def test_check_names_every_problem_and_exits_2(discs, script):
+    said = damage(discs)
+    done = script(discs, "data.py", "check", ".")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for name, what in said.items():
+        assert any(name in line and what in line for line in done.stdout.splitlines()), (name, done.stdout)
+
+
+def test_check_of_a_good_set_exits_0(discs, script):
+    done = script(discs, "data.py", "check", ".")
+    assert done.returncode == 0, done.stderr
+    assert "pairs      12" in done.stdout and "no problems" in done.stdout
+
+
+def test_training_stops_on_the_same_problems(discs):
+    said = damage(discs)
+    with pytest.raises(UserError, match=r"7 problem\(s\)") as caught:
+        data.load_checked(discs, ["disc"], (32, 32), 1)
+    assert all(name in str(caught.value) for name in list(said)[:7])
+
+
+def test_left_and_right_are_merged_or_kept(phantoms):
+    pairs, _ = data.find_pairs(phantoms)
+    merged, both = data.read_ids(pairs[0], ["lung"]), data.read_ids(pairs[0], ["left lung", "right lung"])
+    left, right = (images.read_mask(path) > 0 for path in pairs[0].masks)
+    np.testing.assert_array_equal(merged, left | right)  # 255 + 255 did not wrap around
+    np.testing.assert_array_equal(both == 1, left)
+    np.testing.assert_array_equal(both == 2, right)
+    with pytest.raises(UserError, match="expected one or two classes, not 3"):
+        data.read_ids(pairs[0], ["a", "b", "c"])
+
+
+def test_class_ids_up_to_the_number_of_names(discs):
+    path = discs / "masks" / "disc00_mask.png"
+    images.write(path, (images.read(path)[..., 0] > 0).astype(np.uint8) * 3)
+    pair = data.find_pairs(discs)[0][0]
+    assert set(np.unique(data.read_ids(pair, ["a", "b", "c"]))) == {0, 3}
+    with pytest.raises(UserError, match=r"values 0, 3; expected class ids 0\.\.2"):
+        data.read_ids(pair, ["a", "b"])
+
+
+@pytest.mark.parametrize("classes", ["", "a,,b", "a,a"])
+def test_class_names_must_be_names(classes):
+    with pytest.raises(UserError, match="expected 1 to 255 different names"):
+        data.class_names(classes)
+
+
+# --------------------------------------------------------------------------------------------------------- the cache
+
+
+def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, monkeypatch):
+    pairs, _ = data.find_pairs(discs)
+    first, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    reads = []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda content: reads.append(1) or decode(content))
+    again, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    assert reads == []
+    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(first.ids, again.ids)
+    pd.testing.assert_frame_equal(first.facts, again.facts)
+    flipped = images.read(pairs[5].image)[::-1]
+    images.write(pairs[5].image, flipped)
+    os.utime(pairs[5].image, ns=(1, 1))
+    changed, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    assert len(reads) == 2  # that image and its mask
+    np.testing.assert_array_equal(changed.images[5], images.prepare(flipped, (32, 32), 1))
+    np.testing.assert_array_equal(np.delete(changed.images, 5, 0), np.delete(first.images, 5, 0))
+
+
+def test_a_damaged_cache_is_made_anew(discs, tmp_path):
+    pairs, _ = data.find_pairs(discs)
+    first, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    for path in (tmp_path / "cache").glob("*/*"):
+        path.write_bytes(path.read_bytes()[:50])
+    again, problems = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    np.testing.assert_array_equal(first.images, again.images)
+    assert problems == []
+
+
+def test_masks_stay_binary_when_resized(discs):
+    pairs, _ = data.find_pairs(discs)
+    dataset, _ = data.load(pairs, ["disc"], (24, 24), 1)
+    assert dataset.images.shape == (12, 24, 24, 1) and dataset.images.dtype == dataset.ids.dtype == np.uint8
+    assert set(np.unique(dataset.ids)) == {0, 1}
+
+
+# ------------------------------------------------------------------------------------------------------------ splits
+
+
+def make_pairs(count, patients=None, labels=None, subsets=None):
+    return [
+        data.Pair(
+            images.Path(f"images/p{i:03d}.png"),
+            (images.Path(f"masks/p{i:03d}.png"),),
+            patients[i] if patients else "",
+            labels[i] if labels else "",
+            subsets[i] if subsets else "",
+        )
+        for i in range(count)
+    ]
+
+
+def test_a_split_has_the_shares_asked_for_and_its_seed_decides():
+    pairs = make_pairs(100)
+    subsets = data.split(pairs, 0.15, 0.2, seed=0)
+    counts = pd.Series(subsets).value_counts()
+    assert counts["test"] == 20 and 10 <= counts["val"] <= 14 and counts.sum() == 100
+    assert subsets == data.split(pairs, 0.15, 0.2, seed=0) != data.split(pairs, 0.15, 0.2, seed=1)
+
+
+def test_labels_are_shared_out_equally():
+    labels = ["1"] * 58 + ["0"] * 80  # Montgomery's tuberculosis and normal cases
+    subsets = np.array(data.split(make_pairs(138, labels=labels), 0.15, 0.2, seed=0))
+    shares = [np.mean(np.array(labels)[subsets == name] == "1") for name in data.SUBSETS]
+    assert all(abs(share - 58 / 138) < 0.05 for share in shares)
+
+
+def test_a_patient_is_in_one_subset_only():
+    patients = [f"patient{i // 7}" for i in range(140)]
+    for fold in range(5):
+        subsets = data.split(make_pairs(140, patients=patients), 0.15, 0.2, 0, folds=5, fold=fold)
+        assert pd.DataFrame({"p": patients, "s": subsets}).groupby("p").s.nunique().max() == 1
+        assert set(subsets) == set(data.SUBSETS)
+
+
+def test_every_image_is_tested_once_in_cross_validation():
+    pairs = make_pairs(53)
+    tested = [np.array(data.split(pairs, 0.15, 0.2, 0, folds=5, fold=i)) == "test" for i in range(5)]
+    assert (np.sum(tested, axis=0) == 1).all()
+
+
+def test_a_fixed_test_set_is_kept():
+    fixed = ["test" if i % 3 == 0 else "train" for i in range(60)]
+    subsets = data.split(make_pairs(60, subsets=fixed), 0.15, 0.2, seed=0)
+    assert [subset == "test" for subset in subsets] == [subset == "test" for subset in fixed]
+    assert "val" in subsets
+
+
+def test_too_few_images_to_split():
+    with pytest.raises(UserError, match="4 patients"):
+        data.split(make_pairs(4), 0.15, 0.2, seed=0)
+
+
+def test_index_csv_gives_patients_labels_and_split(discs):
+    stems = [f"disc{i:02d}" for i in range(12)]
+    table = pd.DataFrame({"stem": stems, "patient": [s[-1] for s in stems], "split": ["Test"] * 3 + ["Train"] * 9})
+    table.to_csv(discs / "index.csv", index=False)
+    pairs, problems = data.find_pairs(discs)
+    assert problems == []
+    assert pairs[2].patient == "2" and pairs[2].subset == "test" and pairs[5].subset == "train"
+    table.iloc[1:].assign(split="holdout").to_csv(discs / "index.csv", index=False)
+    _, problems = data.find_pairs(discs)
+    assert "no row for disc00" in names_of(problems) and "split is 'holdout'" in names_of(problems)
+
+
+def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
+    for folder in (phantoms, discs):
+        pairs, _ = data.find_pairs(folder)
+        subsets = data.split(pairs, 0.2, 0.2, seed=3)
+        data.write_split(tmp_path / "split.csv", pairs, subsets)
+        assert pd.read_csv(tmp_path / "split.csv").columns.tolist() == ["image", "mask", "subset"]
+        reread, again = data.read_split(tmp_path / "split.csv")
+        assert again == subsets
+        assert [(p.image, p.masks) for p in reread] == [(p.image, p.masks) for p in pairs]
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+def make_dataset(pictures, ids):
+    return data.Dataset(np.asarray(pictures, np.uint8), np.asarray(ids, np.uint8), pd.DataFrame())
+
+
+def test_image_and_mask_are_augmented_alike():
+    """The image shows its own mask: wherever both went, they still agree."""
+    y, x = np.mgrid[:64, :64]
+    disc = ((y - 40) ** 2 + (x - 24) ** 2 < 14**2).astype(np.uint8)
+    dataset = make_dataset([30 + 180 * disc[..., None]] * 24, [disc] * 24)
+    batch = data.Batches(dataset, np.arange(24), ["disc"], 24, train=True, seed=0)
+    pictures, masks = batch[0]
+    assert pictures.dtype == masks.dtype == np.float32 and pictures.shape == masks.shape == (24, 64, 64, 1)
+    assert set(np.unique(masks)) == {0, 1} and 0 <= pictures.min() <= pictures.max() <= 1
+    moved = 0
+    for picture, mask in zip(pictures[..., 0], masks[..., 0], strict=True):
+        middle = (picture[mask == 1].mean() + picture[mask == 0].mean()) / 2
+        overlap = 2 * ((picture > middle) & (mask == 1)).sum() / ((picture > middle).sum() + mask.sum())
+        assert overlap > 0.9
+        moved += np.mean(mask != disc) > 0.01
+    assert moved > 20
+
+
+def test_a_mirrored_left_lung_becomes_a_right_one():
+    picture = np.full((32, 32, 1), 10, np.uint8)
+    picture[:, 4:14], picture[:, 18:28] = 100, 220
+    ids = np.zeros((32, 32), np.uint8)
+    ids[:, 4:14], ids[:, 18:28] = 2, 1  # the patient's right lung on the image's left
+    batch = data.Batches(
+        make_dataset([picture] * 40, [ids] * 40), np.arange(40), ["left lung", "right lung"], 40, train=True
+    )
+    pictures, masks = batch[0]
+    columns = np.arange(32)
+    mirrored = 0
+    for image, mask in zip(pictures[..., 0], masks, strict=True):
+        left, right = ((mask[..., k].sum(0) * columns).sum() / mask[..., k].sum() for k in (1, 2))
+        assert left > right, "the left lung must stay on the image's right"
+        mirrored += image[:, :16].mean() > image[:, 16:].mean()
+    assert 8 < mirrored < 32
+
+
+def test_what_a_mirror_makes_of_class_names():
+    assert data.mirrored_ids(["lung"]).tolist() == [0, 1]
+    assert data.mirrored_ids(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
+    assert data.mirrored_ids(["left lung", "heart"]) is None
+
+
+def test_batches_follow_from_seed_and_epoch_alone():
+    rng = np.random.default_rng(0)
+    dataset = make_dataset(rng.integers(0, 256, (10, 32, 32, 1)), rng.integers(0, 2, (10, 32, 32)))
+    one, two = (data.Batches(dataset, np.arange(10), ["x"], 4, train=True, seed=5) for _ in range(2))
+    assert len(one) == 3 and len(one[2][0]) == 2
+    np.testing.assert_array_equal(two[1][0], one[1][0])
+    first = one[0][0]
+    one.on_epoch_end()
+    two.epoch = 1
+    assert not np.array_equal(first, one[0][0])
+    np.testing.assert_array_equal(two[2][0], one[2][0])
+
+
+def test_validation_is_neither_shuffled_nor_augmented():
+    rng = np.random.default_rng(0)
+    dataset = make_dataset(rng.integers(0, 256, (5, 32, 32, 1)), rng.integers(0, 3, (5, 32, 32)))
+    pictures, masks = data.Batches(dataset, np.array([4, 2]), ["a", "b"], 4, train=False)[0]
+    np.testing.assert_allclose(pictures, dataset.images[[4, 2]] / 255, rtol=1e-6)
+    assert masks.shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(masks.argmax(-1), dataset.ids[[4, 2]])

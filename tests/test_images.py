@@ -1,0 +1,128 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import images
+from images import UserError
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_lossless_round_trip_in_colour(tmp_path, suffix):
+    image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    images.write(tmp_path / f"a{suffix}", image)
+    np.testing.assert_array_equal(images.read(tmp_path / f"a{suffix}"), image)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_kept(tmp_path, suffix):
+    image = np.random.default_rng(0).integers(0, 65536, (20, 31, 1), dtype=np.uint16)
+    images.write(tmp_path / f"a{suffix}", image)
+    np.testing.assert_array_equal(images.read(tmp_path / f"a{suffix}"), image)
+
+
+def test_channel_order_is_rgb_with_alpha_last(tmp_path):
+    blue_green_red_alpha = np.full((16, 16, 4), (10, 20, 30, 40), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), blue_green_red_alpha)
+    assert images.read(tmp_path / "a.png")[0, 0].tolist() == [30, 20, 10, 40]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_truncated_files_are_refused(suffix):
+    image = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    whole = cv2.imencode(suffix, image)[1].tobytes()
+    assert images.decode(whole).shape == (64, 64, 1)
+    for share in (0.0, 0.01, 0.5, 0.9):
+        with pytest.raises(UserError, match="truncated"):
+            images.decode(whole[: int(share * len(whole))])
+
+
+def test_text_and_tiny_and_missing_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="expected a whole PNG"):
+        images.decode(b"I am a text file")
+    with pytest.raises(UserError, match="1x1 pixels; expected at least 16x16"):
+        images.decode(cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes())
+    with pytest.raises(UserError, match="No such file"):
+        images.read(tmp_path / "none.png")
+
+
+def test_a_colour_picture_is_no_mask_but_equal_channels_are(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 2, (20, 20, 1), dtype=np.uint8) * 255
+    images.write(tmp_path / "a.png", np.repeat(grey, 3, axis=-1))
+    np.testing.assert_array_equal(images.read_mask(tmp_path / "a.png"), grey[..., 0])
+    images.write(tmp_path / "b.png", np.full((20, 20, 3), (0, 255, 0), np.uint8))
+    with pytest.raises(UserError, match="colour picture"):
+        images.read_mask(tmp_path / "b.png")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), images.atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 50), (33, 91), (20, 400)])
+def test_prepare_keeps_the_aspect_ratio(shape):
+    image = np.random.default_rng(0).integers(1, 256, (*shape, 1), dtype=np.uint8)
+    rows, columns = images.fit(shape, (64, 48))
+    ratio = (rows.stop - rows.start) / (columns.stop - columns.start)
+    assert ratio == pytest.approx(shape[0] / shape[1], rel=0.25)  # a side is a whole number of pixels
+    prepared = images.prepare(image, (64, 48), 1)
+    assert prepared.shape == (64, 48, 1)
+    outside = np.ones((64, 48), bool)
+    outside[rows, columns] = False
+    assert not prepared[outside].any()
+
+
+def test_prepare_does_not_see_exposure_or_bit_depth():
+    grey = np.random.default_rng(0).integers(0, 200, (50, 40, 1), dtype=np.uint8)
+    expected = images.prepare(grey, (32, 32), 1).astype(int)
+    assert expected.min() == 0 and expected.max() == 255
+    for other in (grey.astype(np.uint16) * 257, grey.astype(np.uint16) * 16 + 300, grey.astype(np.int32) - 1000):
+        assert np.abs(images.prepare(other, (32, 32), 1) - expected).max() <= 1
+
+
+def test_prepare_of_a_constant_image_is_zero_and_finite():
+    assert not images.prepare(np.full((20, 20, 1), 7, np.uint8), (32, 32), 1).any()
+
+
+def test_prepare_drops_alpha_and_makes_grey():
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
+    alpha = np.random.default_rng(1).integers(0, 256, (32, 32, 1), dtype=np.uint8)
+    rgba = np.concatenate([grey, grey, grey, alpha], axis=-1)
+    np.testing.assert_array_equal(images.prepare(rgba, (32, 32), 1), images.prepare(grey, (32, 32), 1))
+    assert images.prepare(grey, (32, 32), 3).shape == (32, 32, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(16, 150), st.integers(16, 150), st.integers(1, 3))
+def test_restore_undoes_prepare_mask(height, width, classes):
+    """A block of each class, prepared and restored, comes back where it was, up to its border."""
+    ids = np.zeros((height, width), np.uint8)
+    for i in range(classes):
+        ids[:, i * width // (classes + 1) : (i + 1) * width // (classes + 1)] = i + 1
+    small = images.prepare_mask(ids, (64, 64), classes)
+    assert set(np.unique(small)) <= set(range(classes + 1))
+    back = images.restore(np.eye(classes + 1, dtype=np.float32)[small], (height, width)).argmax(-1)
+    assert back.shape == ids.shape
+    wrong_columns = np.unique(np.nonzero(back != ids)[1])
+    borders = np.array([(i + 1) * width // (classes + 1) for i in range(classes)])
+    reach = 1.5 * max(1, height / 64, width / 64)
+    assert all(np.abs(borders - column).min() <= reach for column in wrong_columns)
+
+
+def test_to_ids_decides_by_threshold_or_by_the_largest():
+    np.testing.assert_array_equal(images.to_ids(np.array([[[0.4], [0.6]]]), 0.5), [[0, 1]])
+    np.testing.assert_array_equal(images.to_ids(np.array([[[0.5, 0.3, 0.2], [0.1, 0.4, 0.5]]]), 0.5), [[0, 2]])
+
+
+def test_contours_are_drawn_on_the_border_only():
+    ids = np.zeros((40, 40), np.uint8)
+    ids[10:30, 10:30] = 1
+    drawn = images.draw_contours(np.zeros((40, 40, 3), np.uint8), ids)
+    assert tuple(drawn[10, 20]) == images.COLOURS[0]
+    assert not drawn[20, 20].any() and not drawn[5, 5].any()

@@ -1,0 +1,56 @@
+"""Rooms: one job per file, imports point one way."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+MAY_IMPORT = {
+    "images": set(),
+    "phantom": {"images"},
+    "data": {"images", "phantom"},
+    "model": set(),
+    "metrics": set(),
+    "utils": {"images"},
+    "predict": {"images", "data", "metrics", "utils"},
+    "train": {"images", "data", "metrics", "model", "phantom", "predict", "utils"},
+}
+
+
+def is_main_guard(node):
+    return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_imports_point_one_way(name):
+    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+    imported = set()
+    for node in tree.body:
+        if is_main_guard(node):
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Import):
+                imported |= {alias.name for alias in inner.names}
+            elif isinstance(inner, ast.ImportFrom):
+                imported.add(inner.module)
+    assert imported & set(MAY_IMPORT) <= MAY_IMPORT[name]
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_nothing_is_done_at_import(name):
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    rest = [node for node in tree.body[1:] if not isinstance(node, allowed) and not is_main_guard(node)]
+    assert not rest, ast.unparse(rest[0])
+
+
+def test_every_script_is_in_the_table():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(MAY_IMPORT)
+
+
+def test_images_and_phantoms_load_no_keras():
+    code = "import sys, images, phantom; sys.exit(any(m in sys.modules for m in ('keras', 'tensorflow', 'jax')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,149 @@
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from keras import ops
+from scipy.spatial.distance import cdist
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+
+import metrics
+
+TRUTH = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]], [[1, 0, 0, 0]]], np.float32)[..., None]
+PROBS = np.array([[[0.9, 0.2, 0.7, 0.1]], [[0.1, 0.0, 0.2, 0.3]], [[0.9, 0, 0, 0]], [[0, 0, 0, 0]]], np.float32)[
+    ..., None
+]
+EXPECTED = {
+    "dice": [1 / 2, 1, 0, 0],
+    "iou": [1 / 3, 1, 0, 0],
+    "precision": [1 / 2, 1, 0, 0],
+    "recall": [1 / 2, 1, 0, 0],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_training_metrics_on_literal_arrays(name):
+    """One hit, one miss, one false alarm; both empty; truth empty; prediction empty."""
+    values = np.asarray(getattr(metrics, name)(TRUTH, PROBS))
+    np.testing.assert_allclose(values, EXPECTED[name], atol=1e-6)
+
+
+def test_several_channels_leave_the_background_out():
+    ids, found = np.array([[[0, 1, 1, 2]]]), np.array([[[0, 1, 2, 2]]])
+    truth, probs = (np.eye(3, dtype=np.float32)[x] for x in (ids, found))
+    assert float(metrics.dice(truth, probs)[0]) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert float(metrics.iou(truth, probs)[0]) == pytest.approx(0.5)
+    assert float(metrics.dice_loss(truth, probs)[0]) == pytest.approx(1 - (1 + 1) / (1 + 0.5 + 1))
+
+
+def test_losses_on_literal_arrays():
+    truth = np.array([1, 0], np.float32).reshape(1, 1, 2, 1)
+    probs = np.array([0.8, 0.4], np.float32).reshape(1, 1, 2, 1)
+    entropy = -(np.log(0.8) + np.log(0.6)) / 2
+    dice = 1 - (0.8 + 1) / (0.8 + 0.5 * 0.4 + 0.5 * 0.2 + 1)
+    expected = {
+        "bce_dice": entropy + dice,
+        "dice": dice,
+        "focal": -(0.2**2 * np.log(0.8) + 0.4**2 * np.log(0.6)) / 2,
+        "tversky": 1 - (0.8 + 1) / (0.8 + 0.3 * 0.4 + 0.7 * 0.2 + 1),
+    }
+    for name, value in expected.items():
+        assert float(metrics.LOSSES[name](truth, probs)[0]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_cross_entropy_is_kerass():
+    rng = np.random.default_rng(0)
+    truth, probs = rng.integers(0, 2, (2, 5, 6, 1)).astype(np.float32), rng.random((2, 5, 6, 1), np.float32)
+    ours, theirs = metrics.cross_entropy(truth, probs), keras.losses.binary_crossentropy(truth, probs)
+    np.testing.assert_allclose(ours, ops.mean(theirs, axis=(1, 2)), rtol=1e-4)
+    ids, soft = rng.integers(0, 3, (2, 5, 6)), rng.dirichlet(np.ones(3), (2, 5, 6)).astype(np.float32)
+    truth = np.eye(3, dtype=np.float32)[ids]
+    ours, theirs = metrics.cross_entropy(truth, soft), keras.losses.categorical_crossentropy(truth, soft)
+    np.testing.assert_allclose(ours, ops.mean(theirs, axis=(1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", metrics.LOSSES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_losses_stay_finite_in_half_precision(name, dtype):
+    """512x512 all-foreground: the sums overflow float16 (65504) unless they are made in float32."""
+    for truth_value, prob in ((1, 1.0), (1, 0.0), (0, 1.0), (0, 0.0)):
+        truth = ops.full((1, 512, 512, 1), truth_value, dtype=dtype)
+        loss = metrics.LOSSES[name](truth, ops.full((1, 512, 512, 1), prob, dtype=dtype))
+        assert keras.backend.standardize_dtype(loss.dtype) == "float32"
+        assert np.isfinite(float(loss[0])) and float(loss[0]) >= -1e-6
+
+
+@pytest.mark.parametrize("name", metrics.LOSSES)
+def test_losses_fall_as_the_prediction_improves(name):
+    truth = np.random.default_rng(0).integers(0, 2, (1, 16, 16, 1)).astype(np.float32)
+    losses = [float(metrics.LOSSES[name](truth, 0.5 + sharpness * (truth - 0.5))[0]) for sharpness in (-1, 0, 0.5, 1)]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.01
+
+
+def brute_force_surface(mask: np.ndarray) -> np.ndarray:
+    """Border pixels found the slow way: foreground with a background (or outside) 4-neighbour."""
+    padded = np.pad(mask, 1)
+    points = []
+    for y, x in np.argwhere(mask):
+        around = (padded[y, x + 1], padded[y + 2, x + 1], padded[y + 1, x], padded[y + 1, x + 2])
+        if not all(around):
+            points.append((y, x))
+    return np.array(points)
+
+
+masks = arrays(bool, (9, 11), elements=st.booleans())
+
+
+@settings(max_examples=150, deadline=None)
+@given(masks, masks)
+def test_scores_agree_with_independent_implementations(truth, found):
+    scores = metrics.score_mask(truth, found)
+    if not truth.any() or not found.any():
+        both = not truth.any() and not found.any()
+        assert scores["dice"] == scores["iou"] == scores["precision"] == scores["recall"] == float(both)
+        assert scores["hd95"] == scores["assd"] == (0 if both else pytest.approx(np.hypot(9, 11)))
+        return
+    one, two = truth.ravel(), found.ravel()
+    pairs = [("dice", f1_score), ("iou", jaccard_score), ("precision", precision_score), ("recall", recall_score)]
+    for name, judge in pairs:
+        assert scores[name] == pytest.approx(judge(one, two)), name
+    apart = cdist(brute_force_surface(truth), brute_force_surface(found))
+    there, back = apart.min(1), apart.min(0)
+    assert scores["hd95"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+    assert scores["assd"] == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)))
+
+
+def test_a_shift_has_the_distance_of_the_shift():
+    truth, found = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
+    truth[20:40, 20:40] = True
+    found[20:40, 27:47] = True
+    assert metrics.score_mask(truth, found)["hd95"] == 7
+
+
+def test_unequal_shapes_are_refused():
+    with pytest.raises(ValueError, match="cannot be compared"):
+        metrics.score_mask(np.zeros((3, 4)), np.zeros((4, 3)))
+
+
+def test_classes_are_scored_apart_and_averaged():
+    row = metrics.score_classes(np.array([[0, 1, 1, 2]]), np.array([[0, 1, 1, 0]]), ["left", "right"])
+    assert row["dice: left"] == 1 and row["dice: right"] == 0 and row["dice"] == 0.5
+
+
+def test_summary_is_seeded_and_covers_the_mean():
+    table = pd.DataFrame({"image": list("abcde"), "dice": [0.9, 0.8, 0.95, 0.7, 0.85], "iou": [0.5] * 5})
+    summary = metrics.summarise(table)
+    assert summary.equals(metrics.summarise(table))
+    assert summary.loc["dice", "low"] < summary.loc["dice", "mean"] == pytest.approx(0.84) < summary.loc["dice", "high"]
+    assert summary.loc["iou"].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(60):
+        row = metrics.summarise(pd.DataFrame({"x": rng.normal(0.9, 0.05, 40)})).loc["x"]
+        inside += row["low"] <= 0.9 <= row["high"]
+    assert 50 <= inside <= 60

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import images
+import phantom
+
+
+def test_the_same_seed_draws_the_same_patient_and_another_does_not():
+    image, masks = phantom.phantom(np.random.default_rng((3, 4)))
+    again, again_masks = phantom.phantom(np.random.default_rng((3, 4)))
+    other, _ = phantom.phantom(np.random.default_rng((3, 5)))
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(masks, again_masks)
+    assert (image != other).mean() > 0.5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_anatomy(seed):
+    """Two lungs, apart, each in one piece, the patient's left on the image's right, darker than what lies around."""
+    image, masks = phantom.phantom(np.random.default_rng(seed))
+    assert image.shape == (phantom.SIZE, phantom.SIZE) and image.dtype == np.uint8
+    left, right = masks[..., 0].astype(bool), masks[..., 1].astype(bool)
+    assert not (left & right).any()
+    assert 0.03 < left.mean() < 0.3 and 0.03 < right.mean() < 0.3
+    for lung in (left, right):
+        labels, _ = ndimage.label(lung)
+        assert np.bincount(labels[lung]).max() > 0.95 * lung.sum()
+    assert ndimage.center_of_mass(left)[1] > ndimage.center_of_mass(right)[1]
+    between = ndimage.binary_dilation(left | right, iterations=25) & ~(left | right)
+    middle = slice(phantom.SIZE // 4, 3 * phantom.SIZE // 4)
+    assert np.median(image[:, middle][between[:, middle]]) > np.median(image[left | right])
+
+
+def test_a_set_is_made_once_and_made_anew_when_it_should_differ(tmp_path):
+    folder = phantom.make_phantoms(tmp_path / "set", 3, seed=0)
+    first = folder / "CXR_png" / "phantom_0000.png"
+    stamp, pixels = first.stat().st_mtime_ns, images.read(first)
+    phantom.make_phantoms(folder, 3, seed=0)
+    assert first.stat().st_mtime_ns == stamp
+    phantom.make_phantoms(folder, 4, seed=0)
+    assert len(list((folder / "ManualMask" / "rightMask").iterdir())) == 4
+    np.testing.assert_array_equal(images.read(first), pixels)  # the larger set holds the smaller one
+    assert set(np.unique(images.read(folder / "ManualMask" / "leftMask" / first.name))) == {0, 255}
+
+
+def test_other_peoples_files_are_not_deleted(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(images.UserError, match="holds other files"):
+        phantom.make_phantoms(tmp_path, 3, seed=0)
+    assert (tmp_path / "thesis.txt").exists()

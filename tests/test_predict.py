@@ -1,0 +1,154 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from test_data import damage
+
+import data
+import images
+import metrics
+import predict
+import train
+import utils
+from images import UserError
+
+
+@pytest.fixture(scope="module")
+def run(phantoms, tmp_path_factory):
+    """A run folder with a small model that finds lungs in phantoms, more or less."""
+    folder = tmp_path_factory.mktemp("run")
+    train.train(
+        train.Config(
+            data_dir=str(phantoms),
+            image_size=32,
+            filters=4,
+            depth=3,
+            epochs=25,
+            batch_size=2,
+            precision="float32",
+            cache_dir="",
+            out_dir=str(folder),
+        )
+    )
+    return folder
+
+
+def test_the_test_subset_is_scored_and_drawn(run, tmp_path, script):
+    done = script(tmp_path, "predict.py", "--model", run / "model.h5")
+    assert done.returncode == 0, done.stderr
+    split = pd.read_csv(run / "split.csv")
+    tested = split[split.subset == "test"].image
+    table = pd.read_csv(tmp_path / "results" / "metrics.csv")
+    assert sorted(table.image) == sorted(tested)
+    assert set(metrics.METRICS) <= set(table)
+    for image in tested:
+        panel = images.read(tmp_path / "results" / f"{images.Path(image).stem}.png")
+        assert panel.shape[1] > 2.5 * panel.shape[0]  # three pictures side by side
+    assert "95 % interval" in done.stdout and f"{table.dice.mean():.4f}" in done.stdout
+
+
+def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
+    """metrics.csv says what an independent reader of the written masks finds."""
+    model, facts = utils.load_model(run / "model.h5")
+    pairs, _ = data.find_pairs(phantoms)
+    table, problems = predict.score_pairs(model, facts, pairs[:5])
+    assert problems == [] and table.dice.mean() > 0.5
+    predict.segment_files(model, facts, phantoms / "CXR_png", tmp_path)
+    for pair, row in zip(pairs[:5], table.itertuples(), strict=True):
+        truth = sum(cv2.imread(str(path), 0).astype(int) for path in pair.masks) > 0
+        found = cv2.imread(str(tmp_path / f"{pair.stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert set(np.unique(found)) <= {0, 255} and found.shape == truth.shape
+        dice = 2 * ((found > 0) & truth).sum() / ((found > 0).sum() + truth.sum())
+        assert row.dice == pytest.approx(dice)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 301), (333, 100), (1000, 900)])
+def test_masks_have_the_images_own_size(run, tmp_path, size):
+    model, facts = utils.load_model(run / "model.h5")
+    images.write(tmp_path / "in" / "x.jpg", np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+    assert predict.segment_files(model, facts, tmp_path / "in" / "x.jpg", tmp_path / "out") == []
+    assert images.read(tmp_path / "out" / "x.png").shape == (*size, 1)
+    assert (tmp_path / "out" / "panels" / "x.png").is_file()
+
+
+def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
+    """Prediction undoes its own geometry: the mask of an enlarged image is the enlarged mask, nearly."""
+    model, facts = utils.load_model(run / "model.h5")
+    image = images.read(data.find_pairs(phantoms)[0][0].image)
+    padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
+    large = images.resize(image, (512, 512))[..., None] if image.ndim == 2 else images.resize(image, (512, 512))
+    small_ids, large_ids = (images.to_ids(prob, 0.5) for prob in predict.segment(model, facts, [image, large]))
+    enlarged = images.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
+    assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
+    assert predict.segment(model, facts, [padded])[0].shape == (256, 384, 1)
+
+
+def test_bad_files_are_named_and_the_others_done(run, discs, tmp_path, script):
+    damage(discs)
+    done = script(tmp_path, "predict.py", "--model", run / "model.h5", "--input", discs / "images", "--output", "out")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    bad = {"disc00", "disc01", "disc02"}
+    for stem in bad:
+        assert f"{stem}.png" in done.stderr
+    assert "disc06.png: same stem as disc06.jpg" in done.stderr
+    written = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert written == {f"disc{i:02d}" for i in range(12)} - bad
+    assert {path.stem for path in (tmp_path / "out" / "panels").iterdir()} == written
+
+
+def test_another_data_set_is_scored_whole(run, phantoms, tmp_path, script):
+    done = script(tmp_path, "predict.py", "--model", run / "model.h5", "--data-dir", phantoms, "--output", "here")
+    assert done.returncode == 0, done.stderr
+    assert len(pd.read_csv(tmp_path / "here" / "metrics.csv")) == 16
+
+
+def test_several_classes_are_written_as_ids(phantoms, tmp_path):
+    config = train.Config(
+        data_dir=str(phantoms),
+        classes="left lung,right lung",
+        image_size=32,
+        filters=4,
+        depth=3,
+        epochs=25,
+        batch_size=2,
+        precision="float32",
+        cache_dir="",
+        out_dir=str(tmp_path),
+    )
+    train.train(config)
+    model, facts = utils.load_model(tmp_path / "model.h5")
+    table, _ = predict.score_pairs(model, facts, data.find_pairs(phantoms)[0], tmp_path / "panels")
+    assert {"dice: left lung", "hd95: right lung"} <= set(table)
+    assert table["dice: left lung"].mean() > 0.4 and table["dice: right lung"].mean() > 0.4
+    predict.segment_files(model, facts, phantoms / "CXR_png", tmp_path / "out")
+    ids = images.read(tmp_path / "out" / "phantom_0000.png")
+    assert set(np.unique(ids)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--input", "nowhere"], "nowhere does not exist; --input takes an image file or a folder"),
+        (["--model", "nowhere.h5"], "no model at nowhere.h5; run `python train.py` first"),
+        (["--subset", "holdout"], "subset is 'holdout'; expected one of train, val, test"),
+        (["--input", "."], "has no image; expected files ending in .png"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, tmp_path, script, flags, message):
+    model = [] if "--model" in flags else ["--model", run / "model.h5"]
+    done = script(tmp_path, "predict.py", *model, *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert message in done.stderr
+
+
+def test_a_model_without_its_split(run, tmp_path):
+    (tmp_path / "model.h5").write_bytes((run / "model.h5").read_bytes())
+    with pytest.raises(UserError, match="name images with --input, or a data set with --data-dir"):
+        predict.pairs_to_score(predict.Config(model=str(tmp_path / "model.h5")))
+
+
+def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
+    pairs, _ = data.find_pairs(phantoms)
+    missing = data.Pair(tmp_path / "gone.png", pairs[0].masks)
+    table, problems = predict.score_pairs(*utils.load_model(run / "model.h5"), [pairs[0], missing, pairs[1]])
+    assert len(table) == 2 and len(problems) == 1 and "gone.png: cannot be opened" in problems[0]

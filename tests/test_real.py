@@ -1,0 +1,44 @@
+"""On real images: the folder named by UNET_DATA (skipped without it, required in CI)."""
+
+import numpy as np
+import pandas as pd
+
+import data
+import train
+
+
+def test_montgomery_is_read_whole(real):
+    pairs, dataset = data.load_checked(real / "montgomery", ["left lung", "right lung"], (64, 64), 1)
+    assert len(pairs) == 138
+    assert pd.Series([pair.label for pair in pairs]).value_counts().to_dict() == {"0": 80, "1": 58}
+    columns = np.arange(64)
+    for ids in dataset.ids:
+        left, right = (((ids == i).sum(0) * columns).sum() / (ids == i).sum() for i in (1, 2))
+        assert left > right  # the patient's left is the image's right
+
+
+def test_sunnybrook_is_split_by_its_index(real):
+    pairs, problems = data.find_pairs(real / "sunnybrook")
+    assert problems == [] and len(pairs) == 805
+    subsets = data.split(pairs, 0.15, 0.2, seed=0)
+    table = pd.DataFrame({"patient": [pair.patient for pair in pairs], "subset": subsets})
+    assert table.groupby("patient").subset.nunique().max() == 1
+    assert table[table.subset == "test"].patient.nunique() == 15 and (table.subset == "test").sum() == 279
+
+
+def test_a_short_training_on_montgomery(real, tmp_path):
+    """Eight epochs at 64x64 find lungs; the README's figure takes the full command."""
+    config = train.Config(
+        data_dir=str(real / "montgomery"),
+        image_size=64,
+        filters=8,
+        epochs=8,
+        batch_size=4,
+        folds=5,
+        fold=0,
+        precision="float32",
+        cache_dir=str(tmp_path / "cache"),
+        out_dir=str(tmp_path / "run"),
+    )
+    summary = train.train(config)
+    assert summary.loc["dice", "mean"] > 0.85

@@ -1,0 +1,249 @@
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+import data
+import train
+import utils
+from images import UserError
+from train import Config
+
+
+@pytest.fixture
+def small(discs, tmp_path):
+    """A config that trains in seconds."""
+    return Config(
+        data_dir=str(discs),
+        image_size=32,
+        filters=4,
+        depth=2,
+        epochs=3,
+        batch_size=4,
+        precision="float32",
+        cache_dir=str(tmp_path / "cache"),
+        out_dir=str(tmp_path / "run"),
+    )
+
+
+def flags(config):
+    """Turn a config into the command line that gives it."""
+    changed = [
+        (f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if getattr(config, f.name) != f.default
+    ]
+    return [part for name, value in changed for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def without_time(log):
+    return log.drop(columns="seconds")
+
+
+def test_a_run_folder_holds_everything(small, tmp_path):
+    log = train.train(small)
+    folder = tmp_path / "run"
+    saved = pd.read_csv(folder / "log.csv")
+    assert saved.epoch.tolist() == log.epoch.tolist() == [1, 2, 3]
+    assert {"loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "seconds"} <= set(saved)
+    assert json.loads((folder / "config.json").read_text()) == dataclasses.asdict(small)
+    split = pd.read_csv(folder / "split.csv")
+    assert set(split.subset) == {"train", "val", "test"} and len(split) == 12
+    _, facts = utils.load_model(folder / "model.h5")
+    assert facts["val_dice"] == pytest.approx(saved.val_dice.max())
+    assert facts["epoch"] == saved.epoch[saved.val_dice.idxmax()]
+    assert (folder / "curves.png").stat().st_size > 5000
+
+
+def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
+    """The model file's Dice, recomputed from the file on the validation images, is the log's best."""
+    config = dataclasses.replace(small, epochs=6, learning_rate=0.05)
+    log = train.train(config)
+    model, facts = utils.load_model(tmp_path / "run" / "model.h5")
+    pairs, subsets = data.read_split(tmp_path / "run" / "split.csv")
+    dataset, _ = data.load(pairs, ["foreground"], (32, 32), 1)
+    rows = np.flatnonzero(np.array(subsets) == "val")
+    x, y = data.Batches(dataset, rows, ["foreground"], 4, train=False)[0]
+    dice = float(np.mean(train.metrics.dice(y, model(x))))
+    assert dice == pytest.approx(log.val_dice.max(), abs=1e-4) == pytest.approx(facts["val_dice"], abs=1e-4)
+
+
+def test_a_few_images_are_learned_by_heart(small):
+    """Twelve discs, no trick: if the network, the loss, the pairing or the order were wrong, this would not rise."""
+    log = train.train(dataclasses.replace(small, epochs=40, filters=8, learning_rate=5e-3))
+    assert log.val_dice.max() > 0.9
+    assert log.loss.iloc[-1] < log.loss.iloc[0] / 3
+
+
+def test_one_seed_gives_one_result(small, tmp_path):
+    logs = [train.train(dataclasses.replace(small, out_dir=str(tmp_path / name))) for name in "ab"]
+    pd.testing.assert_frame_equal(*map(without_time, logs))
+    other = train.train(dataclasses.replace(small, seed=1, out_dir=str(tmp_path / "c")))
+    assert not np.allclose(other.loss, logs[0].loss)
+
+
+class Crash(keras.callbacks.Callback):
+    """Stand in for a power cut after a number of training steps."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            raise ConnectionAbortedError
+
+
+def test_a_crashed_run_goes_on_as_if_nothing_had_been(small, tmp_path, monkeypatch):
+    """Weights, optimiser, learning rate, order and augmentation: the log is that of a run without a crash."""
+    config = dataclasses.replace(small, epochs=5)
+    expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
+    fit = keras.Model.fit
+    with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
+        patch.setattr(
+            keras.Model, "fit", lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[*callbacks, Crash(6)], **k)
+        )
+        train.train(config)
+    assert 0 < len(pd.read_csv(tmp_path / "run" / "log.csv")) < 5
+    log = train.train(config)
+    pd.testing.assert_frame_equal(without_time(log), without_time(expected), rtol=1e-4)
+    assert pd.read_csv(tmp_path / "run" / "log.csv").epoch.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_finished_run_is_not_run_again(small, tmp_path, capsys):
+    first = train.train(small)
+    stamp = (tmp_path / "run" / "model.h5").stat().st_mtime_ns
+    pd.testing.assert_frame_equal(train.train(small), first)
+    assert "finished" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.h5").stat().st_mtime_ns == stamp
+
+
+def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, capsys):
+    train.train(small)
+    old = (tmp_path / "run" / "model.h5").read_bytes()
+    log = train.train(dataclasses.replace(small, epochs=2))
+    assert "epochs changed" in capsys.readouterr().out and log.epoch.tolist() == [1, 2]
+    assert (tmp_path / "run" / "previous" / "model.h5").read_bytes() == old
+
+
+def test_the_split_of_a_run_is_reread(small, tmp_path):
+    """An image added between crash and resume joins no subset; one that is gone is named."""
+    train.train(small)
+    pairs, _ = data.find_pairs(small.data_dir)
+    subsets = train.assign_subsets(small, tmp_path / "run", [*pairs, data.Pair(tmp_path / "new.png", ())], resumed=True)
+    assert subsets[-1] == "" and subsets[:-1].tolist() == data.read_split(tmp_path / "run" / "split.csv")[1]
+    with pytest.raises(UserError, match="disc00.png, which is gone"):
+        train.assign_subsets(small, tmp_path / "run", pairs[1:], resumed=True)
+
+
+def test_kill_minus_nine_at_random_moments(small, tmp_path):
+    """Five kills: each time the same command goes on, the model loads, and in the end every epoch stands once."""
+    config = dataclasses.replace(small, epochs=30)
+    command = [sys.executable, ROOT / "train.py", *flags(config)]
+    model, log = tmp_path / "run" / "model.h5", tmp_path / "run" / "log.csv"
+    rng = random.Random(0)
+    epochs = 0
+    for _ in range(5):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 120
+        while time.time() < deadline and (not log.exists() or len(pd.read_csv(log)) <= epochs):
+            assert process.poll() is None or len(pd.read_csv(log)) == 30, "ended by itself, unfinished"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        utils.load_model(model)
+        epochs = len(pd.read_csv(log))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pd.read_csv(log).epoch.tolist() == list(range(1, 31))
+    utils.load_model(model)
+
+
+def test_folds_are_trained_scored_and_summarised(small, tmp_path, capsys):
+    config = dataclasses.replace(small, folds=3, epochs=1)
+    summary = train.train(config)
+    folder = tmp_path / "run"
+    table = pd.read_csv(folder / "metrics.csv")
+    assert len(table) == 12 and table.image.nunique() == 12 and set(table.fold) == {0, 1, 2}
+    assert summary.loc["dice", "mean"] == pytest.approx(table.dice.mean())
+    assert pd.read_csv(folder / "summary.csv").metric.tolist()[:3] == ["dice", "iou", "precision"]
+    assert all(
+        (folder / f"fold{i}" / name).is_file() for i in range(3) for name in ("model.h5", "split.csv", "metrics.csv")
+    )
+    train.train(dataclasses.replace(config, fold=1, out_dir=str(tmp_path / "one")))
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["fold1"]
+    assert "12 test images in 3 fold(s)" in capsys.readouterr().out
+
+
+def test_two_classes(phantoms, small):
+    config = dataclasses.replace(small, data_dir=str(phantoms), classes="left lung,right lung", epochs=1)
+    train.train(config)
+    model, facts = utils.load_model(f"{config.out_dir}/model.h5")
+    assert model.output.shape[-1] == 3 and facts["classes"] == ["left lung", "right lung"]
+
+
+def test_bfloat16_trains(small):
+    log = train.train(dataclasses.replace(small, precision="bfloat16", epochs=1))
+    assert np.isfinite(log.loss).all()
+    keras.config.set_dtype_policy("float32")
+
+
+def test_early_stop(small):
+    log = train.train(dataclasses.replace(small, epochs=30, learning_rate=1e-9, early_stop=2))
+    assert len(log) < 30
+    assert len(log) - log.val_dice.idxmax() - 1 == 2
+
+
+def test_nan_stops_with_advice(small, monkeypatch):
+    monkeypatch.setitem(train.metrics.LOSSES, "dice", lambda y_true, y_pred: y_pred[:, 0, 0, 0] * float("nan"))
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 1; try --learning-rate 0.0005 or"):
+        train.train(dataclasses.replace(small, loss="dice"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 30}, r"image size 30 is not a multiple of 4 \(2\*\*depth\); take 32"),
+        ({"loss": "hinge"}, "loss is 'hinge'; expected bce_dice or dice or focal or tversky"),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"folds": 1}, "folds is 1; expected 0 or at least 2"),
+        ({"fold": 5, "folds": 5}, "fold is 5; expected -1 or a fold of --folds 5"),
+        ({"channels": 2}, "channels is 2; expected 1 or 3"),
+        ({"test_fraction": 0.0}, "test_fraction is 0.0; expected above 0"),
+        ({"data_dir": "/nowhere"}, "/nowhere is not a folder"),
+        ({"classes": "a,a"}, "expected 1 to 255 different names"),
+        ({"precision": "int8"}, "precision is 'int8'"),
+    ],
+)
+def test_bad_values_are_named(small, change, message):
+    with pytest.raises(UserError, match=message):
+        train.train(dataclasses.replace(small, **change))
+
+
+def test_the_command_line(small, tmp_path, script):
+    done = script(tmp_path, "train.py", *flags(dataclasses.replace(small, epochs=1)))
+    assert done.returncode == 0, done.stderr
+    assert "epoch   1/1" in done.stdout and "best epoch 1" in done.stdout
+    wrong = script(tmp_path, "train.py", "--loss", "hinge")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr and "error: loss is 'hinge'" in wrong.stderr
+    unknown = script(tmp_path, "train.py", "--epoch-count", "3")
+    assert unknown.returncode == 2 and "Traceback" not in unknown.stderr
+    helped = script(tmp_path, "train.py", "--help")
+    assert helped.returncode == 0 and "--learning-rate" in helped.stdout and "cosine" in helped.stdout
+
+
+def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = train.train(Config(phantoms=12, image_size=32, filters=2, depth=2, epochs=1, precision="float32"))
+    assert len(log) == 1 and (tmp_path / "files" / "model.h5").is_file()
+    assert pd.read_csv(tmp_path / "files" / "split.csv").image.map(os.path.exists).all()

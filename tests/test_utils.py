@@ -1,0 +1,75 @@
+import json
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import utils
+from images import UserError
+from model import build_unet
+
+
+def test_a_model_file_describes_itself_and_loads_without_our_code(tmp_path):
+    model = build_unet((32, 32, 1), filters=2, depth=2)
+    utils.save_model(model, tmp_path / "model.h5", utils.make_facts(["lung"], (32, 32), 1, val_dice=0.5))
+    loaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
+    x = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
+    np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+    _, facts = utils.load_model(tmp_path / "model.h5")
+    assert facts["image_size"] == [32, 32] and facts["classes"] == ["lung"] and facts["val_dice"] == 0.5
+    assert facts["versions"]["keras"] == keras.__version__ and 0 < facts["threshold"] < 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_is_saved_as_float32(tmp_path, precision):
+    assert utils.set_precision(precision) == precision
+    try:
+        model = build_unet((16, 16, 1), filters=2, depth=1)
+    finally:
+        utils.set_precision("float32")
+    utils.save_model(model, tmp_path / "model.h5", utils.make_facts(["x"], (16, 16), 1))
+    loaded, _ = utils.load_model(tmp_path / "model.h5")
+    assert {layer.compute_dtype for layer in loaded.layers} == {"float32"}
+    x = np.random.default_rng(0).random((2, 16, 16, 1), np.float32)
+    np.testing.assert_allclose(loaded(x), model(x), atol=0.03)
+
+
+def test_a_deep_network_fits_the_files_attributes(tmp_path):
+    """HDF5 keeps small attributes in a 64 KiB header; the architecture of a deep network is larger."""
+    utils.save_model(
+        build_unet((64, 64, 1), filters=1, depth=6), tmp_path / "model.h5", utils.make_facts(["x"], (64, 64), 1)
+    )
+    with h5py.File(tmp_path / "model.h5") as file:
+        assert len(file.attrs["model_config"]) > 65536
+    assert utils.load_model(tmp_path / "model.h5")[0].count_params() > 0
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no model at .* run `python train.py` first"):
+        utils.load_model(tmp_path / "model.h5")
+    (tmp_path / "model.h5").write_text("text")
+    with pytest.raises(UserError, match="is not a model written by train.py"):
+        utils.load_model(tmp_path / "model.h5")
+    keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save(tmp_path / "other.h5")
+    with pytest.raises(UserError, match="is not a model written by train.py"):
+        utils.load_model(tmp_path / "other.h5")
+
+
+def test_a_model_of_another_preparation_is_refused(tmp_path):
+    model = build_unet((16, 16, 1), filters=2, depth=1)
+    facts = utils.make_facts(["x"], (16, 16), 1) | {"preparation": "divide by 255"}
+    utils.save_model(model, tmp_path / "model.h5", facts)
+    with pytest.raises(UserError, match="expects images prepared by 'divide by 255'"):
+        utils.load_model(tmp_path / "model.h5")
+
+
+def test_facts_are_json(tmp_path):
+    json.dumps(utils.make_facts(["a"], (1, 2), 3, epoch=4))
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(UserError, match="precision is 'int3'; expected auto, float32"):
+        utils.set_precision("int3")
+    assert utils.set_precision("auto") in utils.PRECISIONS
+    utils.set_precision("float32")
