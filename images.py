@@ -90,10 +90,8 @@ def write(path: str | Path, image: np.ndarray) -> None:
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Turn a decoded (H, W, 1|3|4) image into (H, W, channels), channels = 1 (grey) or 3 (RGB); alpha is dropped."""
-    if image.dtype not in (np.uint8, np.uint16):
-        image = image.astype(np.float32)  # OpenCV resizes no 32-bit integers
-    image = image[..., :3]
+    """Turn a decoded (H, W, 1|3|4) image into float32 (H, W, channels), channels = 1 (grey) or 3 (RGB); alpha is dropped."""
+    image = image[..., :3].astype(np.float32)  # 8 bits would round before the stretch, 32 OpenCV does not resize
     if image.shape[-1] == 3 and channels == 1:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
     return np.broadcast_to(image, (*image.shape[:2], channels))
@@ -122,7 +120,7 @@ def prepare(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarr
     """
     rows, columns = fit(image.shape[:2], size)
     inner = (rows.stop - rows.start, columns.stop - columns.start)
-    small = resize(to_channels(image, channels), inner).astype(np.float32)
+    small = resize(to_channels(image, channels), inner)
     low, high = np.percentile(small, PERCENTILES)
     canvas = np.zeros((*size, channels), np.uint8)
     if high > low:

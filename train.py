@@ -125,7 +125,7 @@ def set_aside(folder: Path) -> None:
 
 
 class Recorder(keras.callbacks.Callback):
-    """After each epoch write state, best model, log and curves; show progress; stop on NaN or no gain."""
+    """After each epoch write the state, the best model and the log; show progress; stop on NaN or no gain."""
 
     def __init__(self, config: Config, folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
         super().__init__()
@@ -162,6 +162,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self.bar.close()
+        draw_curves(pd.DataFrame(self.history), self.folder / "curves.png")
 
     def best_epoch(self) -> int:
         """Number of the epoch with the highest validation Dice, from 1."""
@@ -176,15 +177,13 @@ class Recorder(keras.callbacks.Callback):
         self.save_results()
 
     def save_results(self) -> None:
-        """Write what follows from the state: model.h5 if the last epoch is the best, log.csv and curves.png."""
+        """Write what follows from the state: model.h5 if the last epoch is the best, and log.csv."""
         last = self.history[-1]
         if self.best_epoch() == last["epoch"]:
             facts = self.facts | {"epoch": last["epoch"], "val_dice": last["val_dice"]}
             utils.save_model(self.model, self.folder / "model.h5", facts)
-        log = pd.DataFrame(self.history)
         with images.atomic(self.folder / "log.csv") as temporary:
-            log.to_csv(temporary, index=False)
-        draw_curves(log, self.folder / "curves.png")
+            pd.DataFrame(self.history).to_csv(temporary, index=False)
 
 
 def finished(history: list[dict[str, float]], config: Config) -> bool:

@@ -50,7 +50,7 @@ def damage(discs):
     images.write(masks / "disc03_mask.png", np.zeros((9 * 4, 40), np.uint8))
     (masks / "disc04_mask.png").unlink()
     images.write(masks / "disc05_mask.png", images.read(masks / "disc05_mask.png")[..., 0] // 2)
-    images.write(folder / "disc06.jpg", np.zeros((30, 30), np.uint8))
+    images.write(folder / "disc06.jpg", images.read(folder / "disc06.png"))
     sixteen = images.read(folder / "disc08.png").astype(np.uint16) * 200
     images.write(folder / "disc08.png", sixteen)
     rgba = np.repeat(images.read(folder / "disc09.png"), 4, axis=-1)
@@ -132,6 +132,7 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
     flipped = images.read(pairs[5].image)[::-1]
     images.write(pairs[5].image, flipped)
     os.utime(pairs[5].image, ns=(1, 1))
+    reads.clear()
     changed, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
     assert len(reads) == 2  # that image and its mask
     np.testing.assert_array_equal(changed.images[5], images.prepare(flipped, (32, 32), 1))

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from model import build_unet, draw, feature_maps, skip_connections
 
@@ -57,7 +58,7 @@ def test_every_pixel_sees_far_and_every_weight_learns():
     """The gradient reaches all weights, and a corner's output depends on the bottleneck's view of the image."""
     model = build_unet((32, 32, 1), filters=4, depth=3)
     model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
-    before = [np.array(weight) for weight in model.trainable_weights]
+    before = [ops.convert_to_numpy(weight) for weight in model.trainable_weights]
     x = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)
     model.train_on_batch(x, (x > 0.5).astype(np.float32))
     moved = [not np.allclose(old, weight) for old, weight in zip(before, model.trainable_weights, strict=True)]
