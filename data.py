@@ -403,8 +403,8 @@ def augmentation(names: Sequence[str], seed: int) -> Any:
     return A.Compose(
         [
             Mirror(p=0.5 if mirror is not None else 0),
-            A.Affine(scale=(0.85, 1.15), translate_percent=(-0.08, 0.08), rotate=(-12, 12), shear=(-5, 5), p=0.9),
-            A.ElasticTransform(alpha=30, sigma=6, p=0.3),
+            A.Affine(scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), rotate=(-6, 6), p=0.9),
+            A.ElasticTransform(alpha=30, sigma=6, p=0.15),
             A.RandomBrightnessContrast(0.25, 0.25, p=0.5),
             A.RandomGamma((60, 160), p=0.5),
             A.GaussNoise((0.01, 0.05), p=0.3),

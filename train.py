@@ -45,13 +45,13 @@ class Config:
     cache_dir: str = "files/cache"  # decoded images, reused by later runs; "" keeps none
 
     # Network
-    filters: int = 16  # channels of the first level
+    filters: int = 8  # channels of the first level
     depth: int = 4  # poolings
 
     # Training
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
-    epochs: int = 30
-    batch_size: int = 8  # images
+    epochs: int = 60
+    batch_size: int = 4  # images
     learning_rate: float = 2e-3  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # AdamW's; 0 is off
