@@ -235,7 +235,9 @@ def load(
             return str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(attempt, todo), total=len(todo), desc="reading", unit="pair", disable=not todo)
+        bar = tqdm(
+            pool.map(attempt, todo), total=len(todo), desc="reading", unit="pair", disable=None if todo else True
+        )
         for i, outcome in zip(todo, bar, strict=True):
             if isinstance(outcome, str):
                 problems.append(outcome)

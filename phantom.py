@@ -264,7 +264,8 @@ def make_phantoms(out_dir: str | Path, count: int, seed: int) -> Path:
         images.write(out_dir / "ManualMask" / "rightMask" / name, 255 * masks[..., 1])
 
     with ThreadPoolExecutor() as pool:
-        list(tqdm(pool.map(write_one, range(count)), total=count, desc="making phantoms", unit="image"))
+        done = pool.map(write_one, range(count))
+        list(tqdm(done, total=count, desc="making phantoms", unit="image", disable=None))
     with images.atomic(note) as temporary:  # last: a killed run leaves no note and is made anew
         temporary.write_text(json.dumps(recipe))
     return out_dir

@@ -56,7 +56,7 @@ def read_each(items: Sequence[T], read: Callable[[T], Any], count: int) -> Itera
         except UserError as error:
             return error
 
-    with ThreadPoolExecutor() as pool, tqdm(total=len(items), desc="predicting", unit="image") as bar:
+    with ThreadPoolExecutor() as pool, tqdm(total=len(items), desc="predicting", unit="image", disable=None) as bar:
         for start in range(0, len(items), count):
             chunk = items[start : start + count]
             yield list(zip(chunk, pool.map(attempt, chunk), strict=True))

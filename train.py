@@ -146,6 +146,7 @@ class Recorder(keras.callbacks.Callback):
                 f"the loss became {logs['loss']} in epoch {len(self.history) + 1}, step {batch + 1}; try "
                 f"--learning-rate {lower:.2g} or --precision float32. Earlier epochs' best model is kept."
             )
+        self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
         self.bar.update()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
