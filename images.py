@@ -90,7 +90,7 @@ def write(path: str | Path, image: np.ndarray) -> None:
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Turn a decoded (H, W, 1|3|4) image into float32 (H, W, channels), channels = 1 (grey) or 3 (RGB); alpha is dropped."""
+    """Turn a decoded (H, W, 1|3|4) image into float32 (H, W, channels), channels 1 (grey) or 3 (RGB), without alpha."""
     image = image[..., :3].astype(np.float32)  # 8 bits would round before the stretch, 32 OpenCV does not resize
     if image.shape[-1] == 3 and channels == 1:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]

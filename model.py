@@ -1,6 +1,6 @@
 """The U-Net of Ronneberger et al. 2015 (arXiv 1505.04597, section 2), with same padding and batch normalisation.
 
-    python model.py [--image-size 128] [--filters 16] [--depth 4] [--classes 1]
+    python model.py [--image-size 128] [--filters 8] [--depth 4] [--classes 1]
 
 Prints the summary and draws the network into img/u-net-architecture.png. At 512x512 with 64 filters and depth 4 it is
 the paper's network (31 million parameters).
@@ -26,7 +26,7 @@ def conv_block(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTens
 
 
 def build_unet(
-    input_shape: tuple[int | None, int | None, int], classes: int = 1, filters: int = 16, depth: int = 4
+    input_shape: tuple[int | None, int | None, int], classes: int = 1, filters: int = 8, depth: int = 4
 ) -> keras.Model:
     """Build the network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
 
@@ -93,6 +93,7 @@ def draw(model: keras.Model, path: str | Path) -> None:
         axes.text(x, y + tall / 2 + 0.06, channels, ha="center", va="bottom", fontsize=9)
         axes.text(x, y - tall / 2 - 0.06, f"{height}×{width}", ha="center", va="top", fontsize=7, color="#555555")
     styles = {0: ("#333333", "3×3 conv, norm, ReLU"), 1: ("#c0392b", "2×2 max pool"), -1: ("#27ae60", "2×2 up-conv")}
+    last = ("#8e44ad", f"1×1 conv, {maps[-1].activation.__name__}")
 
     def arrow(start: str, end: str, colour: str, style: str = "-") -> None:
         (x0, y0), (x1, y1) = place[start], place[end]
@@ -101,13 +102,14 @@ def draw(model: keras.Model, path: str | Path) -> None:
 
     for one, two in pairwise(maps):
         down = heights.index(two.output.shape[1]) - heights.index(one.output.shape[1])
-        arrow(one.name, two.name, styles[down][0])
+        arrow(one.name, two.name, last[0] if two is maps[-1] else styles[down][0])
     for start, end in skip_connections(model):
         arrow(start, end, "#888888", "--")
-    for colour, label in (*styles.values(), ("#888888", "skip connection (copy)")):
+    for colour, label in (*styles.values(), last, ("#888888", "skip connection (copy)")):
         axes.plot([], [], color=colour, label=label)
     axes.set_title(f"U-Net, {model.count_params():,} parameters (channels above, height×width below each feature map)")
     axes.legend(loc="lower right", frameon=False)
+    axes.set_ylim(-2.2 * (len(heights) - 1) - 1, 1.5)
     axes.set_axis_off()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))
@@ -120,7 +122,7 @@ class Config:
     image_size: int = 128  # pixels, height and width
     channels: int = 1  # 1 grey, 3 colour
     classes: int = 1  # output channels
-    filters: int = 16  # of the first level
+    filters: int = 8  # of the first level
     depth: int = 4  # poolings
     picture: str = "img/u-net-architecture.png"  # where the drawing goes
 
