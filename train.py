@@ -50,9 +50,9 @@ class Config:
 
     # Training
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
-    epochs: int = 60
+    epochs: int = 50
     batch_size: int = 4  # images
-    learning_rate: float = 2e-3  # the peak; warmed up linearly, then a cosine down to 0
+    learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # AdamW's; 0 is off
     early_stop: int = 0  # epochs without a better validation Dice; 0 is off
