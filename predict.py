@@ -170,6 +170,8 @@ def format_summary(summary: pd.DataFrame) -> str:
 
 def main(config: Config) -> None:
     """Score or segment, and say what was written. Raises UserError at the end if files were left out."""
+    if config.batch_size < 1:
+        raise UserError(f"batch_size is {config.batch_size}; expected at least 1")
     model, facts = utils.load_model(config.model)
     if config.input:
         output = Path(config.output or "results/masks")

@@ -36,7 +36,7 @@ def run_cli(call: Callable[[], Any]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; train.py goes on from here when the same command is given again", file=sys.stderr)
         sys.exit(130)
 
 
