@@ -13,7 +13,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import unicodedata
+import warnings
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,14 +68,22 @@ def channels_of(names: Sequence[str]) -> int:
 # ---------------------------------------------------------------------------------------------------- finding pairs
 
 
+def normal(name: str) -> str:
+    """Compose accents: macOS takes é apart in file names, and the same name would not be found."""
+    return unicodedata.normalize("NFC", name)
+
+
 def by_stem(folder: Path, suffix: str, problems: list[str]) -> dict[str, Path]:
     """Map stems (less `suffix`) to the folder's image files, sorted; the same stem twice goes to `problems`."""
     found: dict[str, Path] = {}
     for path in sorted(filter(images.is_image, folder.iterdir())):
-        stem = path.stem.removesuffix(suffix)
-        if stem in found:
+        stem = normal(path.stem).removesuffix(suffix)
+        if not str(path).isprintable():  # bytes that are no UTF-8 stand as surrogates; tables cannot hold them
+            problems.append(f"{str(path)!a}: its name has unprintable characters; rename it")
+        elif stem in found:
             problems.append(f"{path}: same stem as {found[stem].name}; keep one of them")
-        found.setdefault(stem, path)
+        else:
+            found[stem] = path
     return found
 
 
@@ -99,9 +110,8 @@ def _index(root: Path, stems: Iterable[str], problems: list[str]) -> dict[str, d
     path = root / "index.csv"
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns=str.lower)
-    if "stem" not in table:
-        raise UserError(f"{path} has columns {', '.join(table)}; expected stem and any of patient, label, split")
+    table = read_table(path, {"stem"})
+    table["stem"] = table.stem.map(normal)
     problems += [f"{path}: stem {stem} twice" for stem in table.stem[table.stem.duplicated()].unique()]
     rows = table.drop_duplicates("stem").set_index("stem").to_dict("index")
     problems += [f"{path}: no row for {stem}" for stem in sorted(set(stems) - set(rows))]
@@ -109,6 +119,21 @@ def _index(root: Path, stems: Iterable[str], problems: list[str]) -> dict[str, d
     bad = {row.get("split", "").lower() for row in rows.values()} - set(known)
     problems += [f"{path}: split is {value!r}; expected train, val, test or nothing" for value in sorted(bad)]
     return rows
+
+
+def read_table(path: str | Path, columns: set[str]) -> pd.DataFrame:
+    """Read a CSV file of strings, blanks around them dropped, column names in lower case.
+
+    Raises UserError if it cannot be read or lacks one of `columns`.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); expected comma-separated UTF-8 text") from None
+    table = table.rename(columns=lambda name: name.strip().lower())
+    if not columns <= set(table) or not table.columns.is_unique:
+        raise UserError(f"{path} has columns {', '.join(table)}; expected each once, {', '.join(sorted(columns))} too")
+    return table.apply(lambda column: column.str.strip())
 
 
 def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[str]]:
@@ -142,26 +167,56 @@ def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[str]]:
 
 def read_ids(pair: Pair, names: Sequence[str]) -> np.ndarray:
     """Read a pair's masks as uint8 class ids (H, W) in 0..len(names). Raises UserError naming the file."""
-    masks = [read_named(path, images.read_mask) for path in pair.masks]
-    if len(pair.masks) == 2 and len(names) > 2:
-        raise UserError(f"{pair.masks[0]}: left and right masks; expected one or two classes, not {len(names)}")
+    targets = _targets(pair, names)
+    masks = read_all([lambda path=path: read_named(path, images.read_mask) for path in pair.masks])
     ids = np.zeros(masks[0].shape, np.uint8)
-    separate = len(pair.masks) == len(names) == 2
-    for i, (path, mask) in enumerate(zip(pair.masks, masks, strict=True)):
+    for path, mask, target in zip(pair.masks, masks, targets, strict=True):
         if mask.shape != ids.shape:
             raise UserError(f"{path}: {_size(mask)}; its image's other mask is {_size(ids)}")
-        values = np.unique(mask)
-        if len(names) == 1 or separate:
-            if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
-                raise UserError(
-                    f"{path}: values {_some(values)}; expected 0/255 or 0/1 (JPEG blurs masks: save as PNG)"
-                )
-            ids[mask > 0] = i + 1 if separate else 1
+        values = set(np.unique(mask).tolist())
+        if target:
+            if not (values <= {0, 255} or values <= {0, 1}):
+                raise UserError(f"{path}: values {_some(values)}; expected 0/255 or 0/1{_advice(path, values)}")
+            ids[mask > 0] = target
         else:
-            if values.max() > len(names):
+            if not values <= set(range(len(names) + 1)):
                 raise UserError(f"{path}: values {_some(values)}; expected class ids 0..{len(names)}, see --classes")
             ids = mask.astype(np.uint8)
     return ids
+
+
+def _targets(pair: Pair, names: Sequence[str]) -> list[int]:
+    """Tell which class id each mask file of a pair paints; 0 for a file that holds class ids itself."""
+    if len(names) == 1:
+        return [1] * len(pair.masks)
+    if len(pair.masks) == 1:
+        return [0]
+    targets = [[i for i, name in enumerate(names, 1) if side in name.lower()] for side in ("left", "right")]
+    if len(names) != 2 or [len(found) for found in targets] != [1, 1]:
+        raise UserError(
+            f"{pair.masks[0]} and rightMask; expected one class, or two named left and right, not {', '.join(names)}"
+        )
+    return [found[0] for found in targets]
+
+
+def _advice(path: Path, values: set[float]) -> str:
+    """Say what to do about mask values that are not binary."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        return " (JPEG blurs masks: save them as PNG)"
+    return " (if they are class ids, name the classes: --classes liver,tumour)" if max(values) < 32 else ""
+
+
+def read_all(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Make every call; raise one UserError with a line for each that failed."""
+    results, faults = [], []
+    for call in calls:
+        try:
+            results.append(call())
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
+    return results
 
 
 def read_named(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
@@ -176,13 +231,13 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[0]}x{array.shape[1]} pixels"
 
 
-def _some(values: np.ndarray) -> str:
-    return ", ".join(str(v) for v in values[:6]) + (", …" if len(values) > 6 else "")
+def _some(values: set[float]) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(values)[:6]) + (", …" if len(values) > 6 else "")
 
 
 def read_pair(pair: Pair, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Read a pair as stored: image (H, W, C) and class ids (H, W). Raises UserError naming the file."""
-    image, ids = read_named(pair.image, images.read), read_ids(pair, names)
+    image, ids = read_all([lambda: read_named(pair.image, images.read), lambda: read_ids(pair, names)])
     if image.shape[:2] != ids.shape:
         raise UserError(f"{pair.masks[0]}: {_size(ids)}; its image {pair.image.name} is {_size(image)}")
     return image, ids
@@ -194,7 +249,7 @@ def _load_pair(pair: Pair, names: Sequence[str], size: tuple[int, int], channels
     shares = np.bincount(ids.ravel(), minlength=len(names) + 1) / ids.size
     facts = {"image": str(pair.image), "size": f"{image.shape[0]}x{image.shape[1]}"}
     facts |= {"bits": 8 * image.dtype.itemsize, "channels": image.shape[-1], "constant": bool(np.ptp(image) == 0)}
-    facts |= dict(zip(names, shares[1:].tolist(), strict=True))
+    facts |= {f"share: {name}": share for name, share in zip(names, shares[1:].tolist(), strict=True)}
     return images.prepare(image, size, channels), images.prepare_mask(ids, size, len(names)), facts
 
 
@@ -209,8 +264,11 @@ class Dataset:
 
 def _fingerprint(pair: Pair) -> str:
     """Change whenever one of the pair's files changes."""
-    stats = [(str(path.resolve()), path.stat()) for path in (pair.image, *pair.masks)]
-    return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    paths = [path.resolve() for path in (pair.image, *pair.masks)]
+    stats = [path.stat() if path.exists() else None for path in paths]
+    return repr(
+        [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(paths, stats, strict=True)]
+    )
 
 
 def load(
@@ -223,60 +281,52 @@ def load(
     """
     keys = [_fingerprint(pair) for pair in pairs]
     recipe = json.dumps([str(pairs[0].image.resolve().parent) if pairs else "", *names, size, channels])
-    folder = Path(cache_dir) / hashlib.sha256((recipe + images.PREPARATION).encode()).hexdigest()[:16]
-    known = _read_cache(folder) if cache_dir else {}
-    todo = [i for i, key in enumerate(keys) if key not in known]
-    problems = []
+    cache = Path(cache_dir) / f"{hashlib.sha256((recipe + images.PREPARATION).encode()).hexdigest()[:16]}.npz"
+    known = _read_cache(cache) if cache_dir else {}
+    pictures, ids = np.zeros((len(pairs), *size, channels), np.uint8), np.zeros((len(pairs), *size), np.uint8)
+    facts: list[dict[str, Any] | None] = [None] * len(pairs)
+    problems: list[str] = []
 
-    def attempt(i: int) -> tuple | str:
+    def attempt(i: int) -> str:
         try:
-            return _load_pair(pairs[i], names, size, channels)
+            pictures[i], ids[i], facts[i] = known.get(keys[i]) or _load_pair(pairs[i], names, size, channels)
         except UserError as error:
             return str(error)
+        return ""
 
+    todo = [i for i, key in enumerate(keys) if key not in known]
+    for i in set(range(len(pairs))) - set(todo):
+        attempt(i)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(
-            pool.map(attempt, todo), total=len(todo), desc="reading", unit="pair", disable=None if todo else True
-        )
-        for i, outcome in zip(todo, bar, strict=True):
-            if isinstance(outcome, str):
-                problems.append(outcome)
-            else:
-                known[keys[i]] = outcome
-    good = [key for key in keys if key in known]
-    rows = [known[key] for key in good]
-    dataset = Dataset(
-        np.stack([row[0] for row in rows]) if rows else np.zeros((0, *size, channels), np.uint8),
-        np.stack([row[1] for row in rows]) if rows else np.zeros((0, *size), np.uint8),
-        pd.DataFrame([row[2] for row in rows]),
-    )
-    if cache_dir and todo and rows:
-        _write_cache(folder, good, dataset)
+        for fault in tqdm(pool.map(attempt, todo), "reading", len(todo), unit="pair", disable=None if todo else True):
+            problems += fault.splitlines()
+    good = [i for i, fact in enumerate(facts) if fact]
+    if len(good) < len(pairs):
+        pictures, ids = pictures[good], ids[good]
+    dataset = Dataset(pictures, ids, pd.DataFrame([facts[i] for i in good]))
+    if cache_dir and todo and good:
+        _write_cache(cache, [keys[i] for i in good], dataset)
     return dataset, problems
 
 
-def _read_cache(folder: Path) -> dict[str, tuple]:
+def _read_cache(path: Path) -> dict[str, tuple]:
     """Read what `_write_cache` left: fingerprint → (image, ids, facts); empty if there is none or it is damaged."""
     try:
-        arrays, ids = np.load(folder / "images.npy"), np.load(folder / "ids.npy")
-        keys, facts = json.loads((folder / "facts.json").read_text())
-        return {key: row for key, *row in zip(keys, arrays, ids, facts, strict=True)}
-    except (OSError, ValueError, EOFError):
+        with np.load(path) as file:
+            keys, facts = json.loads(str(file["facts"]))
+            return {key: row for key, *row in zip(keys, file["images"], file["ids"], facts, strict=True)}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return {}
 
 
-def _write_cache(folder: Path, keys: list[str], dataset: Dataset) -> None:
-    """Write a cache folder aside and move it into place; where another run was quicker, its folder stays."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    aside.mkdir(parents=True, exist_ok=True)
-    np.save(aside / "images.npy", dataset.images)
-    np.save(aside / "ids.npy", dataset.ids)
-    (aside / "facts.json").write_text(json.dumps([keys, dataset.facts.to_dict("records")]))
-    shutil.rmtree(folder, ignore_errors=True)
+def _write_cache(path: Path, keys: list[str], dataset: Dataset) -> None:
+    """Write a cache file; training goes on without where that is not possible."""
+    facts = json.dumps([keys, dataset.facts.to_dict("records")])
     try:
-        aside.rename(folder)
-    except OSError:
-        shutil.rmtree(aside)
+        with images.atomic(path) as temporary:
+            np.savez(temporary, images=dataset.images, ids=dataset.ids, facts=np.array(facts))
+    except OSError as error:
+        warnings.warn(f"decoded images are not kept: {path.parent}: {error.strerror}", stacklevel=2)
 
 
 def load_checked(
@@ -302,8 +352,8 @@ def report(dataset: Dataset, names: Sequence[str]) -> str:
         common = [f"{value} ({count})" for value, count in list(counts.items())[:6]]
         lines.append(f"{column:10} {', '.join(common)}" + (f", … {len(counts)} kinds" if len(counts) > 6 else ""))
     for name in names if len(facts) else ():
-        empty = int((facts[name] == 0).sum())
-        lines.append(f"{'class':10} {name}: {facts[name].mean():.2%} of the pixels, empty in {empty} mask(s)")
+        share = facts[f"share: {name}"]
+        lines.append(f"{'class':10} {name}: {share.mean():.2%} of the pixels, empty in {(share == 0).sum()} mask(s)")
     notes = [
         ("constant image, nothing to see", facts.get("constant") == True),  # noqa: E712  (None for no pairs)
         ("16 bits or more, stretched to 8 between its own percentiles", facts.get("bits", pd.Series()) > 8),
@@ -323,7 +373,11 @@ def _fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.ndarray
     groups = [pair.patient or pair.stem for pair in pairs]
     if len(set(groups)) < folds:
         raise UserError(f"{len(set(groups))} patients (or images) cannot be split in {folds} parts; add data")
-    labels = [pair.label for pair in pairs]
+    counts = Counter(pair.label for pair in pairs)
+    common = counts.most_common(1)[0][0]
+    labels = [
+        pair.label if counts[pair.label] >= folds else common for pair in pairs
+    ]  # a rare one cannot be shared out
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return list(splitter.split(labels, labels, groups))[fold][1]
 
@@ -333,22 +387,21 @@ def split(
 ) -> list[str]:
     """Assign each pair to train, val or test: seeded, stratified by label, grouped by patient.
 
-    With `folds` the test set is fold `fold` of all pairs. Without, it is what index.csv calls test, or else
-    `test_fraction` of the pairs. Raises UserError where there are too few patients.
+    With `folds` the test set is fold `fold` of all pairs. Without, index.csv's val and test are taken, and what it does
+    not name is drawn: test_fraction, then val_fraction of the rest, each rounded to 1/2, 1/3, 1/4 … Raises UserError
+    where there are too few patients, or index.csv puts one patient in two subsets.
     """
-    subsets = np.array(["train"] * len(pairs), dtype=object)
-    fixed = np.array([pair.subset for pair in pairs], dtype=object)
-    if folds:
-        subsets[_fold(pairs, folds, fold, seed)] = "test"
-    elif (fixed == "test").any():
-        subsets[fixed == "test"] = "test"
-    else:
-        subsets[_fold(pairs, round(1 / test_fraction), 0, seed)] = "test"
-    if (fixed == "val").any() and not folds:
-        subsets[fixed == "val"] = "val"
-    else:
-        rest = np.flatnonzero(subsets == "train")
-        subsets[rest[_fold([pairs[i] for i in rest], round(1 / val_fraction), 0, seed)]] = "val"
+    fixed = [pair.subset if pair.subset != "train" and not folds else "" for pair in pairs]
+    subsets = np.array([name or "train" for name in fixed], dtype=object)
+    for name, parts in (("test", folds or round(1 / test_fraction)), ("val", round(1 / val_fraction))):
+        if name not in fixed:
+            rest = np.flatnonzero(subsets == "train")
+            drawn = _fold([pairs[i] for i in rest], parts, fold if name == "test" else 0, seed)
+            subsets[rest[drawn]] = name
+    table = pd.DataFrame({"patient": [pair.patient for pair in pairs], "subset": subsets})
+    spread = table[table.patient != ""].groupby("patient").subset.nunique()
+    if (spread > 1).any():
+        raise UserError(f"index.csv puts patient {spread.idxmax()} in {spread.max()} subsets; expected one")
     return subsets.tolist()
 
 
@@ -363,13 +416,19 @@ def write_split(path: str | Path, pairs: Sequence[Pair], subsets: Sequence[str])
 
 def read_split(path: str | Path) -> tuple[list[Pair], list[str]]:
     """Read split.csv back: the pairs and each one's subset. Raises UserError if it is not one."""
-    table = pd.read_csv(path, dtype=str)
-    if not {"image", "mask", "subset"} <= set(table) or not set(table.subset) <= set(SUBSETS):
-        raise UserError(f"{path} is no split: expected columns image, mask, subset with train, val, test")
-    pairs = []
+    table = read_table(path, {"image", "mask", "subset"})
+    if not set(table.subset) <= set(SUBSETS):
+        raise UserError(f"{path} has subsets {', '.join(sorted(set(table.subset)))}; expected train, val, test")
+    pairs, rights = [], {}
     for image, mask in zip(table.image.map(Path), table["mask"].map(Path), strict=True):
-        right = (mask.parents[1] / "rightMask" / mask.name,) if mask.parent.name == "leftMask" else ()
-        pairs.append(Pair(image, (mask, *right)))
+        masks = (mask,)
+        if mask.parent.name == "leftMask":
+            folder = mask.parents[1] / "rightMask"
+            if folder not in rights:
+                rights[folder] = by_stem(folder, "_mask", []) if folder.is_dir() else {}
+            stem = normal(mask.stem).removesuffix("_mask")
+            masks = (mask, rights[folder].get(stem, folder / mask.name))
+        pairs.append(Pair(image, masks))
     return pairs, table.subset.tolist()
 
 
@@ -383,7 +442,9 @@ def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
     """
     order = [0]
     for name in names:
-        other = re.sub(r"(?i)left|right", lambda side: "right" if side[0].lower() == "left" else "left", name)
+        other = re.sub(
+            r"(?i)(?<![a-z])(left|right)(?![a-z])", lambda side: "right" if side[0].lower() == "left" else "left", name
+        )
         partners = [i for i, candidate in enumerate(names) if candidate.lower() == other.lower()]
         if not partners:
             return None
@@ -469,6 +530,11 @@ def check(data_dir: tyro.conf.Positional[Path], *, classes: str = "foreground") 
     pairs, problems = find_pairs(data_dir)
     dataset, unreadable = load(pairs, names, (images.MIN_SIDE, images.MIN_SIDE), 1)
     print(report(dataset, names))
+    for name in ("patient", "label", "subset"):
+        counts = Counter(getattr(pair, name) for pair in pairs if getattr(pair, name))
+        if counts:
+            common = [f"{value} ({count})" for value, count in counts.most_common(4)]
+            print(f"{name + 's':10} {len(counts)}: {', '.join(common)}{', …' if len(counts) > 4 else ''}")
     problems += unreadable
     for problem in problems:
         print(f"{'problem':10} {problem}")

@@ -33,6 +33,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name with none of the bytes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -40,7 +42,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 def is_image(path: Path) -> bool:
     """Tell an image file by its ending; hidden files (macOS leaves `._scan.png`) do not count."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -50,11 +52,14 @@ def decode(data: bytes) -> np.ndarray:
     """
     cv2.utils.logging.setLogLevel(0)  # OpenCV's own complaints name no file; ours do
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+        _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else (False, ())
     except cv2.error:
-        image = None
-    if image is None:
+        pages = ()
+    if not pages:
         raise UserError(f"unreadable or truncated ({len(data)} bytes); expected a whole PNG, JPEG, TIFF or BMP file")
+    if len(pages) > 1:
+        raise UserError(f"{len(pages)} pages; expected one image per file")
+    image = pages[0]
     image = image[..., None] if image.ndim == 2 else image
     height, width, channels = image.shape
     if min(height, width) < MIN_SIDE:
@@ -76,7 +81,10 @@ def read(path: str | Path) -> np.ndarray:
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask file: (H, W), its values as stored. A colour file needs equal channels, else UserError."""
-    mask = read(path)[..., :3]
+    mask = read(path)
+    if mask.shape[-1] == 4 and np.ptp(mask[..., 3]) > 0:
+        raise UserError("its alpha channel varies; expected a mask without one, its values in the picture itself")
+    mask = mask[..., :3]
     if mask.shape[-1] == 3 and not (mask == mask[..., :1]).all():
         raise UserError("a colour picture; expected a mask with one value per pixel")
     return mask[..., 0]
@@ -122,6 +130,8 @@ def prepare(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarr
     inner = (rows.stop - rows.start, columns.stop - columns.start)
     small = resize(to_channels(image, channels), inner)
     low, high = np.percentile(small, PERCENTILES)
+    if low == high:  # flat but for a few pixels
+        low, high = small.min(), small.max()
     canvas = np.zeros((*size, channels), np.uint8)
     if high > low:
         canvas[rows, columns] = np.round(255 * np.clip((small - low) / (high - low), 0, 1))
@@ -152,11 +162,6 @@ def to_ids(probs: np.ndarray, threshold: float) -> np.ndarray:
     return np.argmax(probs, axis=-1).astype(np.uint8)
 
 
-def to_display(image: np.ndarray) -> np.ndarray:
-    """Stretch a decoded image for the screen: RGB uint8 (H, W, 3) of the same size."""
-    return prepare(image, image.shape[:2], 3)
-
-
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return RGB `picture` (H, W, 3) with the outline of every class in `ids` (H, W) drawn in that class's colour."""
     drawn = np.ascontiguousarray(picture).copy()
@@ -165,11 +170,3 @@ def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:
         outlines, _ = cv2.findContours((ids == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, outlines, -1, COLOURS[(int(i) - 1) % len(COLOURS)], thickness)
     return drawn
-
-
-def paint(ids: np.ndarray) -> np.ndarray:
-    """Return class ids (H, W) as an RGB picture (H, W, 3): black ground, one class white, several in their colours."""
-    if ids.max(initial=0) <= 1:
-        return np.repeat(255 * ids[..., None].astype(np.uint8), 3, axis=-1)
-    palette = np.array([(0, 0, 0), *(COLOURS[i % len(COLOURS)] for i in range(int(ids.max())))], np.uint8)
-    return palette[ids]

@@ -13,6 +13,8 @@ from pathlib import Path
 import keras
 from keras import layers
 
+from images import UserError
+
 
 def conv_block(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
     """Apply twice: 3x3 convolution, batch normalisation, ReLU. (N, H, W, C) → (N, H, W, filters)."""
@@ -33,13 +35,13 @@ def build_unet(
     input_shape: (H, W, C), H and W multiples of 2**depth (or None, for any such size).
     classes: output channels; 1 ends in a sigmoid, more in a softmax (count the background as one then).
     filters: channels of the first level, doubled at each of the `depth` poolings.
-    Raises ValueError for a size that the poolings cannot halve.
+    Raises UserError (a ValueError) for a size that the poolings cannot halve.
     """
     step = 2**depth
     for side in input_shape[:2]:
         if side is not None and (side < step or side % step):
             near = max(step, round(side / step) * step)
-            raise ValueError(f"image size {side} is not a multiple of {step} (2**depth); take {near} or another depth")
+            raise UserError(f"image size {side} is not a multiple of {step} (2**depth); take {near} or another depth")
     x = inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
     skips = []
     for level in range(depth):

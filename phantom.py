@@ -1,6 +1,6 @@
 """Make synthetic chest X-rays with exact lung masks: the default data set, offline and in seconds.
 
-    python phantom.py [--count 200] [--seed 0] [--out-dir files/phantoms]
+    python phantom.py [--count 200] [--seed 0] [--out-dir DIR]
 
 Writes the Montgomery layout (CXR_png/, ManualMask/leftMask/, ManualMask/rightMask/). A phantom is a sum of attenuations
 (torso, bones, heart, vessels, lungs taken away) whose shapes and strengths are drawn anew for each image, far beyond
@@ -245,30 +245,33 @@ def _markers(rng: np.random.Generator, picture: np.ndarray) -> None:
 def make_phantoms(out_dir: str | Path, count: int, seed: int) -> Path:
     """Write `count` phantoms in the Montgomery layout to `out_dir`, unless just these are there already; return it.
 
-    Image i depends on (seed, i) alone, so a larger set holds the smaller one.
+    Image i depends on (seed, i) alone, so a larger set holds the smaller one. The folder appears when it is complete.
+    Raises UserError if it holds anything else, or for a negative seed or count.
     """
-    out_dir = Path(out_dir)
+    if count < 1 or seed < 0:
+        raise images.UserError(f"count is {count} and seed {seed}; expected at least 1 and 0")
+    out_dir = Path(out_dir or f"files/phantoms-{count}-seed{seed}")
     recipe = {"version": VERSION, "count": count, "seed": seed}
     note = out_dir / "phantoms.json"
     if note.is_file() and json.loads(note.read_text()) == recipe:
         return out_dir
-    if out_dir.exists() and any(out_dir.iterdir()) and not note.is_file():
-        raise images.UserError(f"{out_dir} holds other files; name an empty folder for the phantoms")
-    shutil.rmtree(out_dir, ignore_errors=True)
+    if out_dir.exists():
+        raise images.UserError(f"{out_dir} holds other files or phantoms of another version; remove it or name another")
+    aside = out_dir.with_name(f".{out_dir.name}.making")
+    shutil.rmtree(aside, ignore_errors=True)
 
     def write_one(i: int) -> None:
         image, masks = phantom(np.random.default_rng((seed, i)))
         name = f"phantom_{i:04d}.png"
-        images.write(out_dir / "CXR_png" / name, image)
-        images.write(out_dir / "ManualMask" / "leftMask" / name, 255 * masks[..., 0])
-        images.write(out_dir / "ManualMask" / "rightMask" / name, 255 * masks[..., 1])
+        images.write(aside / "CXR_png" / name, image)
+        images.write(aside / "ManualMask" / "leftMask" / name, 255 * masks[..., 0])
+        images.write(aside / "ManualMask" / "rightMask" / name, 255 * masks[..., 1])
 
     with ThreadPoolExecutor() as pool:
         done = pool.map(write_one, range(count))
         list(tqdm(done, total=count, desc="making phantoms", unit="image", disable=None))
-    with images.atomic(note) as temporary:  # last: a killed run leaves no note and is made anew
-        temporary.write_text(json.dumps(recipe))
-    return out_dir
+    (aside / note.name).write_text(json.dumps(recipe))
+    return aside.rename(out_dir)
 
 
 @dataclass(frozen=True)
@@ -277,7 +280,7 @@ class Config:
 
     count: int = 200  # images
     seed: int = 0  # another seed, other patients
-    out_dir: str = "files/phantoms"  # a folder of its own
+    out_dir: str = ""  # a folder of its own; "" is files/phantoms-COUNT-seedSEED
 
 
 def main(config: Config) -> None:

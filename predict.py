@@ -40,11 +40,14 @@ class Config:
     batch_size: int = 8  # images at once
 
 
-def segment(model: keras.Model, facts: dict[str, Any], pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+def segment(model: keras.Model, facts: dict[str, Any], pictures: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Segment decoded images (H, W, C) of any sizes: for each, probabilities (H, W, K) float32 at its own size."""
+    if not pictures:
+        return
     prepared = [images.prepare(picture, tuple(facts["image_size"]), facts["channels"]) for picture in pictures]
     probs = np.asarray(model.predict_on_batch(np.stack(prepared).astype(np.float32) / 255))
-    return [images.restore(prob, picture.shape[:2]) for prob, picture in zip(probs, pictures, strict=True)]
+    for prob, picture in zip(probs, pictures, strict=True):  # one by one: at their own size they may be large
+        yield images.restore(prob, picture.shape[:2])
 
 
 def read_each(items: Sequence[T], read: Callable[[T], Any], count: int) -> Iterator[list[tuple[T, Any]]]:
@@ -65,7 +68,7 @@ def read_each(items: Sequence[T], read: Callable[[T], Any], count: int) -> Itera
 
 def split_errors(chunk: list[tuple[T, Any]], problems: list[str]) -> list[tuple[T, Any]]:
     """Keep what was read; append the errors to `problems`."""
-    problems += [str(what) for _, what in chunk if isinstance(what, UserError)]
+    problems += [line for _, what in chunk if isinstance(what, UserError) for line in str(what).splitlines()]
     return [(item, what) for item, what in chunk if not isinstance(what, UserError)]
 
 
@@ -84,7 +87,7 @@ def score_pairs(
     rows, problems = [], []
     for chunk in read_each(pairs, lambda pair: data.read_pair(pair, facts["classes"]), batch_size):
         good = split_errors(chunk, problems)
-        probs = segment(model, facts, [image for _, (image, _) in good]) if good else []
+        probs = segment(model, facts, [image for _, (image, _) in good])
         for (pair, (image, truth)), prob in zip(good, probs, strict=True):
             found = images.to_ids(prob, facts["threshold"])
             row = metrics.score_classes(truth, found, facts["classes"])
@@ -108,7 +111,8 @@ def draw_panel(path: Path, image: np.ndarray, masks: dict[str, np.ndarray]) -> N
     for title, ids in masks.items():
         small = images.prepare_mask(ids, size, int(ids.max()))
         parts[title] = images.draw_contours(picture, small)
-    figure = Figure(figsize=(4 * len(parts), 4 * size[0] / size[1] + 0.4), layout="constrained", dpi=100)
+    tall = min(12, max(1, 4 * size[0] / size[1]))  # inches
+    figure = Figure(figsize=(4 * len(parts), tall + 0.4), layout="constrained", dpi=100)
     for axes, (title, part) in zip(figure.subplots(1, len(parts)), parts.items(), strict=True):
         axes.imshow(part)
         axes.set_title(title, fontsize=11)
@@ -120,12 +124,18 @@ def draw_panel(path: Path, image: np.ndarray, masks: dict[str, np.ndarray]) -> N
 def segment_files(
     model: keras.Model, facts: dict[str, Any], source: str | Path, output: str | Path, batch_size: int = 8
 ) -> list[str]:
-    """Segment one file or a folder's images into `output`; return the problems, a line per file that was left out."""
+    """Segment one file or a folder's images into `output`; return the problems, a line per file that was left out.
+
+    Raises UserError if the masks would take the images' place.
+    """
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    if Path(output).resolve() == folder.resolve():
+        raise UserError(f"{output} holds the images; name another folder with --output, or masks would replace them")
     paths, problems = list_inputs(Path(source))
     scale = 255 if len(facts["classes"]) == 1 else 1
     for chunk in read_each(paths, lambda path: data.read_named(path, images.read), batch_size):
         good = split_errors(chunk, problems)
-        probs = segment(model, facts, [image for _, image in good]) if good else []
+        probs = segment(model, facts, [image for _, image in good])
         for (path, image), prob in zip(good, probs, strict=True):
             ids = images.to_ids(prob, facts["threshold"])
             images.write(Path(output) / f"{path.stem}.png", scale * ids)

@@ -6,6 +6,7 @@ runs K folds into fold0 … and writes metrics.csv (a row per image) and summary
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ class Config:
     classes: str = "foreground"  # one name merges all masks; "left lung,right lung" keeps both; names of the ids 1..K
     channels: int = 1  # 1 grey, 3 colour
     image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit and padded
-    test_fraction: float = 0.2  # of the patients, where index.csv names no test set; in (0, 0.5]
-    val_fraction: float = 0.15  # of the patients that are not test; in (0, 0.5]
+    test_fraction: float = 0.2  # of the patients, as 1/2, 1/3, 1/4 …; index.csv may name the test set instead
+    val_fraction: float = 0.15  # of the patients that are not test, likewise
     folds: int = 0  # cross-validation in so many folds; 0 is a single split
     fold: int = -1  # this fold alone, 0 .. folds - 1; -1 runs them all
     cache_dir: str = "files/cache"  # decoded images, reused by later runs; "" keeps none
@@ -51,7 +52,7 @@ class Config:
     # Training
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
     epochs: int = 50
-    batch_size: int = 4  # images
+    batch_size: int = 8  # images
     learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # AdamW's; 0 is off
@@ -86,6 +87,7 @@ def check_config(config: Config) -> None:
         ("warmup", 0 <= config.warmup < 1, "at least 0, below 1"),
         ("weight_decay", config.weight_decay >= 0, "at least 0"),
         ("early_stop", config.early_stop >= 0, "at least 0"),
+        ("seed", 0 <= config.seed < 2**32, "0 to 4294967295"),
     ]
     for name, fine, expected in rules:
         if not fine:
@@ -105,8 +107,11 @@ def read_history(folder: Path, config: Config) -> list[dict[str, float]]:
     path = folder / "state.weights.h5"
     if not path.is_file():
         return []
-    with h5py.File(path) as file:
-        progress = json.loads(file.attrs["progress"])
+    try:
+        with h5py.File(path) as file:
+            progress = json.loads(file.attrs["progress"])
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
     changed = [name for name, value in comparable(config).items() if progress["config"].get(name) != value]
     if changed:
         print(f"{folder}: {', '.join(changed)} changed, so training starts anew")
@@ -114,14 +119,16 @@ def read_history(folder: Path, config: Config) -> list[dict[str, float]]:
 
 
 def set_aside(folder: Path) -> None:
-    """Move an earlier run's files to `folder`/previous, so that starting anew loses no trained model."""
+    """Move an earlier run's files to `folder`/previous1 (2, 3 …), so that starting anew loses no trained model."""
     if not (folder / "model.h5").is_file():
         return
-    print(f"{folder}: the earlier run's files are kept in {folder / 'previous'}")
-    (folder / "previous").mkdir(exist_ok=True)
+    number = next(i for i in itertools.count(1) if not (folder / f"previous{i}").exists())
+    previous = folder / f"previous{number}"
+    previous.mkdir()
+    print(f"{folder}: the earlier run's files are kept in {previous}")
     for name in RUN_FILES:
         if (folder / name).is_file():
-            (folder / name).replace(folder / "previous" / name)
+            (folder / name).replace(previous / name)
 
 
 class Recorder(keras.callbacks.Callback):
@@ -163,7 +170,6 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self.bar.close()
-        draw_curves(pd.DataFrame(self.history), self.folder / "curves.png")
 
     def best_epoch(self) -> int:
         """Number of the epoch with the highest validation Dice, from 1."""
@@ -216,10 +222,7 @@ def draw_curves(log: pd.DataFrame, path: Path) -> None:
 def compiled_unet(config: Config, names: list[str], steps: int) -> keras.Model:
     """Build the network and its optimiser, whose learning rate warms up and falls over `steps` steps."""
     shape = (config.image_size, config.image_size, config.channels)
-    try:
-        model = build_unet(shape, data.channels_of(names), config.filters, config.depth)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    model = build_unet(shape, data.channels_of(names), config.filters, config.depth)
     warmup = int(config.warmup * steps)
     rate = keras.optimizers.schedules.CosineDecay(
         config.learning_rate if warmup == 0 else 0.0,
@@ -237,11 +240,15 @@ def compiled_unet(config: Config, names: list[str], steps: int) -> keras.Model:
 
 
 def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed: bool) -> np.ndarray:
-    """Split the pairs, or reread the split of the run that goes on: an array of train, val, test ("" for new pairs)."""
+    """Split the pairs, or reread the split of the run that goes on: an array of train, val, test ("" for new pairs).
+
+    A new run's earlier files are set aside here, when its data are known to be good.
+    """
     path = folder / "split.csv"
     if not resumed:
         fold = max(config.fold, 0)
         subsets = data.split(pairs, config.val_fraction, config.test_fraction, config.seed, config.folds, fold)
+        set_aside(folder)
         data.write_split(path, pairs, subsets)
         return np.array(subsets)
     known = {pair.image: subset for pair, subset in zip(*data.read_split(path), strict=True)}
@@ -257,15 +264,15 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     keras.utils.set_random_seed(config.seed)
     precision = utils.set_precision(config.precision)
     names = data.class_names(config.classes)
-    data_dir = config.data_dir or phantom.make_phantoms("files/phantoms", config.phantoms, seed=0)
+    data_dir = config.data_dir or phantom.make_phantoms("", config.phantoms, seed=0)
     size = (config.image_size, config.image_size)
-    compiled_unet(config, names, 1)  # a network that cannot be built is told before the data are read
     history = read_history(folder, config)
-    if finished(history, config):
+    if finished(history, config) and (folder / "curves.png").is_file():  # which is written last
         print(f"{folder} holds this very run, finished; change a setting or remove the folder to train again")
         return pd.DataFrame(history)
-    if not history:
-        set_aside(folder)
+    for leftover in folder.glob(".[0-9]*.h5"):  # half-written when a run was killed
+        leftover.unlink()
+    compiled_unet(config, names, 1)  # a network that cannot be built is told before the data are read
     pairs, dataset = data.load_checked(data_dir, names, size, config.channels, config.cache_dir)
     subsets = assign_subsets(config, folder, pairs, bool(history))
     with images.atomic(folder / "config.json") as temporary:
@@ -285,15 +292,17 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         model.load_weights(folder / "state.weights.h5")
         recorder.save_results()
     callbacks = [recorder, *([tensorboard(folder)] if config.tensorboard else [])]
-    model.fit(
-        batches,
-        validation_data=validation,
-        initial_epoch=len(history),
-        epochs=config.epochs,
-        callbacks=callbacks,
-        shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
-        verbose=0,
-    )
+    if not finished(history, config):
+        model.fit(
+            batches,
+            validation_data=validation,
+            initial_epoch=len(history),
+            epochs=config.epochs,
+            callbacks=callbacks,
+            shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
+            verbose=0,
+        )
+    draw_curves(pd.DataFrame(history), folder / "curves.png")
     best = recorder.best_epoch()
     print(f"best epoch {best}, validation Dice {history[best - 1]['val_dice']:.4f}: {folder / 'model.h5'}")
     return pd.DataFrame(history)

@@ -35,6 +35,11 @@ def run_cli(call: Callable[[], Any]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; train.py goes on from here when the same command is given again", file=sys.stderr)
         sys.exit(130)
@@ -49,9 +54,17 @@ def run(main: Callable[[T], Any], config_class: type[T]) -> None:
 # --------------------------------------------------------------------------------------------------------- precision
 
 
+def gpus() -> list[str]:
+    """List the GPUs that Keras computes on."""
+    try:
+        return keras.distribution.list_devices("gpu")
+    except RuntimeError:  # how JAX says that there is none
+        return []
+
+
 def _has_fast_bfloat16() -> bool:
     """Tell whether the device that Keras will use multiplies bfloat16 matrices in hardware."""
-    if keras.distribution.list_devices("gpu"):
+    if gpus():
         if keras.backend.backend() == "jax":
             import jax
 
@@ -80,14 +93,12 @@ def set_precision(name: str) -> str:
 
 def jit_compile() -> bool | str:
     """Choose XLA for Keras's `compile`: its convolutions are slow on TensorFlow's CPU device, fast elsewhere."""
-    on_tensorflow_cpu = keras.backend.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
-    return False if on_tensorflow_cpu else "auto"
+    return "auto" if gpus() or keras.backend.backend() != "tensorflow" else False
 
 
 def device_name() -> str:
     """Name what Keras computes on, for people."""
-    gpus = keras.distribution.list_devices("gpu")
-    return ", ".join(gpus) if gpus else f"{os.cpu_count()} CPU cores"
+    return ", ".join(gpus()) or f"{os.cpu_count()} CPU cores"
 
 
 # -------------------------------------------------------------------------------------------------------- model file

@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "images": set(),
     "phantom": {"images"},
     "data": {"images", "phantom"},
-    "model": set(),
+    "model": {"images"},
     "metrics": set(),
     "utils": {"images"},
     "predict": {"images", "data", "metrics", "utils"},
