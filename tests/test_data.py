@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -96,8 +97,11 @@ def test_left_and_right_are_merged_or_kept(phantoms):
     np.testing.assert_array_equal(merged, left | right)  # 255 + 255 did not wrap around
     np.testing.assert_array_equal(both == 1, left)
     np.testing.assert_array_equal(both == 2, right)
-    with pytest.raises(UserError, match="expected one or two classes, not 3"):
-        data.read_ids(pairs[0], ["a", "b", "c"])
+    swapped = data.read_ids(pairs[0], ["right lung", "left lung"])
+    np.testing.assert_array_equal(swapped == 2, left)  # the name decides, not the order
+    for names in (["lung", "heart"], ["left", "right", "heart"]):
+        with pytest.raises(UserError, match="expected one class, or two named left and right"):
+            data.read_ids(pairs[0], names)
 
 
 def test_class_ids_up_to_the_number_of_names(discs):
@@ -107,6 +111,46 @@ def test_class_ids_up_to_the_number_of_names(discs):
     assert set(np.unique(data.read_ids(pair, ["a", "b", "c"]))) == {0, 3}
     with pytest.raises(UserError, match=r"values 0, 3; expected class ids 0\.\.2"):
         data.read_ids(pair, ["a", "b"])
+
+
+def test_mask_values_of_other_kinds_are_refused_with_advice(discs):
+    path = discs / "masks" / "disc00_mask.png"
+    pair = data.find_pairs(discs)[0][0]
+    ids = np.random.default_rng(0).integers(0, 3, images.read(path).shape[:2])
+    images.write(path, ids.astype(np.uint8))
+    with pytest.raises(
+        UserError, match=r"values 0, 1, 2; expected 0/255 or 0/1 \(if they are class ids, name the classes"
+    ):
+        data.read_ids(pair, ["one"])
+    for values, dtype in ((ids - 1, np.int32), (ids * 0.85, np.float32)):
+        cv2.imwrite(str(path.with_suffix(".tif")), values.astype(dtype))
+        pair = data.Pair(pair.image, (path.with_suffix(".tif"),))
+        with pytest.raises(UserError, match=r"expected class ids 0\.\.2"):
+            data.read_ids(pair, ["one", "two"])
+
+
+def test_every_fault_of_a_pair_is_told(discs):
+    (discs / "images" / "disc00.png").write_text("text")
+    (discs / "masks" / "disc00_mask.png").write_text("text")
+    _, problems = data.load(data.find_pairs(discs)[0], ["disc"], (32, 32), 1)
+    assert len(problems) == 2 and "disc00.png" in problems[0] and "disc00_mask.png" in problems[1]
+
+
+def test_names_that_a_table_cannot_hold_and_links_to_nowhere(discs):
+    (discs / "images" / "gone.png").symlink_to("nowhere.png")
+    (discs / "masks" / "gone.png").symlink_to("nowhere.png")
+    with open(os.fsencode(discs / "images") + b"/\xff\xe9.png", "wb") as file:  # noqa: PTH123 (bytes are no Path)
+        file.write(b"x")
+    pairs, problems = data.find_pairs(discs)
+    assert len(problems) == 1 and "unprintable" in problems[0]
+    _, problems = data.load(pairs, ["disc"], (32, 32), 1)
+    assert len(problems) == 2 and all("gone.png: cannot be opened" in problem for problem in problems)
+
+
+def test_accents_may_be_composed_or_not(discs):
+    (discs / "images" / "disc00.png").rename(discs / "images" / "caf\u00e9.png")
+    (discs / "masks" / "disc00_mask.png").rename(discs / "masks" / "cafe\u0301_mask.png")
+    assert data.find_pairs(discs)[1] == []
 
 
 @pytest.mark.parametrize("classes", ["", "a,,b", "a,a"])
@@ -142,8 +186,8 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
 def test_a_damaged_cache_is_made_anew(discs, tmp_path):
     pairs, _ = data.find_pairs(discs)
     first, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
-    for path in (tmp_path / "cache").glob("*/*"):
-        path.write_bytes(path.read_bytes()[:50])
+    for path in (tmp_path / "cache").glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:-300])
     again, problems = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
     np.testing.assert_array_equal(first.images, again.images)
     assert problems == []
@@ -208,6 +252,19 @@ def test_a_fixed_test_set_is_kept():
     assert "val" in subsets
 
 
+def test_a_patient_that_the_index_puts_in_two_subsets_is_named():
+    pairs = make_pairs(
+        40, patients=["p1", "p1", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL"], subsets=["test", *[""] * 39]
+    )
+    with pytest.raises(UserError, match=r"index.csv puts patient p1 in 2 subsets"):
+        data.split(pairs, 0.15, 0.2, seed=0)
+
+
+def test_rare_labels_do_not_stop_a_split():
+    labels = ["0"] * 6 + ["1"] * 5 + ["rare"]
+    assert set(data.split(make_pairs(12, labels=labels), 0.15, 0.2, seed=0)) == set(data.SUBSETS)
+
+
 def test_too_few_images_to_split():
     with pytest.raises(UserError, match="4 patients"):
         data.split(make_pairs(4), 0.15, 0.2, seed=0)
@@ -220,9 +277,31 @@ def test_index_csv_gives_patients_labels_and_split(discs):
     pairs, problems = data.find_pairs(discs)
     assert problems == []
     assert pairs[2].patient == "2" and pairs[2].subset == "test" and pairs[5].subset == "train"
+    (discs / "index.csv").write_text("Stem, Patient , split\n" + "\n".join(f"{s}, {s[-1]}, Test " for s in stems))
+    pairs, problems = data.find_pairs(discs)
+    assert problems == [] and pairs[2].patient == "2" and pairs[2].subset == "test"
     table.iloc[1:].assign(split="holdout").to_csv(discs / "index.csv", index=False)
     _, problems = data.find_pairs(discs)
     assert "no row for disc00" in names_of(problems) and "split is 'holdout'" in names_of(problems)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"stem,patient\n\xff\xfe,1\n", b"stem\na,b\nc,d,e\n", b"name\na\n", b"stem,Stem\na,a\n"]
+)
+def test_an_index_that_is_no_table_is_refused(discs, content):
+    (discs / "index.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"index.csv (cannot be read|has columns)"):
+        data.find_pairs(discs)
+
+
+def test_a_right_mask_of_another_ending_is_found_again(phantoms, tmp_path):
+    shutil.copytree(phantoms, tmp_path / "set")
+    path = tmp_path / "set" / "ManualMask" / "rightMask" / "phantom_0000.png"
+    path.rename(path.with_name("phantom_0000_mask.png"))
+    pairs, problems = data.find_pairs(tmp_path / "set")
+    assert problems == []
+    data.write_split(tmp_path / "split.csv", pairs, ["test"] * len(pairs))
+    assert data.read_split(tmp_path / "split.csv")[0][0].masks == pairs[0].masks
 
 
 def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
@@ -283,6 +362,7 @@ def test_what_a_mirror_makes_of_class_names():
     assert data.mirrored_ids(["lung"]).tolist() == [0, 1]
     assert data.mirrored_ids(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
     assert data.mirrored_ids(["left lung", "heart"]) is None
+    assert data.mirrored_ids(["bright spot"]).tolist() == [0, 1]
 
 
 def test_batches_follow_from_seed_and_epoch_alone():

@@ -47,6 +47,26 @@ def test_text_and_tiny_and_missing_files_are_refused(tmp_path):
         images.read(tmp_path / "none.png")
 
 
+def test_several_pages_are_refused():
+    pages = [np.zeros((20, 20), np.uint8), np.ones((20, 20), np.uint8)]
+    with pytest.raises(UserError, match="2 pages; expected one image per file"):
+        images.decode(cv2.imencodemulti(".tiff", pages)[1].tobytes())
+
+
+def test_a_mask_drawn_in_the_alpha_channel_is_refused(tmp_path):
+    mask = np.full((20, 20, 4), 255, np.uint8)
+    mask[5:, :, 3] = 0
+    cv2.imwrite(str(tmp_path / "a.png"), mask)
+    with pytest.raises(UserError, match="alpha channel varies"):
+        images.read_mask(tmp_path / "a.png")
+
+
+def test_a_flat_image_with_a_few_bright_pixels_keeps_them():
+    image = np.zeros((64, 64, 1), np.uint8)
+    image[10, 10:13] = 200
+    assert images.prepare(image, (64, 64), 1)[10, 11] == 255
+
+
 def test_a_colour_picture_is_no_mask_but_equal_channels_are(tmp_path):
     grey = np.random.default_rng(0).integers(0, 2, (20, 20, 1), dtype=np.uint8) * 255
     images.write(tmp_path / "a.png", np.repeat(grey, 3, axis=-1))

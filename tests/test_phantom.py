@@ -32,15 +32,15 @@ def test_anatomy(seed):
     assert np.median(image[:, middle][between[:, middle]]) > np.median(image[left | right])
 
 
-def test_a_set_is_made_once_and_made_anew_when_it_should_differ(tmp_path):
+def test_a_set_is_made_once_and_a_larger_one_holds_it(tmp_path):
     folder = phantom.make_phantoms(tmp_path / "set", 3, seed=0)
     first = folder / "CXR_png" / "phantom_0000.png"
     stamp, pixels = first.stat().st_mtime_ns, images.read(first)
     phantom.make_phantoms(folder, 3, seed=0)
     assert first.stat().st_mtime_ns == stamp
-    phantom.make_phantoms(folder, 4, seed=0)
-    assert len(list((folder / "ManualMask" / "rightMask").iterdir())) == 4
-    np.testing.assert_array_equal(images.read(first), pixels)  # the larger set holds the smaller one
+    larger = phantom.make_phantoms(tmp_path / "larger", 4, seed=0)
+    assert len(list((larger / "ManualMask" / "rightMask").iterdir())) == 4
+    np.testing.assert_array_equal(images.read(larger / "CXR_png" / first.name), pixels)
     assert set(np.unique(images.read(folder / "ManualMask" / "leftMask" / first.name))) == {0, 255}
 
 
@@ -49,3 +49,20 @@ def test_other_peoples_files_are_not_deleted(tmp_path):
     with pytest.raises(images.UserError, match="holds other files"):
         phantom.make_phantoms(tmp_path, 3, seed=0)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_interrupted_making_is_made_anew(tmp_path, monkeypatch):
+    write, calls = images.write, []
+
+    def power_cut(path, image):
+        calls.append(path)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        write(path, image)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images, "write", power_cut)
+        phantom.make_phantoms(tmp_path / "set", 4, seed=0)
+    assert not (tmp_path / "set").exists()
+    phantom.make_phantoms(tmp_path / "set", 4, seed=0)
+    assert len(list((tmp_path / "set" / "CXR_png").iterdir())) == 4

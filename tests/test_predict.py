@@ -76,11 +76,12 @@ def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     model, facts = utils.load_model(run / "model.h5")
     image = images.read(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
-    large = images.resize(image, (512, 512))[..., None] if image.ndim == 2 else images.resize(image, (512, 512))
+    large = images.resize(image, (512, 512))
     small_ids, large_ids = (images.to_ids(prob, 0.5) for prob in predict.segment(model, facts, [image, large]))
+    assert small_ids.any()
     enlarged = images.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
-    assert predict.segment(model, facts, [padded])[0].shape == (256, 384, 1)
+    assert next(predict.segment(model, facts, [padded])).shape == (256, 384, 1)
 
 
 def test_bad_files_are_named_and_the_others_done(run, discs, tmp_path, script):
@@ -139,6 +140,26 @@ def test_mistakes_are_told_in_a_line(run, tmp_path, monkeypatch, change, message
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         predict.main(predict.Config(**{"model": str(run / "model.h5"), **change}))
+
+
+def test_the_images_are_never_overwritten(run, discs):
+    before = {path: path.read_bytes() for path in (discs / "images").iterdir()}
+    for source in (discs / "images", discs / "images" / "disc00.png"):
+        with pytest.raises(UserError, match="holds the images; name another folder"):
+            predict.main(predict.Config(model=str(run / "model.h5"), input=str(source), output=str(discs / "images")))
+    assert before == {path: path.read_bytes() for path in (discs / "images").iterdir()}
+
+
+def test_an_output_that_is_a_file_is_told_in_a_line(run, discs, tmp_path, script):
+    (tmp_path / "taken").write_text("")
+    done = script(tmp_path, "predict.py", "--model", run / "model.h5", "--input", discs / "images", "--output", "taken")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "error: taken: " in done.stderr
+
+
+def test_a_long_thin_image_gets_a_panel_of_bearable_size(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (4000, 16, 1), dtype=np.uint8)
+    predict.draw_panel(tmp_path / "a.png", image, {"prediction": np.zeros((4000, 16), np.uint8)})
+    assert max(images.read(tmp_path / "a.png").shape) < 2000
 
 
 def test_a_model_without_its_split(run, tmp_path):

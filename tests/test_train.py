@@ -132,7 +132,34 @@ def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, c
     old = (tmp_path / "run" / "model.h5").read_bytes()
     log = train.train(dataclasses.replace(small, epochs=2))
     assert "epochs changed" in capsys.readouterr().out and log.epoch.tolist() == [1, 2]
-    assert (tmp_path / "run" / "previous" / "model.h5").read_bytes() == old
+    assert (tmp_path / "run" / "previous1" / "model.h5").read_bytes() == old
+
+
+def test_a_typo_leaves_the_finished_run_where_it_is(small, tmp_path):
+    train.train(small)
+    with pytest.raises(UserError, match="is not a folder"):
+        train.train(dataclasses.replace(small, data_dir=small.data_dir + "typo"))
+    assert (tmp_path / "run" / "model.h5").is_file()
+    assert not (tmp_path / "run" / "previous1").exists()
+
+
+@pytest.mark.parametrize("lost", [["model.h5", "log.csv", "curves.png"], ["log.csv", "curves.png"], ["curves.png"]])
+def test_a_kill_between_the_last_epochs_files(small, tmp_path, lost):
+    """The state is written first; the same command makes from it what was not written any more."""
+    config = dataclasses.replace(small, epochs=1)
+    expected = train.train(config)
+    for name in lost:
+        (tmp_path / "run" / name).unlink()
+    pd.testing.assert_frame_equal(train.train(config), expected)
+    assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 1 and (tmp_path / "run" / "curves.png").is_file()
+    assert utils.load_model(tmp_path / "run" / "model.h5")[1]["val_dice"] == pytest.approx(expected.val_dice.max())
+
+
+def test_a_damaged_state_is_named(small, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.weights.h5").write_bytes(b"half")
+    with pytest.raises(UserError, match="state.weights.h5 is damaged"):
+        train.train(small)
 
 
 def test_the_split_of_a_run_is_reread(small, tmp_path):
@@ -223,6 +250,7 @@ def test_nan_stops_with_advice(small, monkeypatch):
         ({"data_dir": "/nowhere"}, "/nowhere is not a folder"),
         ({"classes": "a,a"}, "expected 1 to 255 different names"),
         ({"precision": "int8"}, "precision is 'int8'"),
+        ({"seed": -1}, "seed is -1; expected 0 to"),
     ],
 )
 def test_bad_values_are_named(small, change, message):
