@@ -1,0 +1,30 @@
+"""The README is part of the product: what it names exists."""
+
+import dataclasses
+import re
+
+from conftest import ROOT
+
+import predict
+import train
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_pictures_and_files_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+    for script in ROOT.glob("*.py"):
+        assert f"`{script.name}`" in README, script.name
+
+
+def test_every_flag_exists():
+    fields = [field.name for config in (train.Config, predict.Config) for field in dataclasses.fields(config)]
+    known = {"--" + name.replace("_", "-") for name in fields}
+    for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README):
+        assert flag in known, flag
+
+
+def test_the_three_numbers_to_change_are_fields():
+    for name in ("image_size", "filters", "batch_size"):
+        assert f"`{name} = " in README and name in {field.name for field in dataclasses.fields(train.Config)}
