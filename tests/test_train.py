@@ -36,6 +36,15 @@ def small(discs, tmp_path):
     )
 
 
+@pytest.fixture(autouse=True)
+def eager(request, monkeypatch):
+    """Spare most trainings the seconds in which TensorFlow compiles the step."""
+    if "compiled" not in request.keywords:
+        compile_ = keras.Model.compile
+        now = {"run_eagerly": True, "jit_compile": False}
+        monkeypatch.setattr(keras.Model, "compile", lambda self, *args, **more: compile_(self, *args, **more | now))
+
+
 def flags(config):
     """Turn a config into the command line that gives it."""
     changed = [
@@ -76,6 +85,7 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     assert dice == pytest.approx(log.val_dice.max(), abs=1e-4) == pytest.approx(facts["val_dice"], abs=1e-4)
 
 
+@pytest.mark.compiled
 def test_a_few_images_are_learned_by_heart(small):
     """Twelve discs, no trick: if the network, the loss, the pairing or the order were wrong, this would not rise."""
     log = train.train(dataclasses.replace(small, epochs=40, filters=8, learning_rate=5e-3))
@@ -83,6 +93,7 @@ def test_a_few_images_are_learned_by_heart(small):
     assert log.loss.iloc[-1] < log.loss.iloc[0] / 3
 
 
+@pytest.mark.compiled
 def test_one_seed_gives_one_result(small, tmp_path):
     logs = [train.train(dataclasses.replace(small, out_dir=str(tmp_path / name))) for name in "ab"]
     pd.testing.assert_frame_equal(*map(without_time, logs))
@@ -103,6 +114,7 @@ class Crash(keras.callbacks.Callback):
             raise ConnectionAbortedError
 
 
+@pytest.mark.compiled
 def test_a_crashed_run_goes_on_as_if_nothing_had_been(small, tmp_path, monkeypatch):
     """Weights, optimiser, learning rate, order and augmentation: the log is that of a run without a crash."""
     config = dataclasses.replace(small, epochs=5)
