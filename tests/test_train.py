@@ -97,8 +97,6 @@ def test_a_few_images_are_learned_by_heart(small):
 def test_one_seed_gives_one_result(small, tmp_path):
     logs = [train.train(dataclasses.replace(small, out_dir=str(tmp_path / name))) for name in "ab"]
     pd.testing.assert_frame_equal(*map(without_time, logs))
-    other = train.train(dataclasses.replace(small, seed=1, out_dir=str(tmp_path / "c")))
-    assert not np.allclose(other.loss, logs[0].loss)
 
 
 class Crash(keras.callbacks.Callback):
@@ -185,13 +183,13 @@ def test_the_split_of_a_run_is_reread(small, tmp_path):
 
 
 def test_kill_minus_nine_at_random_moments(small, tmp_path):
-    """Five kills: each time the same command goes on, the model loads, and in the end every epoch stands once."""
+    """Each time the same command goes on, the model loads, and in the end every epoch stands once. Five kills in CI."""
     config = dataclasses.replace(small, epochs=30)
     command = [sys.executable, ROOT / "train.py", *flags(config)]
     model, log = tmp_path / "run" / "model.h5", tmp_path / "run" / "log.csv"
     rng = random.Random(0)
     epochs = 0
-    for _ in range(5):
+    for _ in range(5 if os.environ.get("CI") else 2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 120
         while time.time() < deadline and (not log.exists() or len(pd.read_csv(log)) <= epochs):
@@ -276,10 +274,16 @@ def test_the_command_line(small, tmp_path, script):
     assert "epoch   1/1" in done.stdout and "best epoch 1" in done.stdout
     wrong = script(tmp_path, "train.py", "--loss", "hinge")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr and "error: loss is 'hinge'" in wrong.stderr
-    unknown = script(tmp_path, "train.py", "--epoch-count", "3")
-    assert unknown.returncode == 2 and "Traceback" not in unknown.stderr
-    helped = script(tmp_path, "train.py", "--help")
-    assert helped.returncode == 0 and "--learning-rate" in helped.stdout and "cosine" in helped.stdout
+
+
+def test_help_and_unknown_flags(monkeypatch, capsys):
+    for argument, code in (("--help", 0), ("--epoch-count", 2)):
+        monkeypatch.setattr(sys, "argv", ["train.py", argument])
+        with pytest.raises(SystemExit) as caught:
+            utils.run(train.train, Config)
+        assert caught.value.code == code
+    said = capsys.readouterr()
+    assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err
 
 
 def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
