@@ -302,10 +302,12 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
             shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
             verbose=0,
         )
-    draw_curves(pd.DataFrame(history), folder / "curves.png")
+    log = pd.DataFrame(history)
+    draw_curves(log, folder / "curves.png")
     best = recorder.best_epoch()
-    print(f"best epoch {best}, validation Dice {history[best - 1]['val_dice']:.4f}: {folder / 'model.h5'}")
-    return pd.DataFrame(history)
+    trained = f"{log.seconds.sum():.0f} s"
+    print(f"best epoch {best}, validation Dice {log.val_dice.max():.4f}, trained {trained}: {folder / 'model.h5'}")
+    return log
 
 
 def tensorboard(folder: Path) -> keras.callbacks.Callback:
