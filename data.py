@@ -31,6 +31,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 import images
+from augment import augmentation
 from images import UserError
 
 SUBSETS = ("train", "val", "test")
@@ -383,18 +384,27 @@ def _fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.ndarray
 
 
 def split(
-    pairs: Sequence[Pair], val_fraction: float, test_fraction: float, seed: int, folds: int = 0, fold: int = 0
+    pairs: Sequence[Pair],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    folds: int = 0,
+    fold: int = 0,
+    labelled: int = 0,
 ) -> list[str]:
     """Assign each pair to train, val or test: seeded, stratified by label, grouped by patient.
 
     With `folds` the test set is fold `fold` of all pairs. Without, index.csv's val and test are taken, and what it does
-    not name is drawn: test_fraction, then val_fraction of the rest, each rounded to 1/2, 1/3, 1/4 … Raises UserError
-    where there are too few patients, or index.csv puts one patient in two subsets.
+    not name is drawn: test_fraction, then val_fraction of the rest, each rounded to 1/2, 1/3, 1/4 …, 0 for none. With
+    `labelled` only so many of the training pairs stay train, drawn at random, the others get "". Raises UserError where
+    there are too few patients, or index.csv puts one patient in two subsets.
     """
     fixed = [pair.subset if pair.subset != "train" and not folds else "" for pair in pairs]
     subsets = np.array([name or "train" for name in fixed], dtype=object)
-    for name, parts in (("test", folds or round(1 / test_fraction)), ("val", round(1 / val_fraction))):
-        if name not in fixed:
+    shares = {"test": 1 / folds if folds else test_fraction, "val": val_fraction}
+    for name, share in shares.items():
+        if name not in fixed and share > 0:
+            parts = round(1 / share)
             rest = np.flatnonzero(subsets == "train")
             drawn = _fold([pairs[i] for i in rest], parts, fold if name == "test" else 0, seed)
             subsets[rest[drawn]] = name
@@ -402,13 +412,21 @@ def split(
     spread = table[table.patient != ""].groupby("patient").subset.nunique()
     if (spread > 1).any():
         raise UserError(f"index.csv puts patient {spread.idxmax()} in {spread.max()} subsets; expected one")
+    if labelled:
+        rest = np.random.default_rng(seed).permutation(np.flatnonzero(subsets == "train"))
+        subsets[rest[labelled:]] = ""
     return subsets.tolist()
 
 
 def write_split(path: str | Path, pairs: Sequence[Pair], subsets: Sequence[str]) -> None:
-    """Write split.csv (image, mask, subset); of two masks the left one is named, the right one follows from it."""
+    """Write split.csv (image, mask, subset); of two masks the left one is named, the right one follows from it.
+
+    Pairs of no subset are left out.
+    """
     rows = [
-        (pair.image.as_posix(), pair.masks[0].as_posix(), subset) for pair, subset in zip(pairs, subsets, strict=True)
+        (pair.image.as_posix(), pair.masks[0].as_posix(), subset)
+        for pair, subset in zip(pairs, subsets, strict=True)
+        if subset
     ]
     with images.atomic(path) as temporary:
         pd.DataFrame(rows, columns=["image", "mask", "subset"]).to_csv(temporary, index=False)
@@ -435,75 +453,45 @@ def read_split(path: str | Path) -> tuple[list[Pair], list[str]]:
 # ---------------------------------------------------------------------------------------------------------- batches
 
 
-def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
-    """Tell what a mirrored image makes of each class id: uint8 (K + 1,), "left lung" and "right lung" changing places.
-
-    None where a side has no partner, so that mirroring would be wrong.
-    """
-    order = [0]
-    for name in names:
-        other = re.sub(
-            r"(?i)(?<![a-z])(left|right)(?![a-z])", lambda side: "right" if side[0].lower() == "left" else "left", name
-        )
-        partners = [i for i, candidate in enumerate(names) if candidate.lower() == other.lower()]
-        if not partners:
-            return None
-        order.append(1 + partners[0])
-    return np.array(order, np.uint8)
-
-
-def augmentation(names: Sequence[str], seed: int) -> Any:
-    """Build the albumentations pipeline for a uint8 image (H, W, C) and its class ids (H, W), seeded."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the internet for a newer version
-    import albumentations as A  # here, because prediction does without its seconds of start-up
-
-    mirror = mirrored_ids(names)
-
-    class Mirror(A.HorizontalFlip):
-        def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-            return mirror[super().apply_to_mask(mask, *args, **params)]
-
-    return A.Compose(
-        [
-            Mirror(p=0.5 if mirror is not None else 0),
-            A.Affine(scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), rotate=(-6, 6), p=0.9),
-            A.ElasticTransform(alpha=30, sigma=6, p=0.15),
-            A.RandomBrightnessContrast(0.25, 0.25, p=0.5),
-            A.RandomGamma((60, 160), p=0.5),
-            A.GaussNoise((0.01, 0.05), p=0.3),
-            A.GaussianBlur((3, 5), p=0.2),
-        ],
-        seed=seed,
-    )
-
-
 class Batches(keras.utils.PyDataset):
     """Batches for `fit`: images (N, H, W, C) float32 in [0, 1], masks (N, H, W, K) float32 in {0, 1}.
+
+    strength: of the augmentation, see `augment.augmentation`; "" keeps images and order as they are, for validation.
+    outputs: how many outputs the network has (deep supervision); each gets the masks.
 
     Order and augmentation follow from (seed, epoch, batch) alone: the same in every run and after a resume, whichever
     thread makes which batch.
     """
 
     def __init__(
-        self, dataset: Dataset, rows: np.ndarray, names: Sequence[str], batch_size: int, *, train: bool, seed: int = 0
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        names: Sequence[str],
+        batch_size: int,
+        strength: str = "",
+        *,
+        seed: int = 0,
+        outputs: int = 1,
     ) -> None:
         super().__init__(workers=2, max_queue_size=8)
         self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
-        self.train, self.seed, self.epoch = train, seed, 0
+        self.strength, self.seed, self.outputs, self.epoch = strength, seed, outputs, 0
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows) if self.train else self.rows
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows) if self.strength else self.rows
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         pictures, ids = self.dataset.images[rows], self.dataset.ids[rows]
-        if self.train:
+        if self.strength:
             seed = int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
-            augment = augmentation(self.names, seed)
+            augment = augmentation(self.names, seed, self.strength)
             done = [augment(image=picture, mask=mask) for picture, mask in zip(pictures, ids, strict=True)]
             pictures, ids = (np.stack([one[key] for one in done]) for key in ("image", "mask"))
-        return pictures.astype(np.float32) / 255, to_masks(ids, channels_of(self.names))
+        masks = to_masks(ids, channels_of(self.names))
+        return pictures.astype(np.float32) / 255, masks if self.outputs == 1 else (masks,) * self.outputs
 
     def on_epoch_end(self) -> None:
         """Move on to the next epoch's order and augmentation."""

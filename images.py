@@ -162,6 +162,33 @@ def to_ids(probs: np.ndarray, threshold: float) -> np.ndarray:
     return np.argmax(probs, axis=-1).astype(np.uint8)
 
 
+def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label the connected parts of a mask (H, W): labels 1.. (H, W), largest part first, and their sizes in pixels."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    sizes = np.bincount(labels.ravel(), minlength=count)[1:]
+    order = np.argsort(-sizes, kind="stable")
+    rank = np.zeros(count, np.int32)
+    rank[1 + order] = 1 + np.arange(count - 1)
+    return rank[labels], sizes[order]
+
+
+def usual_parts(masks: np.ndarray) -> int:
+    """Count the connected parts that 95 % of the masks (N, H, W) do not exceed; at least 1."""
+    return max(1, int(np.quantile([len(_parts(mask)[1]) for mask in masks], 0.95, method="inverted_cdf")))
+
+
+def clean(ids: np.ndarray, parts: list[int]) -> np.ndarray:
+    """Keep each class's `parts[class - 1]` largest parts in ids (H, W) and fill their holes."""
+    cleaned = np.zeros_like(ids)
+    for i, count in enumerate(parts, 1):
+        labels, _ = _parts(ids == i)
+        kept = ((labels > 0) & (labels <= count)).astype(np.uint8)
+        outlines, _ = cv2.findContours(kept, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(kept, outlines, -1, 1, cv2.FILLED)
+        cleaned[(kept > 0) & (cleaned == 0) & ((ids == i) | (ids == 0))] = i
+    return cleaned
+
+
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return RGB `picture` (H, W, 3) with the outline of every class in `ids` (H, W) drawn in that class's colour."""
     drawn = np.ascontiguousarray(picture).copy()

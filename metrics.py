@@ -1,18 +1,24 @@
 """Losses and metrics for training (keras.ops, any backend); evaluation of one predicted mask (NumPy, SciPy).
 
+    python metrics.py compare A/metrics.csv B/metrics.csv      are two runs different? image by image
+
 In training: y_true (N, H, W, K) in {0, 1}, y_pred (N, H, W, K) in [0, 1]; each function gives one number per image,
 (N,), computed in float32 whatever the network's precision. With several channels the first is the background: Dice,
 Tversky and the metrics leave it out and average the rest.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from keras import KerasTensor, ops
 from scipy import ndimage, stats
 
-METRICS = ("dice", "iou", "precision", "recall", "hd95", "assd")
+from images import UserError
+
+METRICS = ("dice", "iou", "precision", "recall", "nsd", "hd95", "assd")
+NSD_TOLERANCE = 2.0  # pixels by which a border may be off and still counts as right
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -63,6 +69,13 @@ def dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
 def bce_dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     """Cross-entropy plus Dice loss: (N,) ≥ 0. Dice for the overlap, cross-entropy for its steady gradient (nnU-Net)."""
     return cross_entropy(y_true, y_pred) + dice_loss(y_true, y_pred)
+
+
+def at_level(loss: Callable, level: int) -> Callable:
+    """Make of `loss` one for a prediction whose sides are 2**level times shorter than the truth's."""
+    if level == 0:
+        return loss
+    return lambda y_true, y_pred: loss(ops.average_pool(_float32(y_true)[0], 2**level), y_pred)
 
 
 LOSSES: dict[str, Callable] = {
@@ -126,10 +139,11 @@ def surface_distances(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray,
 
 
 def score_mask(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """Compare two masks (H, W) in {0, 1}: dice, iou, precision, recall in [0, 1]; hd95 and assd in pixels.
+    """Compare two masks (H, W) in {0, 1}: dice, iou, precision, recall, nsd in [0, 1]; hd95 and assd in pixels.
 
-    hd95: the larger of the two directed 95th percentiles; assd: mean over both borders' pixels. Two empty masks score
-    1 and 0 pixels; one empty scores 0 and the image's diagonal, the worst there is. Raises ValueError if shapes differ.
+    nsd: share of both borders' pixels within NSD_TOLERANCE of the other (Nikolov et al. 2021); hd95: the larger of the
+    two directed 95th percentiles; assd: mean over both borders' pixels. Two empty masks score 1 and 0 pixels; one empty
+    scores 0 and the image's diagonal, the worst there is. Raises ValueError if shapes differ.
     """
     if truth.shape != found.shape:
         raise ValueError(f"masks of shape {truth.shape} and {found.shape} cannot be compared")
@@ -137,16 +151,18 @@ def score_mask(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
     if not truth.any() or not found.any():
         equal = not truth.any() and not found.any()
         distance = 0.0 if equal else float(np.hypot(*truth.shape))
-        return dict.fromkeys(METRICS[:4], float(equal)) | {"hd95": distance, "assd": distance}
+        return dict.fromkeys(METRICS[:5], float(equal)) | {"hd95": distance, "assd": distance}
     hits, union = int((truth & found).sum()), int((truth | found).sum())
     there, back = surface_distances(truth, found)
+    both = np.concatenate([there, back])
     return {
         "dice": 2 * hits / (hits + union),
         "iou": hits / union,
         "precision": hits / int(found.sum()),
         "recall": hits / int(truth.sum()),
+        "nsd": float((both <= NSD_TOLERANCE).mean()),
         "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
-        "assd": float(np.concatenate([there, back]).mean()),
+        "assd": float(both.mean()),
     }
 
 
@@ -170,3 +186,51 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             low, high = interval.confidence_interval
         rows[column] = {"mean": values.mean(), "low": low, "high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# ------------------------------------------------------------------------------------------------- comparing two runs
+
+
+def compare(one: Path, other: Path, /) -> pd.DataFrame:
+    """Compare two metrics.csv image by image: means, mean difference with its 95 % interval, Wilcoxon's p.
+
+    Args:
+        one: a table that predict.py or train.py --folds wrote
+        other: another one of the same images, in any order
+
+    Prints and returns a row per metric. Raises UserError unless both hold the same images.
+    """
+    tables = [_read_metrics(path) for path in (one, other)]
+    lacking = set(tables[0].index) ^ set(tables[1].index)
+    if lacking:
+        raise UserError(
+            f"{len(lacking)} image(s) are in one table only, such as {min(lacking)}; expected the same ones"
+        )
+    rows = {}
+    for metric in [name for name in METRICS if name in tables[0] and name in tables[1]]:
+        first, second = (table[metric].reindex(tables[0].index).to_numpy(float) for table in tables)
+        difference = pd.DataFrame({metric: second - first})
+        p = stats.wilcoxon(first, second).pvalue if difference[metric].any() else 1.0
+        mean, low, high = summarise(difference).loc[metric]
+        rows[metric] = {"A": first.mean(), "B": second.mean(), "B - A": mean, "low": low, "high": high, "p": p}
+    result = pd.DataFrame.from_dict(rows, orient="index")
+    print(f"{len(tables[0])} images; A is {one}, B is {other}\n{result.to_string(float_format='{:.4f}'.format)}")
+    return result
+
+
+def _read_metrics(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); expected a metrics.csv") from None
+    if not {"image", "dice"} <= set(table) or not table.image.is_unique:
+        raise UserError(f"{path} is no metrics.csv; expected columns image, dice … and each image once")
+    return table.set_index("image")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from utils import run_cli
+
+    run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"compare": compare}, description=__doc__))

@@ -2,52 +2,166 @@
 
     python predict.py                                  the run's test images: results/<stem>.png, results/metrics.csv
     python predict.py --data-dir DIR                   every pair of another data set, likewise
+    python predict.py --model "files/run/fold*/model.h5" …             several models, averaged
     python predict.py --input PATH --output DIR        masks DIR/<stem>.png, panels DIR/panels/<stem>.png
 
 Masks have the image's own size: 0/255 for one class, class ids for several. A bad file is reported and the others are
 done; the exit code is then 2.
 """
 
+import glob
+import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
 import pandas as pd
+from scipy import stats
 from tqdm import tqdm
 
 import data
+import draw
 import images
 import metrics
 import utils
+from augment import mirrored_ids
 from images import UserError
 
 T = TypeVar("T")
+
+
+Member = tuple[keras.Model, dict[str, Any]]  # a model and its facts
+IN_THE_BOX = "files/lungs.h5"
 
 
 @dataclass(frozen=True)
 class Config:
     """What to predict, with what, and where to."""
 
-    model: str = "files/model.h5"  # written by train.py
+    model: str = ""  # model file, or several with commas or as files/lungs/fold*/model.h5; "" is files/model.h5
     input: str = ""  # a file or folder to segment; "" scores images that have masks
     output: str = ""  # where to write; "" is results, with --input results/masks
     data_dir: str = ""  # a data set to score whole; "" is the run's own split
     subset: str = "test"  # which part of the split: train, val or test
+    tile: bool = False  # keep the images' own resolution, window by window (for a model trained at that resolution)
+    uncertainty: bool = False  # also tell where several models, or mirroring, disagree
     batch_size: int = 8  # images at once
 
 
-def segment(model: keras.Model, facts: dict[str, Any], pictures: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Segment decoded images (H, W, C) of any sizes: for each, probabilities (H, W, K) float32 at its own size."""
+class Segmentation(NamedTuple):
+    """What is found in one image."""
+
+    probs: np.ndarray  # (H, W, K) float32, at the image's own size
+    uncertainty: np.ndarray | None  # (H, W) float32, standard deviation over the votes, if there are several
+    disagreement: float  # mean over the votes of 1 - Dice(vote, decision); NaN for a single vote
+
+
+def load_members(config: Config) -> list[Member]:
+    """Load the model, or the ensemble's members. Raises UserError if there is none or they do not go together."""
+    names = config.model
+    if not names:
+        names = "files/model.h5"
+        if config.input and not Path(names).exists() and Path(IN_THE_BOX).exists():
+            names = IN_THE_BOX
+            print(f"no {names} of your own yet: taking {IN_THE_BOX}, which knows lungs in chest X-rays (README)")
+    paths = [path for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]  # noqa: PTH207  (any pattern)
+    members = [utils.load_model(path) for path in paths]
+    for name in ("classes", "channels", "image_size"):
+        values = {json.dumps(facts[name]) for _, facts in members}
+        if len(values) > 1:
+            raise UserError(f"the models' {name} are {' and '.join(sorted(values))}; an ensemble needs the same")
+    if config.uncertainty and len(members) == 1 and mirrored_ids(members[0][1]["classes"]) is None:
+        raise UserError("--uncertainty needs several models, because a class with one side cannot be mirrored")
+    return members
+
+
+def infer(model: keras.Model, prepared: np.ndarray) -> np.ndarray:
+    """Run the network: prepared images (N, H, W, C) uint8 → probabilities (N, H, W, K) float32."""
+    return np.asarray(model.predict_on_batch(prepared.astype(np.float32) / 255), np.float32)
+
+
+def infer_tiled(model: keras.Model, prepared: np.ndarray, window: tuple[int, int], batch_size: int = 8) -> np.ndarray:
+    """Do as `infer` for images at least as large as `window` (H, W): overlapping windows, their middles count most.
+
+    Windows overlap by half; a Gaussian of an eighth of the window weighs them (nnU-Net, Isensee et al. 2021).
+    """
+    bell = [np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 8)) ** 2) for side in window]
+    weight = np.maximum(np.outer(*bell), 1e-4).astype(np.float32)[..., None]  # (h, w, 1); corners must count a little
+    starts = [
+        sorted({*range(0, whole - side, side // 2), whole - side})
+        for whole, side in zip(prepared.shape[1:3], window, strict=True)
+    ]
+    places = [(n, y, x) for n in range(len(prepared)) for y in starts[0] for x in starts[1]]
+    total, seen = 0.0, np.zeros((*prepared.shape[1:3], 1), np.float32)
+    for y, x in itertools.product(*starts):
+        seen[y : y + window[0], x : x + window[1]] += weight
+    for first in range(0, len(places), batch_size):
+        some = places[first : first + batch_size]
+        probs = infer(model, np.stack([prepared[n, y : y + window[0], x : x + window[1]] for n, y, x in some]))
+        if first == 0:
+            total = np.zeros((*prepared.shape[:3], probs.shape[-1]), np.float32)
+        for (n, y, x), prob in zip(some, probs, strict=True):
+            total[n, y : y + window[0], x : x + window[1]] += weight * prob
+    return total / seen
+
+
+def collect_votes(members: Sequence[Member], prepared: np.ndarray, config: Config) -> np.ndarray:
+    """Ask every model, and again in the mirror where it wants that: (V, N, H, W, K), V the number of votes."""
+    votes = []
+    for model, facts in members:
+        window = tuple(facts["image_size"])
+        run = partial(infer_tiled, window=window, batch_size=config.batch_size) if config.tile else infer
+        votes.append(run(model, prepared))
+        swapped = mirrored_ids(facts["classes"])
+        if swapped is not None and (facts.get("mirror") or (config.uncertainty and len(members) == 1)):
+            mirrored = run(model, np.ascontiguousarray(prepared[:, :, ::-1]))[:, :, ::-1]
+            votes.append(mirrored if len(swapped) == 2 else mirrored[..., swapped])
+    return np.stack(votes)
+
+
+def disagreement(votes: np.ndarray, threshold: float) -> float:
+    """Average 1 - Dice between each vote (V, H, W, K) and the decision of all; NaN for a single vote."""
+    if len(votes) == 1:
+        return float("nan")
+    decided = images.to_ids(votes.mean(0), threshold)
+    found = [images.to_ids(vote, threshold) for vote in votes]
+    sums = [int((ids > 0).sum() + (decided > 0).sum()) for ids in found]
+    hits = [int(((ids == decided) & (ids > 0)).sum()) for ids in found]
+    return float(np.mean([1 - 2 * hit / total if total else 0.0 for hit, total in zip(hits, sums, strict=True)]))
+
+
+def segment(
+    members: Sequence[Member],
+    pictures: Sequence[np.ndarray],
+    config: Config = Config(),
+) -> Iterator[Segmentation]:
+    """Segment decoded images (H, W, C) of any sizes, each at its own size."""
     if not pictures:
         return
-    prepared = [images.prepare(picture, tuple(facts["image_size"]), facts["channels"]) for picture in pictures]
-    probs = np.asarray(model.predict_on_batch(np.stack(prepared).astype(np.float32) / 255))
-    for prob, picture in zip(probs, pictures, strict=True):  # one by one: at their own size they may be large
-        yield images.restore(prob, picture.shape[:2])
+    facts = members[0][1]
+    window = tuple(facts["image_size"])
+    for group in [[picture] for picture in pictures] if config.tile else [pictures]:
+        size = tuple(np.maximum(window, group[0].shape[:2]).tolist()) if config.tile else window
+        prepared = np.stack([images.prepare(picture, size, facts["channels"]) for picture in group])
+        votes = collect_votes(members, prepared, config)
+        for i, picture in enumerate(group):  # one by one: at their own size they may be large
+            shape, spread = picture.shape[:2], None
+            if len(votes) > 1:
+                spread = images.restore(votes[:, i].std(0).max(-1, keepdims=True), shape)[..., 0]
+            probs = images.restore(votes[:, i].mean(0), shape)
+            yield Segmentation(probs, spread, disagreement(votes[:, i], facts["threshold"]))
+
+
+def decide(probs: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """Turn probabilities (H, W, K) into class ids (H, W), cleaned as the model file says."""
+    ids = images.to_ids(probs, facts["threshold"])
+    return images.clean(ids, facts["clean"]) if facts.get("clean") else ids
 
 
 def read_each(items: Sequence[T], read: Callable[[T], Any], count: int) -> Iterator[list[tuple[T, Any]]]:
@@ -73,56 +187,37 @@ def split_errors(chunk: list[tuple[T, Any]], problems: list[str]) -> list[tuple[
 
 
 def score_pairs(
-    model: keras.Model,
-    facts: dict[str, Any],
+    members: Sequence[Member],
     pairs: Sequence[data.Pair],
+    config: Config = Config(),
     panel_dir: str | Path | None = None,
-    batch_size: int = 8,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Segment each pair's image and compare with its mask at the image's own size.
 
     Returns a table (image and the columns of `metrics.score_classes`) and the problems, a line per unreadable pair;
     draws panels into `panel_dir` unless it is None.
     """
-    rows, problems = [], []
-    for chunk in read_each(pairs, lambda pair: data.read_pair(pair, facts["classes"]), batch_size):
+    rows, problems, facts = [], [], members[0][1]
+    for chunk in read_each(pairs, lambda pair: data.read_pair(pair, facts["classes"]), config.batch_size):
         good = split_errors(chunk, problems)
-        probs = segment(model, facts, [image for _, (image, _) in good])
-        for (pair, (image, truth)), prob in zip(good, probs, strict=True):
-            found = images.to_ids(prob, facts["threshold"])
+        results = segment(members, [image for _, (image, _) in good], config)
+        for (pair, (image, truth)), result in zip(good, results, strict=True):
+            found = decide(result.probs, facts)
             row = metrics.score_classes(truth, found, facts["classes"])
+            row |= {"disagreement": result.disagreement} if config.uncertainty else {}
             rows.append({"image": pair.image.as_posix(), **row})
             if panel_dir is not None:
-                title = f"prediction, Dice {row['dice']:.3f}"
-                draw_panel(Path(panel_dir) / f"{pair.stem}.png", image, {"ground truth": truth, title: found})
+                parts = {"ground truth": truth, f"prediction, Dice {row['dice']:.3f}": found}
+                spread = result.uncertainty if config.uncertainty else None
+                draw.draw_panel(Path(panel_dir) / f"{pair.stem}.png", image, parts, spread)
     return pd.DataFrame(rows, columns=None if rows else ["image"]), problems
 
 
-def draw_panel(path: Path, image: np.ndarray, masks: dict[str, np.ndarray]) -> None:
-    """Draw a decoded image and beside it, for each title, that mask's outline over it; write a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
-    from matplotlib.figure import Figure
-
-    height, width = image.shape[:2]
-    shrink = min(1, 640 / max(height, width))
-    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    picture = images.prepare(image, size, 3)
-    parts = {"input": picture}
-    for title, ids in masks.items():
-        small = images.prepare_mask(ids, size, int(ids.max()))
-        parts[title] = images.draw_contours(picture, small)
-    tall = min(12, max(1, 4 * size[0] / size[1]))  # inches
-    figure = Figure(figsize=(4 * len(parts), tall + 0.4), layout="constrained", dpi=100)
-    for axes, (title, part) in zip(figure.subplots(1, len(parts)), parts.items(), strict=True):
-        axes.imshow(part)
-        axes.set_title(title, fontsize=11)
-        axes.set_axis_off()
-    with images.atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
-
-
 def segment_files(
-    model: keras.Model, facts: dict[str, Any], source: str | Path, output: str | Path, batch_size: int = 8
+    members: Sequence[Member],
+    source: str | Path,
+    output: str | Path,
+    config: Config = Config(),
 ) -> list[str]:
     """Segment one file or a folder's images into `output`; return the problems, a line per file that was left out.
 
@@ -132,14 +227,16 @@ def segment_files(
     if Path(output).resolve() == folder.resolve():
         raise UserError(f"{output} holds the images; name another folder with --output, or masks would replace them")
     paths, problems = list_inputs(Path(source))
+    facts = members[0][1]
     scale = 255 if len(facts["classes"]) == 1 else 1
-    for chunk in read_each(paths, lambda path: data.read_named(path, images.read), batch_size):
+    for chunk in read_each(paths, lambda path: data.read_named(path, images.read), config.batch_size):
         good = split_errors(chunk, problems)
-        probs = segment(model, facts, [image for _, image in good])
-        for (path, image), prob in zip(good, probs, strict=True):
-            ids = images.to_ids(prob, facts["threshold"])
+        results = segment(members, [image for _, image in good], config)
+        for (path, image), result in zip(good, results, strict=True):
+            ids = decide(result.probs, facts)
             images.write(Path(output) / f"{path.stem}.png", scale * ids)
-            draw_panel(Path(output) / "panels" / f"{path.stem}.png", image, {"prediction": ids})
+            spread = result.uncertainty if config.uncertainty else None
+            draw.draw_panel(Path(output) / "panels" / f"{path.stem}.png", image, {"prediction": ids}, spread)
     return problems
 
 
@@ -162,7 +259,7 @@ def pairs_to_score(config: Config) -> tuple[list[data.Pair], list[str]]:
         return data.find_pairs(config.data_dir)
     if config.subset not in data.SUBSETS:
         raise UserError(f"subset is {config.subset!r}; expected one of {', '.join(data.SUBSETS)}")
-    path = Path(config.model).parent / "split.csv"
+    path = Path(config.model.split(",")[0] or "files/model.h5").parent / "split.csv"
     if not path.is_file():
         raise UserError(f"no {path} beside the model; name images with --input, or a data set with --data-dir")
     pairs, subsets = data.read_split(path)
@@ -182,20 +279,23 @@ def main(config: Config) -> None:
     """Score or segment, and say what was written. Raises UserError at the end if files were left out."""
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; expected at least 1")
-    model, facts = utils.load_model(config.model)
+    members = load_members(config)
     if config.input:
         output = Path(config.output or "results/masks")
-        problems = segment_files(model, facts, config.input, output, config.batch_size)
+        problems = segment_files(members, config.input, output, config)
         print(f"masks in {output}, panels in {output / 'panels'}")
     else:
         output = Path(config.output or "results")
         pairs, problems = pairs_to_score(config)
-        table, unreadable = score_pairs(model, facts, pairs, output, config.batch_size)
+        table, unreadable = score_pairs(members, pairs, config, output)
         problems += unreadable
         if len(table):
             with images.atomic(output / "metrics.csv") as temporary:
                 table.to_csv(temporary, index=False)
             print(format_summary(metrics.summarise(table)))
+            if config.uncertainty and len(table) > 2:
+                rank = stats.spearmanr(table.disagreement, 1 - table.dice).statistic
+                print(f"rank correlation of disagreement with 1 - Dice: {rank:.2f}")
             print(f"{len(table)} images; panels in {output}, a row per image in {output / 'metrics.csv'}")
     if problems:
         raise UserError(f"{len(problems)} file(s) left out:\n" + "\n".join(f"  {problem}" for problem in problems))

@@ -6,27 +6,25 @@ runs K folds into fold0 … and writes metrics.csv (a row per image) and summary
 """
 
 import dataclasses
-import itertools
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
+import augment
 import data
+import draw
 import images
 import metrics
 import phantom
 import predict
 import utils
 from images import UserError
-from model import build_unet
+from model import build_unet, freeze_encoder
+from recorder import Recorder, best_epoch, finished, read_history, set_aside
 
 
 @dataclass(frozen=True)
@@ -39,34 +37,45 @@ class Config:
     classes: str = "foreground"  # one name merges all masks; "left lung,right lung" keeps both; names of the ids 1..K
     channels: int = 1  # 1 grey, 3 colour
     image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit and padded
-    test_fraction: float = 0.2  # of the patients, as 1/2, 1/3, 1/4 …; index.csv may name the test set instead
-    val_fraction: float = 0.15  # of the patients that are not test, likewise
+    test_fraction: float = 0.2  # of the patients, as 1/2, 1/3, 1/4 …, 0 for none; index.csv may name the set instead
+    val_fraction: float = 0.15  # of the patients that are not test, likewise; 0 keeps the last epoch
+    labelled: int = 0  # train on so many images only, as if no more were labelled; 0 is all
+    split_seed: int = 0  # which images are train, val and test
     folds: int = 0  # cross-validation in so many folds; 0 is a single split
     fold: int = -1  # this fold alone, 0 .. folds - 1; -1 runs them all
     cache_dir: str = "files/cache"  # decoded images, reused by later runs; "" keeps none
 
     # Network
+    architecture: str = "unet"  # unet, residual, attention, unet++, unet3+, efficientnetv2b0, mobilenetv3, resnet50v2
+    encoder_weights: str = "none"  # of the last three: imagenet (downloaded once), a weights file, none
     filters: int = 8  # channels of the first level
-    depth: int = 4  # poolings
+    depth: int = 4  # halvings; the last three architectures have 5
+    normalisation: str = "batch"  # batch, group, instance, none
+    activation: str = "relu"  # relu, leaky_relu, silu …
+    deep_supervision: bool = False  # the loss sees the decoder's coarser levels too
+    init_weights: str = ""  # start from this model file's weights, as far as they fit; "" starts from random ones
+    frozen_epochs: int = 0  # epochs at the start in which the encoder's weights stay
 
     # Training
+    augmentation: str = "mild"  # none, mild, strong (for images from other hospitals)
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
     epochs: int = 50
     batch_size: int = 8  # images
     learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # AdamW's; 0 is off
+    ema: float = 0.0  # momentum of the weights' running average, which is validated and kept; 0 is off
     early_stop: int = 0  # epochs without a better validation Dice; 0 is off
     precision: str = "auto"  # float32, bfloat16, float16; auto is bfloat16 where the hardware has it
-    seed: int = 0  # split, weights, order, augmentation
+    seed: int = 0  # weights, order, augmentation
+
+    # Prediction, noted in the model file
+    mirror: bool = False  # average with the prediction of the mirrored image
+    clean: bool = True  # drop small parts and fill holes, where that does not lower the validation Dice
 
     # Output
     out_dir: str = "files"  # the run folder
     tensorboard: bool = False  # also write OUT_DIR/tensorboard (needs `pip install tensorboard`)
-
-
-RUN_FILES = ("state.weights.h5", "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
-NO_EFFECT = ("out_dir", "cache_dir", "tensorboard")  # a run goes on although these changed
 
 
 def check_config(config: Config) -> None:
@@ -74,12 +83,16 @@ def check_config(config: Config) -> None:
     rules = [
         ("phantoms", config.phantoms >= 10, "at least 10"),
         ("channels", config.channels in (1, 3), "1 or 3"),
-        ("test_fraction", 0 < config.test_fraction <= 0.5, "above 0, at most 0.5"),
-        ("val_fraction", 0 < config.val_fraction <= 0.5, "above 0, at most 0.5"),
+        ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),
+        ("val_fraction", 0 <= config.val_fraction <= 0.5, "0 to 0.5"),
+        ("labelled", config.labelled >= 0, "at least 0"),
         ("folds", config.folds == 0 or config.folds >= 2, "0 or at least 2"),
         ("fold", config.fold in range(-1, max(config.folds, 0)), f"-1 or a fold of --folds {config.folds}"),
         ("filters", config.filters >= 1, "at least 1"),
         ("depth", config.depth >= 1, "at least 1"),
+        ("frozen_epochs", 0 <= config.frozen_epochs < config.epochs, "at least 0, fewer than epochs"),
+        ("augmentation", config.augmentation in augment.STRENGTHS, " or ".join(augment.STRENGTHS)),
+        ("ema", 0 <= config.ema < 1, "at least 0, below 1"),
         ("loss", config.loss in metrics.LOSSES, " or ".join(metrics.LOSSES)),
         ("epochs", config.epochs >= 1, "at least 1"),
         ("batch_size", config.batch_size >= 1, "at least 1"),
@@ -87,6 +100,8 @@ def check_config(config: Config) -> None:
         ("warmup", 0 <= config.warmup < 1, "at least 0, below 1"),
         ("weight_decay", config.weight_decay >= 0, "at least 0"),
         ("early_stop", config.early_stop >= 0, "at least 0"),
+        ("early_stop", config.early_stop == 0 or config.val_fraction > 0, "0 where val_fraction is 0"),
+        ("split_seed", 0 <= config.split_seed < 2**32, "0 to 4294967295"),
         ("seed", 0 <= config.seed < 2**32, "0 to 4294967295"),
     ]
     for name, fine, expected in rules:
@@ -94,135 +109,29 @@ def check_config(config: Config) -> None:
             raise UserError(f"{name} is {getattr(config, name)!r}; expected {expected}")
 
 
-# ------------------------------------------------------------------------------------------------- state of the run
-
-
-def comparable(config: Config) -> dict[str, Any]:
-    """Keep the fields on which the result depends."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_EFFECT}
-
-
-def read_history(folder: Path, config: Config) -> list[dict[str, float]]:
-    """Read the finished epochs of the run in `folder`; none if it is not there or its config was another."""
-    path = folder / "state.weights.h5"
-    if not path.is_file():
-        return []
-    try:
-        with h5py.File(path) as file:
-            progress = json.loads(file.attrs["progress"])
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
-    changed = [name for name, value in comparable(config).items() if progress["config"].get(name) != value]
-    if changed:
-        print(f"{folder}: {', '.join(changed)} changed, so training starts anew")
-    return [] if changed else progress["history"]
-
-
-def set_aside(folder: Path) -> None:
-    """Move an earlier run's files to `folder`/previous1 (2, 3 …), so that starting anew loses no trained model."""
-    if not (folder / "model.h5").is_file():
-        return
-    number = next(i for i in itertools.count(1) if not (folder / f"previous{i}").exists())
-    previous = folder / f"previous{number}"
-    previous.mkdir()
-    print(f"{folder}: the earlier run's files are kept in {previous}")
-    for name in RUN_FILES:
-        if (folder / name).is_file():
-            (folder / name).replace(previous / name)
-
-
-class Recorder(keras.callbacks.Callback):
-    """After each epoch write the state, the best model and the log; show progress; stop on NaN or no gain."""
-
-    def __init__(self, config: Config, folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
-        super().__init__()
-        self.config, self.folder, self.history, self.facts = config, folder, history, facts
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        steps = self.params["steps"]
-        total, done = steps * self.config.epochs, steps * len(self.history)
-        self.bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=None)
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if not np.isfinite(logs["loss"]):
-            lower = self.config.learning_rate / 4
-            raise UserError(
-                f"the loss became {logs['loss']} in epoch {len(self.history) + 1}, step {batch + 1}; try "
-                f"--learning-rate {lower:.2g} or --precision float32. Earlier epochs' best model is kept."
-            )
-        self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
-        self.bar.update()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        seconds = time.perf_counter() - self.start
-        logs = {name: float(value) for name, value in logs.items()}
-        self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
-        self.save()
-        epochs = self.config.epochs
-        tqdm.write(
-            f"epoch {epoch + 1:3}/{epochs}  loss {logs['loss']:.4f}  val_loss {logs['val_loss']:.4f}  "
-            f"val_dice {logs['val_dice']:.4f}{' best' if self.best_epoch() == epoch + 1 else ''}  {seconds:.1f} s"
-        )
-        self.model.stop_training = finished(self.history, self.config)
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        self.bar.close()
-
-    def best_epoch(self) -> int:
-        """Number of the epoch with the highest validation Dice, from 1."""
-        return max(self.history, key=lambda row: row["val_dice"])["epoch"]
-
-    def save(self) -> None:
-        """Write the state first: what follows is made from it again, should the run be killed in between."""
-        with images.atomic(self.folder / "state.weights.h5") as temporary:
-            self.model.save_weights(temporary)
-            with h5py.File(temporary, "r+") as file:
-                file.attrs["progress"] = json.dumps({"config": comparable(self.config), "history": self.history})
-        self.save_results()
-
-    def save_results(self) -> None:
-        """Write what follows from the state: model.h5 if the last epoch is the best, and log.csv."""
-        last = self.history[-1]
-        if self.best_epoch() == last["epoch"]:
-            facts = self.facts | {"epoch": last["epoch"], "val_dice": last["val_dice"]}
-            utils.save_model(self.model, self.folder / "model.h5", facts)
-        with images.atomic(self.folder / "log.csv") as temporary:
-            pd.DataFrame(self.history).to_csv(temporary, index=False)
-
-
-def finished(history: list[dict[str, float]], config: Config) -> bool:
-    """Tell whether all epochs are done, or `early_stop` of them brought nothing better."""
-    scores = [row["val_dice"] for row in history]
-    waited = len(scores) - 1 - int(np.argmax(scores)) if scores else 0
-    return len(scores) >= config.epochs or 0 < config.early_stop <= waited
-
-
-def draw_curves(log: pd.DataFrame, path: Path) -> None:
-    """Draw loss and Dice over the epochs, training and validation."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):
-        axes.plot(log.epoch, log[name], label="training (augmented)")
-        axes.plot(log.epoch, log[f"val_{name}"], label="validation")
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    with images.atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
-
-
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-def compiled_unet(config: Config, names: list[str], steps: int) -> keras.Model:
-    """Build the network and its optimiser, whose learning rate warms up and falls over `steps` steps."""
-    shape = (config.image_size, config.image_size, config.channels)
-    model = build_unet(shape, data.channels_of(names), config.filters, config.depth)
+def make_network(config: Config, names: list[str]) -> keras.Model:
+    """Build the network that `config` describes, with the weights that it names to start from."""
+    model = build_unet(
+        (config.image_size, config.image_size, config.channels),
+        data.channels_of(names),
+        config.filters,
+        config.depth,
+        architecture=config.architecture,
+        normalisation=config.normalisation,
+        activation=config.activation,
+        encoder_weights=config.encoder_weights,
+        deep_supervision=config.deep_supervision,
+    )
+    if config.init_weights:
+        utils.copy_weights(config.init_weights, model)
+    return model
+
+
+def compile_network(model: keras.Model, config: Config, steps: int) -> None:
+    """Give the network its optimiser, whose learning rate warms up and falls over `steps` steps, loss and metrics."""
     warmup = int(config.warmup * steps)
     rate = keras.optimizers.schedules.CosineDecay(
         config.learning_rate if warmup == 0 else 0.0,
@@ -230,13 +139,17 @@ def compiled_unet(config: Config, names: list[str], steps: int) -> keras.Model:
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
+    average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
+    weights = [2.0**-level for level in range(len(model.outputs))]  # of the decoder's levels: 1, 1/2, 1/4
+    watched = [metrics.dice, metrics.iou, metrics.precision, metrics.recall]
     model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
-        metrics.LOSSES[config.loss],
-        metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
+        keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **average),
+        [metrics.at_level(metrics.LOSSES[config.loss], level) for level in range(len(weights))],
+        loss_weights=[weight / sum(weights) for weight in weights],
+        metrics=[watched, *[[] for _ in weights[1:]]],
         jit_compile=utils.jit_compile(),
     )
-    return model
+    model.optimizer.build(model.trainable_variables)
 
 
 def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed: bool) -> np.ndarray:
@@ -247,7 +160,8 @@ def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed
     path = folder / "split.csv"
     if not resumed:
         fold = max(config.fold, 0)
-        subsets = data.split(pairs, config.val_fraction, config.test_fraction, config.seed, config.folds, fold)
+        fractions = config.val_fraction, config.test_fraction
+        subsets = data.split(pairs, *fractions, config.split_seed, config.folds, fold, config.labelled)
         set_aside(folder)
         data.write_split(path, pairs, subsets)
         return np.array(subsets)
@@ -272,42 +186,80 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         return pd.DataFrame(history)
     for leftover in folder.glob(".[0-9]*.h5"):  # half-written when a run was killed
         leftover.unlink()
-    compiled_unet(config, names, 1)  # a network that cannot be built is told before the data are read
+    model = make_network(config, names)  # first: a network that cannot be built is told before the data are read
     pairs, dataset = data.load_checked(data_dir, names, size, config.channels, config.cache_dir)
     subsets = assign_subsets(config, folder, pairs, bool(history))
     with images.atomic(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2))
 
     rows = {subset: np.flatnonzero(subsets == subset) for subset in data.SUBSETS}
-    batches = data.Batches(dataset, rows["train"], names, config.batch_size, train=True, seed=config.seed)
-    validation = data.Batches(dataset, rows["val"], names, config.batch_size, train=False)
     counts = ", ".join(f"{len(indices)} {subset}" for subset, indices in rows.items())
     print(f"{data_dir}: {counts}; {precision} on {utils.device_name()}; epoch {len(history) + 1} of {config.epochs}")
-    model = compiled_unet(config, names, len(batches) * config.epochs)
-    recorder = Recorder(config, folder, history, utils.make_facts(names, size, config.channels))
-    recorder.set_model(model)
-    if history:
-        batches.epoch = len(history)
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(folder / "state.weights.h5")
-        recorder.save_results()
-    callbacks = [recorder, *([tensorboard(folder)] if config.tensorboard else [])]
-    if not finished(history, config):
-        model.fit(
-            batches,
-            validation_data=validation,
-            initial_epoch=len(history),
-            epochs=config.epochs,
-            callbacks=callbacks,
-            shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
-            verbose=0,
-        )
+    recorder = Recorder(config, folder, history, utils.make_facts(names, size, config.channels, mirror=config.mirror))
+    fit(model, config, recorder, dataset, rows)
+    if config.clean:
+        choose_cleaning(folder / "model.h5", dataset, rows["train"], rows["val"])
     log = pd.DataFrame(history)
-    draw_curves(log, folder / "curves.png")
-    best = recorder.best_epoch()
-    trained = f"{log.seconds.sum():.0f} s"
-    print(f"best epoch {best}, validation Dice {log.val_dice.max():.4f}, trained {trained}: {folder / 'model.h5'}")
+    draw.draw_curves(log, folder / "curves.png")
+    best = best_epoch(history)
+    score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""
+    print(f"best epoch {best}{score}, trained {log.seconds.sum():.0f} s: {folder / 'model.h5'}")
     return log
+
+
+def fit(
+    model: keras.Model, config: Config, recorder: Recorder, dataset: data.Dataset, rows: dict[str, np.ndarray]
+) -> None:
+    """Train from where the recorder's history ends: first with a frozen encoder, if so configured, then all of it."""
+    names, history, state = recorder.facts["classes"], recorder.history, recorder.folder / "state.weights.h5"
+    outputs = len(model.outputs)
+    batches = data.Batches(
+        dataset, rows["train"], names, config.batch_size, config.augmentation, seed=config.seed, outputs=outputs
+    )
+    validation = (
+        data.Batches(dataset, rows["val"], names, config.batch_size, outputs=outputs) if len(rows["val"]) else None
+    )
+    batches.epoch = len(history)
+    if history:
+        model.load_weights(state)
+    for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
+        if start == end or (end <= len(history) and end < config.epochs):
+            continue
+        freeze_encoder(model, frozen=end < config.epochs)
+        compile_network(model, config, len(batches) * (end - start))
+        recorder.set_model(model)
+        if len(history) > start:  # in the middle of this phase: its optimiser too
+            model.load_weights(state)
+            recorder.save_results()
+        if not finished(history, config):
+            model.fit(
+                batches,
+                validation_data=validation,
+                initial_epoch=len(history),
+                epochs=end,
+                callbacks=[recorder, *([tensorboard(recorder.folder)] if config.tensorboard else [])],
+                shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
+                verbose=0,
+            )
+
+
+def choose_cleaning(path: Path, dataset: data.Dataset, train: np.ndarray, val: np.ndarray) -> None:
+    """Note in the model file how masks are cleaned, unless that lowers the mean Dice of the validation images.
+
+    What is kept follows from the training masks: as many parts of a class as 95 % of them have, and no holes. Without
+    validation images the training images decide.
+    """
+    model, facts = utils.load_model(path)
+    parts = [images.usual_parts(dataset.ids[train] == i) for i in range(1, len(facts["classes"]) + 1)]
+    scores = {"as they are": [], "cleaned": []}
+    for i in val if len(val) else train:
+        probs = np.asarray(model.predict_on_batch(dataset.images[i : i + 1].astype(np.float32) / 255))[0]
+        ids = images.to_ids(probs, facts["threshold"])
+        for name, found in zip(scores, (ids, images.clean(ids, parts)), strict=True):
+            scores[name].append(metrics.score_classes(dataset.ids[i], found, facts["classes"])["dice"])
+    before, after = (float(np.mean(values)) for values in scores.values())
+    if after >= before:
+        utils.write_facts(path, facts | {"clean": parts})
 
 
 def tensorboard(folder: Path) -> keras.callbacks.Callback:
@@ -321,9 +273,9 @@ def tensorboard(folder: Path) -> keras.callbacks.Callback:
 
 def score_fold(folder: Path) -> pd.DataFrame:
     """Score a fold's test images with its best model, write its metrics.csv, return the table."""
-    model, facts = utils.load_model(folder / "model.h5")
-    pairs, _ = predict.pairs_to_score(predict.Config(model=str(folder / "model.h5")))
-    table, problems = predict.score_pairs(model, facts, pairs)
+    config = predict.Config(model=str(folder / "model.h5"))
+    pairs, _ = predict.pairs_to_score(config)
+    table, problems = predict.score_pairs(predict.load_members(config), pairs)
     if problems:
         raise UserError("\n".join(problems))
     with images.atomic(folder / "metrics.csv") as temporary:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,36 @@ def save_model(model: keras.Model, path: str | Path, facts: dict[str, Any]) -> N
                 config = config.replace(policy, "float32")
             file.attrs["model_config"] = config
             file.attrs["facts"] = json.dumps(facts)
+
+
+def write_facts(path: str | Path, facts: dict[str, Any]) -> None:
+    """Replace the facts of a model file."""
+    with images.atomic(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with h5py.File(temporary, "r+") as file:
+            file.attrs["facts"] = json.dumps(facts)
+
+
+def copy_weights(path: str | Path, model: keras.Model) -> None:
+    """Copy the weights of a model file into `model`, layer by layer, as far as names and shapes are the same; say so.
+
+    Raises UserError if nothing fits.
+    """
+    source = {layer.name: layer for layer in load_model(path)[0].layers}
+    copied, other = [], []
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        known = source[layer.name].get_weights() if layer.name in source else []
+        fits = [weight.shape for weight in known] == [tuple(weight.shape) for weight in layer.weights]
+        if fits:
+            layer.set_weights(known)
+        (copied if fits else other).append(layer.name)
+    if not copied:
+        raise UserError(
+            f"{path}: none of its weights fit {model.name}; give the architecture and filters it was made with"
+        )
+    print(f"{path}: weights of {len(copied)} layers taken over" + (f", anew: {', '.join(other)}" if other else ""))
 
 
 def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import augment
 import data
 import images
 from images import UserError
@@ -327,7 +328,7 @@ def test_image_and_mask_are_augmented_alike():
     y, x = np.mgrid[:64, :64]
     disc = ((y - 40) ** 2 + (x - 24) ** 2 < 14**2).astype(np.uint8)
     dataset = make_dataset([30 + 180 * disc[..., None]] * 24, [disc] * 24)
-    batch = data.Batches(dataset, np.arange(24), ["disc"], 24, train=True, seed=0)
+    batch = data.Batches(dataset, np.arange(24), ["disc"], 24, "mild", seed=0)
     pictures, masks = batch[0]
     assert pictures.dtype == masks.dtype == np.float32 and pictures.shape == masks.shape == (24, 64, 64, 1)
     assert set(np.unique(masks)) == {0, 1} and 0 <= pictures.min() <= pictures.max() <= 1
@@ -346,7 +347,7 @@ def test_a_mirrored_left_lung_becomes_a_right_one():
     ids = np.zeros((32, 32), np.uint8)
     ids[:, 4:14], ids[:, 18:28] = 2, 1  # the patient's right lung on the image's left
     batch = data.Batches(
-        make_dataset([picture] * 40, [ids] * 40), np.arange(40), ["left lung", "right lung"], 40, train=True
+        make_dataset([picture] * 40, [ids] * 40), np.arange(40), ["left lung", "right lung"], 40, "mild"
     )
     pictures, masks = batch[0]
     columns = np.arange(32)
@@ -359,16 +360,16 @@ def test_a_mirrored_left_lung_becomes_a_right_one():
 
 
 def test_what_a_mirror_makes_of_class_names():
-    assert data.mirrored_ids(["lung"]).tolist() == [0, 1]
-    assert data.mirrored_ids(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
-    assert data.mirrored_ids(["left lung", "heart"]) is None
-    assert data.mirrored_ids(["bright spot"]).tolist() == [0, 1]
+    assert augment.mirrored_ids(["lung"]).tolist() == [0, 1]
+    assert augment.mirrored_ids(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
+    assert augment.mirrored_ids(["left lung", "heart"]) is None
+    assert augment.mirrored_ids(["bright spot"]).tolist() == [0, 1]
 
 
 def test_batches_follow_from_seed_and_epoch_alone():
     rng = np.random.default_rng(0)
     dataset = make_dataset(rng.integers(0, 256, (10, 32, 32, 1)), rng.integers(0, 2, (10, 32, 32)))
-    one, two = (data.Batches(dataset, np.arange(10), ["x"], 4, train=True, seed=5) for _ in range(2))
+    one, two = (data.Batches(dataset, np.arange(10), ["x"], 4, "mild", seed=5) for _ in range(2))
     assert len(one) == 3 and len(one[2][0]) == 2
     np.testing.assert_array_equal(two[1][0], one[1][0])
     first = one[0][0]
@@ -381,7 +382,7 @@ def test_batches_follow_from_seed_and_epoch_alone():
 def test_validation_is_neither_shuffled_nor_augmented():
     rng = np.random.default_rng(0)
     dataset = make_dataset(rng.integers(0, 256, (5, 32, 32, 1)), rng.integers(0, 3, (5, 32, 32)))
-    pictures, masks = data.Batches(dataset, np.array([4, 2]), ["a", "b"], 4, train=False)[0]
+    pictures, masks = data.Batches(dataset, np.array([4, 2]), ["a", "b"], 4)[0]
     np.testing.assert_allclose(pictures, dataset.images[[4, 2]] / 255, rtol=1e-6)
     assert masks.shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(masks.argmax(-1), dataset.ids[[4, 2]])

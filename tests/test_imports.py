@@ -10,12 +10,15 @@ from conftest import ROOT
 MAY_IMPORT = {
     "images": set(),
     "phantom": {"images"},
-    "data": {"images", "phantom"},
-    "model": {"images"},
-    "metrics": set(),
+    "augment": set(),
+    "data": {"augment", "images", "phantom"},
+    "model": {"draw", "images"},
+    "metrics": {"images"},
     "utils": {"images"},
-    "predict": {"images", "data", "metrics", "utils"},
-    "train": {"images", "data", "metrics", "model", "phantom", "predict", "utils"},
+    "draw": {"images"},
+    "predict": {"augment", "data", "draw", "images", "metrics", "utils"},
+    "recorder": {"images", "utils"},
+    "train": {"augment", "data", "draw", "images", "metrics", "model", "phantom", "predict", "recorder", "utils"},
 }
 
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from model import build_unet, draw, feature_maps, skip_connections
+from draw import draw_network, feature_maps, skip_connections
+from model import build_unet
 
 
 def test_the_papers_size_has_the_papers_parameters():
@@ -50,7 +51,7 @@ def test_the_picture_is_drawn_from_the_built_graph(tmp_path):
     model = build_unet((32, 32, 1), filters=2, depth=3)
     assert skip_connections(model) == [(f"encoder{i}_relu2", f"decoder{i}_skip") for i in (2, 1, 0)]
     assert len(feature_maps(model)) == 1 + 2 * 3 + 2 + 3 * 3 + 1
-    draw(model, tmp_path / "deep" / "u.png")
+    draw_network(model, tmp_path / "deep" / "u.png")
     assert (tmp_path / "deep" / "u.png").stat().st_size > 10_000
 
 

@@ -5,6 +5,7 @@ import pytest
 from test_data import damage
 
 import data
+import draw
 import images
 import metrics
 import predict
@@ -49,11 +50,11 @@ def test_the_test_subset_is_scored_and_drawn(run, tmp_path, script):
 
 def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
     """metrics.csv says what an independent reader of the written masks finds."""
-    model, facts = utils.load_model(run / "model.h5")
+    members = [utils.load_model(run / "model.h5")]
     pairs, _ = data.find_pairs(phantoms)
-    table, problems = predict.score_pairs(model, facts, pairs[:5])
+    table, problems = predict.score_pairs(members, pairs[:5])
     assert problems == [] and table.dice.mean() > 0.5
-    predict.segment_files(model, facts, phantoms / "CXR_png", tmp_path)
+    predict.segment_files(members, phantoms / "CXR_png", tmp_path)
     for pair, row in zip(pairs[:5], table.itertuples(), strict=True):
         truth = sum(cv2.imread(str(path), 0).astype(int) for path in pair.masks) > 0
         found = cv2.imread(str(tmp_path / f"{pair.stem}.png"), cv2.IMREAD_UNCHANGED)
@@ -64,24 +65,24 @@ def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 301), (333, 100), (1000, 900)])
 def test_masks_have_the_images_own_size(run, tmp_path, size):
-    model, facts = utils.load_model(run / "model.h5")
+    members = [utils.load_model(run / "model.h5")]
     images.write(tmp_path / "in" / "x.jpg", np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
-    assert predict.segment_files(model, facts, tmp_path / "in" / "x.jpg", tmp_path / "out") == []
+    assert predict.segment_files(members, tmp_path / "in" / "x.jpg", tmp_path / "out") == []
     assert images.read(tmp_path / "out" / "x.png").shape == (*size, 1)
     assert (tmp_path / "out" / "panels" / "x.png").is_file()
 
 
 def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     """Prediction undoes its own geometry: the mask of an enlarged image is the enlarged mask, nearly."""
-    model, facts = utils.load_model(run / "model.h5")
+    members = [utils.load_model(run / "model.h5")]
     image = images.read(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
     large = images.resize(image, (512, 512))
-    small_ids, large_ids = (images.to_ids(prob, 0.5) for prob in predict.segment(model, facts, [image, large]))
+    small_ids, large_ids = (images.to_ids(result.probs, 0.5) for result in predict.segment(members, [image, large]))
     assert small_ids.any()
     enlarged = images.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
-    assert next(predict.segment(model, facts, [padded])).shape == (256, 384, 1)
+    assert next(predict.segment(members, [padded])).probs.shape == (256, 384, 1)
 
 
 def test_bad_files_are_named_and_the_others_done(run, discs, tmp_path, script):
@@ -117,11 +118,11 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
         out_dir=str(tmp_path),
     )
     train.train(config)
-    model, facts = utils.load_model(tmp_path / "model.h5")
-    table, _ = predict.score_pairs(model, facts, data.find_pairs(phantoms)[0], tmp_path / "panels")
+    members = [utils.load_model(tmp_path / "model.h5")]
+    table, _ = predict.score_pairs(members, data.find_pairs(phantoms)[0], panel_dir=tmp_path / "panels")
     assert {"dice: left lung", "hd95: right lung"} <= set(table)
     np.testing.assert_allclose(table.dice, (table["dice: left lung"] + table["dice: right lung"]) / 2)
-    predict.segment_files(model, facts, phantoms / "CXR_png", tmp_path / "out")
+    predict.segment_files(members, phantoms / "CXR_png", tmp_path / "out")
     ids = images.read(tmp_path / "out" / "phantom_0000.png")
     assert set(np.unique(ids)) <= {0, 1, 2}
 
@@ -158,7 +159,7 @@ def test_an_output_that_is_a_file_is_told_in_a_line(run, discs, tmp_path, script
 
 def test_a_long_thin_image_gets_a_panel_of_bearable_size(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4000, 16, 1), dtype=np.uint8)
-    predict.draw_panel(tmp_path / "a.png", image, {"prediction": np.zeros((4000, 16), np.uint8)})
+    draw.draw_panel(tmp_path / "a.png", image, {"prediction": np.zeros((4000, 16), np.uint8)})
     assert max(images.read(tmp_path / "a.png").shape) < 2000
 
 
@@ -171,5 +172,5 @@ def test_a_model_without_its_split(run, tmp_path):
 def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
     pairs, _ = data.find_pairs(phantoms)
     missing = data.Pair(tmp_path / "gone.png", pairs[0].masks)
-    table, problems = predict.score_pairs(*utils.load_model(run / "model.h5"), [pairs[0], missing, pairs[1]])
+    table, problems = predict.score_pairs([utils.load_model(run / "model.h5")], [pairs[0], missing, pairs[1]])
     assert len(table) == 2 and len(problems) == 1 and "gone.png: cannot be opened" in problems[0]

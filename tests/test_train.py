@@ -80,7 +80,7 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     pairs, subsets = data.read_split(tmp_path / "run" / "split.csv")
     dataset, _ = data.load(pairs, ["foreground"], (32, 32), 1)
     rows = np.flatnonzero(np.array(subsets) == "val")
-    x, y = data.Batches(dataset, rows, ["foreground"], 4, train=False)[0]
+    x, y = data.Batches(dataset, rows, ["foreground"], 4)[0]
     dice = float(np.mean(train.metrics.dice(y, model(x))))
     assert dice == pytest.approx(log.val_dice.max(), abs=1e-4) == pytest.approx(facts["val_dice"], abs=1e-4)
 
@@ -256,7 +256,11 @@ def test_nan_stops_with_advice(small, monkeypatch):
         ({"folds": 1}, "folds is 1; expected 0 or at least 2"),
         ({"fold": 5, "folds": 5}, "fold is 5; expected -1 or a fold of --folds 5"),
         ({"channels": 2}, "channels is 2; expected 1 or 3"),
-        ({"test_fraction": 0.0}, "test_fraction is 0.0; expected above 0"),
+        ({"test_fraction": 0.6}, "test_fraction is 0.6; expected 0 to 0.5"),
+        ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
+        ({"augmentation": "wild"}, "augmentation is 'wild'; expected none or mild or strong"),
+        ({"frozen_epochs": 3}, "frozen_epochs is 3; expected at least 0, fewer than epochs"),
+        ({"val_fraction": 0.0, "early_stop": 2}, "early_stop is 2; expected 0 where val_fraction is 0"),
         ({"data_dir": "/nowhere"}, "/nowhere is not a folder"),
         ({"classes": "a,a"}, "expected 1 to 255 different names"),
         ({"precision": "int8"}, "precision is 'int8'"),

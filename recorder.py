@@ -1,0 +1,162 @@
+"""Record a run: after each epoch its state, its best model and its log, so that a stopped run goes on where it was.
+
+`config` is `train.Config` throughout.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import images
+import utils
+from images import UserError
+
+RUN_FILES = ("state.weights.h5", "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
+NO_EFFECT = ("out_dir", "cache_dir", "tensorboard")  # a run goes on although these changed
+
+
+def comparable(config: Any) -> dict[str, Any]:
+    """Keep the fields on which the result depends."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_EFFECT}
+
+
+def read_history(folder: Path, config: Any) -> list[dict[str, float]]:
+    """Read the finished epochs of the run in `folder`; none if it is not there or its config was another."""
+    path = folder / "state.weights.h5"
+    if not path.is_file():
+        return []
+    try:
+        with h5py.File(path) as file:
+            progress = json.loads(file.attrs["progress"])
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
+    changed = [name for name, value in comparable(config).items() if progress["config"].get(name) != value]
+    if changed:
+        print(f"{folder}: {', '.join(changed)} changed, so training starts anew")
+    return [] if changed else progress["history"]
+
+
+def set_aside(folder: Path) -> None:
+    """Move an earlier run's files to `folder`/previous1 (2, 3 …), so that starting anew loses no trained model."""
+    if not (folder / "model.h5").is_file():
+        return
+    number = next(i for i in itertools.count(1) if not (folder / f"previous{i}").exists())
+    previous = folder / f"previous{number}"
+    previous.mkdir()
+    print(f"{folder}: the earlier run's files are kept in {previous}")
+    for name in RUN_FILES:
+        if (folder / name).is_file():
+            (folder / name).replace(previous / name)
+
+
+class Recorder(keras.callbacks.Callback):
+    """After each epoch write the state, the best model and the log; show progress; stop on NaN or no gain."""
+
+    def __init__(self, config: Any, folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.folder, self.history, self.facts = config, folder, history, facts
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        steps = self.params["steps"]
+        total, done = steps * self.config.epochs, steps * len(self.history)
+        self.bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=None)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if not np.isfinite(logs["loss"]):
+            lower = self.config.learning_rate / 4
+            raise UserError(
+                f"the loss became {logs['loss']} in epoch {len(self.history) + 1}, step {batch + 1}; try "
+                f"--learning-rate {lower:.2g} or --precision float32. Earlier epochs' best model is kept."
+            )
+        self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+        self.bar.update()
+
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        self.swap = averaged_weights(self.model)
+        self.swap.__enter__()
+
+    def on_test_end(self, logs: dict[str, float] | None = None) -> None:
+        self.swap.__exit__(None, None, None)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        seconds = time.perf_counter() - self.start
+        logs = main_output(logs)
+        self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
+        self.save()
+        epochs = self.config.epochs
+        scores = [f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in logs]
+        best = " best" if best_epoch(self.history) == epoch + 1 else ""
+        tqdm.write(f"epoch {epoch + 1:3}/{epochs}  {'  '.join(scores)}{best}  {seconds:.1f} s")
+        self.model.stop_training = finished(self.history, self.config)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self.bar.close()
+
+    def save(self) -> None:
+        """Write the state first: what follows is made from it again, should the run be killed in between."""
+        with images.atomic(self.folder / "state.weights.h5") as temporary:
+            self.model.save_weights(temporary)
+            with h5py.File(temporary, "r+") as file:
+                file.attrs["progress"] = json.dumps({"config": comparable(self.config), "history": self.history})
+        self.save_results()
+
+    def save_results(self) -> None:
+        """Write what follows from the state: model.h5 if the last epoch is the best, and log.csv."""
+        last = self.history[-1]
+        if best_epoch(self.history) == last["epoch"]:
+            facts = self.facts | {"epoch": last["epoch"], "val_dice": last.get("val_dice")}
+            with averaged_weights(self.model):
+                network = keras.Model(self.model.inputs, self.model.outputs[0], name=self.model.name)
+                utils.save_model(network, self.folder / "model.h5", facts)
+        with images.atomic(self.folder / "log.csv") as temporary:
+            pd.DataFrame(self.history).to_csv(temporary, index=False)
+
+
+@contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Put the optimiser's running average of the weights, if it keeps one, in their place for a while."""
+    if not model.optimizer.use_ema or not model.optimizer.built:
+        yield
+        return
+    weights = model.get_weights()
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        model.set_weights(weights)
+
+
+def main_output(logs: dict[str, float]) -> dict[str, float]:
+    """Name the metrics of a network with deep supervision as if its finest output were the only one."""
+    return {
+        name.replace("probabilities_", ""): float(value)
+        for name, value in logs.items()
+        if not re.search(r"probabilities\d*_loss", name)
+    }
+
+
+def best_epoch(history: list[dict[str, float]]) -> int:
+    """Number of the epoch with the highest validation Dice, from 1; without validation images the last epoch's."""
+    return max(history, key=lambda row: row.get("val_dice", row["epoch"]))["epoch"]
+
+
+def finished(history: list[dict[str, float]], config: Any) -> bool:
+    """Tell whether all epochs are done, or `early_stop` of them brought nothing better."""
+    scores = [row.get("val_dice", 0.0) for row in history]
+    waited = len(scores) - 1 - int(np.argmax(scores)) if scores else 0
+    return len(scores) >= config.epochs or 0 < config.early_stop <= waited
