@@ -457,6 +457,7 @@ class Batches(keras.utils.PyDataset):
     """Batches for `fit`: images (N, H, W, C) float32 in [0, 1], masks (N, H, W, K) float32 in {0, 1}.
 
     strength: of the augmentation, see `augment.augmentation`; "" keeps images and order as they are, for validation.
+    at_least: so many images make an epoch, shown again where there are fewer.
     outputs: how many outputs the network has (deep supervision); each gets the masks.
 
     Order and augmentation follow from (seed, epoch, batch) alone: the same in every run and after a resume, whichever
@@ -473,16 +474,21 @@ class Batches(keras.utils.PyDataset):
         *,
         seed: int = 0,
         outputs: int = 1,
+        at_least: int = 0,
     ) -> None:
         super().__init__(workers=2, max_queue_size=8)
         self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
         self.strength, self.seed, self.outputs, self.epoch = strength, seed, outputs, 0
+        self.count = max(len(rows), at_least)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return -(-self.count // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows) if self.strength else self.rows
+        order = self.rows
+        if self.strength:
+            rng, repeats = np.random.default_rng((self.seed, self.epoch)), -(-self.count // len(order))
+            order = np.concatenate([rng.permutation(order) for _ in range(repeats)])[: self.count]
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         pictures, ids = self.dataset.images[rows], self.dataset.ids[rows]
         if self.strength:

@@ -201,21 +201,30 @@ def compare(one: Path, other: Path, /) -> pd.DataFrame:
     Prints and returns a row per metric. Raises UserError unless both hold the same images.
     """
     tables = [_read_metrics(path) for path in (one, other)]
-    lacking = set(tables[0].index) ^ set(tables[1].index)
+    result = pair(*tables)
+    print(f"{len(tables[0])} images; A is {one}, B is {other}\n{result.to_string(float_format='{:.4f}'.format)}")
+    return result
+
+
+def pair(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Compare two tables with a row per image, a row per metric: A, B, B - A, its 95 % interval, Wilcoxon's p.
+
+    Raises UserError unless both hold the same images.
+    """
+    lacking = set(one.image) ^ set(other.image)
     if lacking:
         raise UserError(
             f"{len(lacking)} image(s) are in one table only, such as {min(lacking)}; expected the same ones"
         )
+    one, other = one.set_index("image"), other.set_index("image").reindex(one.image)
     rows = {}
-    for metric in [name for name in METRICS if name in tables[0] and name in tables[1]]:
-        first, second = (table[metric].reindex(tables[0].index).to_numpy(float) for table in tables)
+    for metric in [name for name in METRICS if name in one and name in other]:
+        first, second = one[metric].to_numpy(float), other[metric].to_numpy(float)
         difference = pd.DataFrame({metric: second - first})
         p = stats.wilcoxon(first, second).pvalue if difference[metric].any() else 1.0
         mean, low, high = summarise(difference).loc[metric]
         rows[metric] = {"A": first.mean(), "B": second.mean(), "B - A": mean, "low": low, "high": high, "p": p}
-    result = pd.DataFrame.from_dict(rows, orient="index")
-    print(f"{len(tables[0])} images; A is {one}, B is {other}\n{result.to_string(float_format='{:.4f}'.format)}")
-    return result
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
@@ -225,7 +234,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read ({error}); expected a metrics.csv") from None
     if not {"image", "dice"} <= set(table) or not table.image.is_unique:
         raise UserError(f"{path} is no metrics.csv; expected columns image, dice … and each image once")
-    return table.set_index("image")
+    return table
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class Recorder(keras.callbacks.Callback):
         if best_epoch(self.history) == last["epoch"]:
             facts = self.facts | {"epoch": last["epoch"], "val_dice": last.get("val_dice")}
             with averaged_weights(self.model):
-                network = keras.Model(self.model.inputs, self.model.outputs[0], name=self.model.name)
+                network = keras.Model(self.model.input, self.model.outputs[0], name=self.model.name)
                 utils.save_model(network, self.folder / "model.h5", facts)
         with images.atomic(self.folder / "log.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)

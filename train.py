@@ -59,9 +59,11 @@ class Config:
     # Training
     augmentation: str = "mild"  # none, mild, strong (for images from other hospitals)
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
-    epochs: int = 50
+    epochs: int = 50  # passes over the training images
+    epoch_images: int = 96  # fewer training images are shown again and again until so many were shown in an epoch
     batch_size: int = 8  # images
-    learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
+    learning_rate: float = 4e-3  # the peak; warmed up linearly
+    schedule: str = "cosine"  # after the warm-up: cosine (down to 0) or constant
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # AdamW's; 0 is off
     ema: float = 0.0  # momentum of the weights' running average, which is validated and kept; 0 is off
@@ -90,12 +92,14 @@ def check_config(config: Config) -> None:
         ("fold", config.fold in range(-1, max(config.folds, 0)), f"-1 or a fold of --folds {config.folds}"),
         ("filters", config.filters >= 1, "at least 1"),
         ("depth", config.depth >= 1, "at least 1"),
-        ("frozen_epochs", 0 <= config.frozen_epochs < config.epochs, "at least 0, fewer than epochs"),
         ("augmentation", config.augmentation in augment.STRENGTHS, " or ".join(augment.STRENGTHS)),
         ("ema", 0 <= config.ema < 1, "at least 0, below 1"),
         ("loss", config.loss in metrics.LOSSES, " or ".join(metrics.LOSSES)),
         ("epochs", config.epochs >= 1, "at least 1"),
+        ("frozen_epochs", 0 <= config.frozen_epochs < config.epochs, "at least 0, fewer than epochs"),
+        ("epoch_images", config.epoch_images >= 0, "at least 0"),
         ("batch_size", config.batch_size >= 1, "at least 1"),
+        ("schedule", config.schedule in ("cosine", "constant"), "cosine or constant"),
         ("learning_rate", config.learning_rate > 0, "above 0"),
         ("warmup", 0 <= config.warmup < 1, "at least 0, below 1"),
         ("weight_decay", config.weight_decay >= 0, "at least 0"),
@@ -138,6 +142,7 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
         decay_steps=max(1, steps - warmup),
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=warmup,
+        alpha=1.0 if config.schedule == "constant" else 0.0,
     )
     average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     weights = [2.0**-level for level in range(len(model.outputs))]  # of the decoder's levels: 1, 1/2, 1/4
@@ -214,7 +219,14 @@ def fit(
     names, history, state = recorder.facts["classes"], recorder.history, recorder.folder / "state.weights.h5"
     outputs = len(model.outputs)
     batches = data.Batches(
-        dataset, rows["train"], names, config.batch_size, config.augmentation, seed=config.seed, outputs=outputs
+        dataset,
+        rows["train"],
+        names,
+        config.batch_size,
+        config.augmentation,
+        seed=config.seed,
+        outputs=outputs,
+        at_least=config.epoch_images,
     )
     validation = (
         data.Batches(dataset, rows["val"], names, config.batch_size, outputs=outputs) if len(rows["val"]) else None

@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "draw": {"images"},
     "predict": {"augment", "data", "draw", "images", "metrics", "utils"},
     "recorder": {"images", "utils"},
+    "corruptions": {"images"},
+    "experiments": {"corruptions", "data", "images", "metrics", "predict"},
     "train": {"augment", "data", "draw", "images", "metrics", "model", "phantom", "predict", "recorder", "utils"},
 }
 

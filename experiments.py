@@ -1,0 +1,211 @@
+"""Regenerate the README's tables of accuracy: each figure by `train.py` and `predict.py` themselves.
+
+    python experiments.py ablation --data-dir DIR       one change from the default at a time, 5 folds each
+    python experiments.py few --data-dir DIR            5, 10, 20, 40 labelled images, from scratch or from phantoms
+    python experiments.py corruptions --run RUN         a cross-validation's models on spoilt test images
+
+Writes results/ablation.csv, results/few.csv and results/corruptions.csv. A stopped command goes on where it was.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import corruptions
+import data
+import images
+import metrics
+import predict
+from images import UserError
+
+ABLATION = {
+    "default": [],
+    "dice loss alone": ["--loss", "dice"],
+    "deep supervision": ["--deep-supervision"],
+    "residual blocks": ["--architecture", "residual"],
+    "attention gates": ["--architecture", "attention"],
+    "U-Net++": ["--architecture", "unet++"],
+    "U-Net 3+": ["--architecture", "unet3+"],
+    "group normalisation": ["--normalisation", "group"],
+    "instance normalisation": ["--normalisation", "instance"],
+    "no normalisation": ["--normalisation", "none"],
+    "leaky ReLU": ["--activation", "leaky_relu"],
+    "EMA of the weights, 0.99": ["--ema", "0.99"],
+    "no augmentation": ["--augmentation", "none"],
+    "strong augmentation": ["--augmentation", "strong"],
+    "constant learning rate": ["--schedule", "constant"],
+}
+PREDICTION = {  # these need no training: the default's models, used in another way
+    "mirrored too": {"mirror": True},
+    "not cleaned": {"clean": None},
+}
+LABELLED = (5, 10, 20, 40)
+SEEDS = (0, 1, 2)
+FEW_FOLDS = 2  # half of the images are the test set
+
+
+def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
+    """Run `train.py` with each list of flags, `jobs` at a time, each on its share of the cores (on Linux).
+
+    Raises UserError with the last lines of what a failed one said.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    shares = [cores[i::jobs] for i in range(jobs)]
+
+    def run(flags: Sequence[str]) -> None:
+        share = shares.pop()
+        command = [sys.executable, "train.py", *flags]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if share:
+            os.sched_setaffinity(process.pid, share)  # before it has threads of its own
+        said = process.communicate()[0]
+        shares.append(share)
+        if process.returncode:
+            raise UserError(f"python train.py {' '.join(flags)} failed:\n" + "\n".join(said.splitlines()[-5:]))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(tqdm(pool.map(run, commands), "training", len(commands), unit="run", disable=None))
+
+
+def slug(name: str) -> str:
+    """Make a folder name of a row's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+
+
+def read_run(folder: Path) -> tuple[pd.DataFrame, float]:
+    """Read one run's table of test images, and how long it trained in seconds."""
+    return pd.read_csv(folder / "metrics.csv"), float(pd.read_csv(folder / "log.csv").seconds.sum())
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a result and print it."""
+    with images.atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+    print(f"{table.to_string(index=False, float_format='{:.4f}'.format)}\n{path}")
+
+
+def ablation(
+    data_dir: str, *, rows: str = "", flags: str = "", jobs: int = 1, out_dir: Path = Path("files/ablation")
+) -> None:
+    """Train and score 5 folds for every row of ABLATION: results/ablation.csv.
+
+    Args:
+        data_dir: the data set
+        rows: only these, separated by commas; the default is always among them
+        flags: more flags for every training, separated by blanks
+        jobs: trainings at once, each on its share of the cores
+        out_dir: where the runs go
+    """
+    chosen = {name: change for name, change in ABLATION.items() if not rows or name in ("default", *rows.split(","))}
+    common = ["--data-dir", data_dir, "--folds", "5", *flags.split()]
+    commands = [
+        [*common, *change, "--fold", str(fold), "--out-dir", str(out_dir / slug(name))]
+        for name, change in chosen.items()
+        for fold in range(5)
+    ]
+    run_all(commands, jobs)
+    runs = {name: [read_run(out_dir / slug(name) / f"fold{fold}") for fold in range(5)] for name in chosen}
+    tables = {name: pd.concat([scores for scores, _ in folds]) for name, folds in runs.items()}
+    for name, facts in PREDICTION.items():
+        if not rows or name in rows.split(","):
+            tables[name] = pd.concat([rescore(out_dir / "default" / f"fold{fold}", facts) for fold in range(5)])
+    table = []
+    for name, scores in tables.items():
+        paired = metrics.pair(tables["default"], scores).loc["dice"]
+        row = {"change": name, "flags": " ".join(ABLATION.get(name, []))}
+        row |= scores[["dice", "iou", "nsd", "hd95"]].mean().to_dict()
+        row |= {"gain": paired["B - A"], "low": paired["low"], "high": paired["high"], "p": paired["p"]}
+        seconds = [seconds for _, seconds in runs.get(name, runs["default"])]
+        table.append(row | {"seconds a fold": float(np.mean(seconds))})
+    write(pd.DataFrame(table), Path("results/ablation.csv"))
+
+
+def rescore(folder: Path, changes: dict[str, Any]) -> pd.DataFrame:
+    """Score a run's test images again, some facts of its model file changed."""
+    config = predict.Config(model=str(folder / "model.h5"))
+    members = [(model, facts | changes) for model, facts in predict.load_members(config)]
+    return predict.score_pairs(members, predict.pairs_to_score(config)[0], config)[0]
+
+
+def few(data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("files/few")) -> None:
+    """Train on 5, 10, 20, 40 images, from scratch and from a model of phantoms, 3 seeds: results/few.csv.
+
+    Args:
+        data_dir: the data set
+        flags: more flags for every training, separated by blanks
+        jobs: trainings at once, each on its share of the cores
+        out_dir: where the runs go
+    """
+    run_all([["--augmentation", "strong", "--out-dir", str(out_dir / "phantoms"), *flags.split()]], 1)
+    starts = {"scratch": [], "phantoms": ["--init-weights", str(out_dir / "phantoms" / "model.h5")]}
+    commands, places = [], {}
+    for count, seed, start in itertools.product(LABELLED, SEEDS, starts):
+        folder = out_dir / f"{start}-{count}-seed{seed}"
+        places[count, seed, start] = folder / "fold0"
+        split = ["--folds", str(FEW_FOLDS), "--fold", "0", "--val-fraction", "0", "--labelled", str(count)]
+        seeds = ["--seed", str(seed), "--split-seed", str(seed)]
+        commands.append(
+            ["--data-dir", data_dir, *split, *seeds, *starts[start], "--out-dir", str(folder), *flags.split()]
+        )
+    run_all(commands, jobs)
+    table = []
+    for count in LABELLED:
+        means = {}
+        for start in starts:
+            runs = [read_run(places[count, seed, start])[0].assign(seed=seed) for seed in SEEDS]
+            means[start] = pd.concat(runs).assign(image=lambda scores: scores.image + scores.seed.astype(str))
+        paired = metrics.pair(means["scratch"], means["phantoms"]).loc["dice"]
+        row = {"labelled": count, "scratch": paired["A"], "phantoms": paired["B"], "gain": paired["B - A"]}
+        row |= {"low": paired["low"], "high": paired["high"], "p": paired["p"]}
+        for start, scores in means.items():
+            row[f"seeds, {start}"] = " ".join(f"{dice:.4f}" for dice in scores.groupby("seed").dice.mean())
+        table.append(row)
+    write(pd.DataFrame(table), Path("results/few.csv"))
+
+
+def corrupted(run: Path) -> None:
+    """Score every fold's model on its test images, spoilt in each of the ways: results/corruptions.csv.
+
+    Args:
+        run: the folder of a cross-validation, which holds fold0, fold1 …
+    """
+    folds = sorted(run.glob("fold*/model.h5"))
+    if not folds:
+        raise UserError(f"{run} holds no fold0/model.h5; train it with `python train.py --folds 5 --out-dir {run}`")
+    rows = []
+    for path in folds:
+        config = predict.Config(model=str(path))
+        members, (pairs, _) = predict.load_members(config), predict.pairs_to_score(config)
+        facts = members[0][1]
+        for number, pair in enumerate(tqdm(pairs, f"spoiling, {path.parent.name}", unit="image", disable=None)):
+            image, ids = data.read_pair(pair, facts["classes"])
+            spoilt = [corruptions.corrupt(name, image, ids, number) for name in corruptions.CORRUPTIONS]
+            found = predict.segment(members, [picture for picture, _ in spoilt], config)
+            for name, (_, truth), result in zip(corruptions.CORRUPTIONS, spoilt, found, strict=True):
+                scores = metrics.score_classes(truth, predict.decide(result.probs, facts), facts["classes"])
+                rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
+    table = pd.DataFrame(rows).groupby("corruption", sort=False)[["dice", "iou", "nsd", "hd95"]].mean().reset_index()
+    table["loss"] = table.dice[0] - table.dice
+    spoilt = table.iloc[1:].mean(numeric_only=True)
+    write(
+        pd.concat([table, pd.DataFrame([{"corruption": "mean, without clean", **spoilt}])]),
+        Path("results/corruptions.csv"),
+    )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from utils import run_cli
+
+    commands = {"ablation": ablation, "few": few, "corruptions": corrupted}
+    run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
