@@ -63,7 +63,7 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
 
     def run(flags: Sequence[str]) -> None:
         share = shares.pop()
-        command = [sys.executable, "train.py", *flags]
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), *flags]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if share:
             os.sched_setaffinity(process.pid, share)  # before it has threads of its own

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 from keras import KerasTensor, layers
@@ -117,8 +118,22 @@ def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[
             f"encoder_weights {weights!r} cannot be loaded ({error}); expected imagenet (needs the internet once), a "
             "weights file that Keras wrote for this encoder, or none"
         ) from error
-    last = {layer.output.shape[1:3]: layer.output for layer in network.layers}
+    clone = keras.models.clone_model(network, input_tensors=network.inputs, call_function=call_storably)
+    clone.set_weights(network.get_weights())
+    last = {layer.output.shape[1:3]: layer.output for layer in clone.layers}
     return [last[height // 2**level, width // 2**level] for level in range(1, 6)]
+
+
+def call_storably(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+    """Call a step of a network; where it is `x + number` or `x * number` (MobileNetV3's), a layer does the same.
+
+    An HDF5 file names a step by its class alone, and Keras then takes the operation Add for the layer Add.
+    """
+    if isinstance(step, keras.Layer):
+        return step(*args, **kwargs)
+    x, number = args
+    kind = type(step).__name__
+    return layers.Rescaling(**{"Add": {"scale": 1.0, "offset": number}, "Multiply": {"scale": number}}[kind])(x)
 
 
 # ---------------------------------------------------------------------------------------------------------- decoders
