@@ -84,7 +84,8 @@ def draw_curves(log: pd.DataFrame, path: Path) -> None:
     figure = new_figure(10, 3.6)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):
         axes.plot(log.epoch, log[name], label="training (augmented)")
-        axes.plot(log.epoch, log[f"val_{name}"], label="validation")
+        if f"val_{name}" in log:
+            axes.plot(log.epoch, log[f"val_{name}"], label="validation")
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

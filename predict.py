@@ -263,7 +263,10 @@ def pairs_to_score(config: Config) -> tuple[list[data.Pair], list[str]]:
     if not path.is_file():
         raise UserError(f"no {path} beside the model; name images with --input, or a data set with --data-dir")
     pairs, subsets = data.read_split(path)
-    return [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == config.subset], []
+    chosen = [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == config.subset]
+    if not chosen:
+        raise UserError(f"{path} has no {config.subset} images; name another --subset, or a data set with --data-dir")
+    return chosen, []
 
 
 def format_summary(summary: pd.DataFrame) -> str:

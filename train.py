@@ -231,7 +231,6 @@ def fit(
     validation = (
         data.Batches(dataset, rows["val"], names, config.batch_size, outputs=outputs) if len(rows["val"]) else None
     )
-    batches.epoch = len(history)
     if history:
         model.load_weights(state)
     for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
@@ -243,6 +242,7 @@ def fit(
         if len(history) > start:  # in the middle of this phase: its optimiser too
             model.load_weights(state)
             recorder.save_results()
+        batches.epoch = len(history)
         if not finished(history, config):
             model.fit(
                 batches,

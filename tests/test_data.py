@@ -386,3 +386,22 @@ def test_validation_is_neither_shuffled_nor_augmented():
     np.testing.assert_allclose(pictures, dataset.images[[4, 2]] / 255, rtol=1e-6)
     assert masks.shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(masks.argmax(-1), dataset.ids[[4, 2]])
+
+
+def test_few_images_are_shown_again_in_an_epoch():
+    dataset = make_dataset([np.full((8, 8, 1), i, np.uint8) for i in range(3)], [np.zeros((8, 8), np.uint8)] * 3)
+    batches = data.Batches(dataset, np.arange(3), ["x"], 4, "none", at_least=10)
+    shown = np.concatenate([np.round(255 * batches[i][0][:, 0, 0, 0]) for i in range(len(batches))])
+    assert len(batches) == 3 and len(shown) == 10
+    assert sorted(np.bincount(shown.astype(int)).tolist()) == [3, 3, 4]
+
+
+def test_strong_augmentation_changes_image_and_mask_together():
+    """A bright square stays under its mask, wherever it goes; now and then the picture is inverted."""
+    picture, ids = np.full((64, 64, 1), 40, np.uint8), np.zeros((64, 64), np.uint8)
+    picture[20:44, 20:44], ids[20:44, 20:44] = 220, 1
+    dataset = make_dataset([picture] * 60, [ids] * 60)
+    pictures, masks = data.Batches(dataset, np.arange(60), ["x"], 60, "strong", seed=3)[0]
+    apart = [x[m > 0].mean() - np.median(x[m == 0]) for x, m in zip(pictures, masks, strict=True)]
+    assert 40 < sum(value > 0 for value in apart) < 60
+    assert len({int(mask.sum()) for mask in masks}) > 20

@@ -146,3 +146,35 @@ def test_contours_are_drawn_on_the_border_only():
     drawn = images.draw_contours(np.zeros((40, 40, 3), np.uint8), ids)
     assert tuple(drawn[10, 20]) == images.COLOURS[0]
     assert not drawn[20, 20].any() and not drawn[5, 5].any()
+
+
+def test_small_parts_are_dropped_and_holes_filled():
+    ids = np.zeros((40, 40), np.uint8)
+    ids[2:12, 2:12] = 1
+    ids[5:8, 5:8] = 0  # a hole
+    ids[20:28, 20:28] = 1
+    ids[35, 35] = 1  # a speck
+    ids[15:18, 2:30] = 2
+    ids[30:33, 2:5] = 2
+    expected = ids.copy()
+    expected[5:8, 5:8] = 1
+    expected[35, 35] = 0
+    expected[30:33, 2:5] = 0
+    np.testing.assert_array_equal(images.clean(ids, [2, 1]), expected)
+    np.testing.assert_array_equal(images.clean(np.zeros_like(ids), [2, 1]), 0)
+
+
+def test_one_class_in_anothers_hole_stays():
+    ids = np.ones((20, 20), np.uint8)
+    ids[5:9, 5:9] = 2
+    np.testing.assert_array_equal(images.clean(ids, [1, 1]), ids)
+
+
+def test_usual_parts_leave_out_the_odd_mask():
+    two, three = np.zeros((2, 30, 30), bool)
+    two[2:8, 2:8] = two[12:20, 12:20] = True
+    three[:] = two
+    three[25, 25] = True
+    assert images.usual_parts(np.stack([two] * 20 + [three])) == 2
+    assert images.usual_parts(np.stack([two, three])) == 3
+    assert images.usual_parts(np.zeros((3, 30, 30), bool)) == 1

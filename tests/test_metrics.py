@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from keras import ops
+from scipy import stats
 from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
@@ -148,3 +149,51 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         row = metrics.summarise(pd.DataFrame({"x": rng.normal(0.9, 0.05, 40)})).loc["x"]
         inside += row["low"] <= 0.9 <= row["high"]
     assert 50 <= inside <= 60
+
+
+def test_nsd_counts_border_pixels_within_the_tolerance():
+    """Two squares, one shifted by three pixels: of each border, count by hand what lies within two pixels."""
+    truth, found = np.zeros((2, 40, 40), np.uint8)
+    truth[10:20, 10:20] = 1
+    found[10:20, 13:23] = 1
+    there = [(y, x) for y in range(10, 20) for x in range(10, 20) if y in (10, 19) or x in (10, 19)]
+    back = [(y, x + 3) for y, x in there]
+    near = [
+        min((y - v) ** 2 + (x - u) ** 2 for v, u in other) <= metrics.NSD_TOLERANCE**2
+        for one, other in ((there, back), (back, there))
+        for y, x in one
+    ]
+    assert metrics.score_mask(truth, found)["nsd"] == pytest.approx(np.mean(near))
+    assert 0 < np.mean(near) < 1
+    assert metrics.score_mask(truth, truth)["nsd"] == 1
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path, script):
+    rng = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(30)]
+    one = pd.DataFrame({"image": names, "dice": rng.uniform(0.8, 0.9, 30), "hd95": 5.0})
+    other = one.assign(dice=one.dice + rng.normal(0.02, 0.01, 30)).sample(frac=1, random_state=0)
+    one.to_csv(tmp_path / "a.csv", index=False)
+    other.to_csv(tmp_path / "b.csv", index=False)
+    table = metrics.compare(tmp_path / "a.csv", tmp_path / "b.csv")
+    dice = table.loc["dice"]
+    assert dice["B - A"] == pytest.approx(other.dice.mean() - one.dice.mean())
+    assert dice.low < dice["B - A"] < dice.high and dice.low > 0.01
+    expected = stats.wilcoxon(one.dice, other.sort_index().dice).pvalue
+    assert dice.p == pytest.approx(expected) and dice.p < 1e-4
+    assert table.loc["hd95", "p"] == 1
+    done = script(tmp_path, "metrics.py", "compare", "a.csv", "b.csv")
+    assert done.returncode == 0 and "30 images" in done.stdout and "hd95" in done.stdout
+
+
+def test_runs_on_other_images_are_not_compared(tmp_path, script):
+    pd.DataFrame({"image": ["a", "b"], "dice": [0.5, 0.6]}).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame({"image": ["a", "c"], "dice": [0.5, 0.6]}).to_csv(tmp_path / "b.csv", index=False)
+    (tmp_path / "c.csv").write_text("x,y\n1,2\n")
+    for other, message in (
+        ("b.csv", "2 image(s) are in one table only"),
+        ("c.csv", "is no metrics.csv"),
+        ("d.csv", "cannot be read"),
+    ):
+        done = script(tmp_path, "metrics.py", "compare", "a.csv", other)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

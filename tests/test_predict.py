@@ -1,4 +1,5 @@
 import cv2
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import predict
 import train
 import utils
 from images import UserError
+from model import build_unet
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +176,123 @@ def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
     missing = data.Pair(tmp_path / "gone.png", pairs[0].masks)
     table, problems = predict.score_pairs([utils.load_model(run / "model.h5")], [pairs[0], missing, pairs[1]])
     assert len(table) == 2 and len(problems) == 1 and "gone.png: cannot be opened" in problems[0]
+
+
+# ---------------------------------------------------------------------------------- ensembles, mirroring, uncertainty
+
+
+def make_member(tmp_path, name="m.h5", classes=("lung",), **facts):
+    """A member with random weights."""
+    keras.utils.set_random_seed(len(name))
+    network = build_unet((32, 32, 1), data.channels_of(classes), filters=2, depth=2)
+    utils.save_model(network, tmp_path / name, utils.make_facts(list(classes), (32, 32), 1, **facts))
+    return utils.load_model(tmp_path / name)
+
+
+def picture(seed=0, shape=(40, 50)):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 1), dtype=np.uint8)
+
+
+def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
+    members = [make_member(tmp_path, "a.h5"), make_member(tmp_path, "bb.h5")]
+    together = next(predict.segment(members, [picture()]))
+    alone = [next(predict.segment([member], [picture()])).probs for member in members]
+    np.testing.assert_allclose(together.probs, np.mean(alone, axis=0), atol=1e-5)
+    spread = np.std(alone, axis=0)[..., 0]
+    np.testing.assert_allclose(together.uncertainty, spread, atol=0.05)  # resized before, not after
+    assert together.disagreement >= 0 and np.isnan(next(predict.segment(members[:1], [picture()])).disagreement)
+
+
+def test_mirroring_is_symmetric(tmp_path):
+    """With mirroring, the mirrored image gets the mirrored probabilities, left and right changing places."""
+    member = make_member(tmp_path, classes=("left lung", "right lung"), mirror=True)
+    image = picture(shape=(32, 32))
+    straight, mirrored = (next(predict.segment([member], [x])).probs for x in (image, image[:, ::-1].copy()))
+    np.testing.assert_allclose(mirrored[:, ::-1][..., [0, 2, 1]], straight, atol=1e-5)
+    unlike, _ = (next(predict.segment([(member[0], member[1] | {"mirror": False})], [x])).probs for x in (image, image))
+    assert not np.allclose(unlike, straight, atol=1e-4)
+
+
+def test_disagreement_is_one_minus_dice():
+    votes = np.zeros((2, 4, 4, 1), np.float32)
+    votes[0, :2] = 1.0  # the mean is 0.5 there, which counts as found
+    assert predict.disagreement(votes, 0.5) == pytest.approx((0 + 1) / 2)
+    assert predict.disagreement(np.zeros((2, 4, 4, 1)), 0.5) == 0
+
+
+def test_uncertainty_adds_a_column_a_panel_and_a_rank_correlation(run, tmp_path, capsys):
+    config = predict.Config(
+        model=str(run / "model.h5"), subset="train", output=str(tmp_path / "with"), uncertainty=True
+    )
+    predict.main(config)
+    table = pd.read_csv(tmp_path / "with" / "metrics.csv")
+    assert table.disagreement.between(0, 1).all() and table.disagreement.std() > 0
+    assert "rank correlation of disagreement with 1 - Dice" in capsys.readouterr().out
+    panel = images.read(tmp_path / "with" / f"{images.Path(table.image[0]).stem}.png")
+    assert panel.shape[1] > 3.5 * panel.shape[0]  # four pictures side by side
+
+
+def test_models_that_do_not_go_together_are_told(tmp_path):
+    make_member(tmp_path, "a.h5")
+    make_member(tmp_path, "bb.h5", classes=("heart",))
+    with pytest.raises(UserError, match=r"the models' classes are .*heart.* and .*lung.*; an ensemble needs the same"):
+        predict.load_members(predict.Config(model=f"{tmp_path}/a.h5,{tmp_path}/bb.h5"))
+    make_member(tmp_path, "ccc.h5", classes=("left lung", "heart"))
+    with pytest.raises(UserError, match="needs several models, because a class with one side cannot be mirrored"):
+        predict.load_members(predict.Config(model=f"{tmp_path}/ccc.h5", uncertainty=True))
+    assert len(predict.load_members(predict.Config(model=f"{tmp_path}/a*.h5,{tmp_path}/a.h5"))) == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- tiles
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    """A trained network for any size, and its twin for 64x64: what they say differs at the image's rim only."""
+    keras.utils.set_random_seed(0)
+    whole = build_unet((None, None, 1), filters=4, depth=2)
+    rng = np.random.default_rng(0)
+    x = rng.random((4, 64, 64, 1), np.float32)
+    whole.compile(keras.optimizers.AdamW(1e-2), metrics.bce_dice_loss, run_eagerly=True)
+    for _ in range(30):
+        whole.train_on_batch(x, (x > 0.6).astype(np.float32))
+    window = build_unet((64, 64, 1), filters=4, depth=2)
+    window.set_weights(whole.get_weights())
+    return whole, window
+
+
+@pytest.mark.parametrize("shape", [(200, 168), (64, 200), (130, 131)])
+def test_windows_leave_no_seam(translator, shape):
+    """On a constant and on a periodic image the blended result is the whole image's, away from its rim."""
+    whole, window = translator
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    constant = np.full((1, *shape, 1), 180, np.uint8)
+    periodic = np.uint8(127 + 100 * np.sin(2 * np.pi * y / 8) * np.sin(2 * np.pi * x / 16))[None, ..., None]
+    even = tuple(-(-side // 4) * 4 for side in shape)
+    for image in (constant, periodic):
+        tiled = predict.infer_tiled(window, image, (64, 64))
+        padded = np.pad(image, ((0, 0), (0, even[0] - shape[0]), (0, even[1] - shape[1]), (0, 0)), mode="edge")
+        direct = predict.infer(whole, padded)[:, : shape[0], : shape[1]]
+        inner = np.s_[:, 12:-12, 12:-12]
+        assert np.abs(tiled[inner] - direct[inner]).max() < 0.05
+        assert np.abs(tiled - direct).mean() < 0.02
+
+
+def test_windows_of_a_network_that_looks_at_one_pixel_are_exact():
+    """Nothing is lost or counted twice: for a 1x1 convolution, windows and the whole image are the same."""
+    inputs = keras.Input((None, None, 1))
+    pixel = keras.Model(inputs, keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer="ones")(inputs))
+    image = np.random.default_rng(0).integers(0, 256, (2, 100, 77, 1), dtype=np.uint8)
+    np.testing.assert_allclose(predict.infer_tiled(pixel, image, (32, 48), 3), predict.infer(pixel, image), atol=1e-5)
+
+
+def test_tiles_give_masks_of_the_images_own_size(tmp_path):
+    make_member(tmp_path)
+    images.write(tmp_path / "in" / "large.png", picture(shape=(150, 90)))
+    images.write(tmp_path / "in" / "small.png", picture(shape=(20, 90)))
+    config = predict.Config(
+        model=str(tmp_path / "m.h5"), input=str(tmp_path / "in"), output=str(tmp_path / "out"), tile=True
+    )
+    predict.main(config)
+    assert images.read(tmp_path / "out" / "large.png").shape == (150, 90, 1)
+    assert images.read(tmp_path / "out" / "small.png").shape == (20, 90, 1)

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 import data
+import predict
 import train
 import utils
 from images import UserError
@@ -31,6 +32,7 @@ def small(discs, tmp_path):
         epochs=3,
         batch_size=4,
         precision="float32",
+        epoch_images=0,
         cache_dir=str(tmp_path / "cache"),
         out_dir=str(tmp_path / "run"),
     )
@@ -295,3 +297,86 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
     log = train.train(Config(phantoms=12, image_size=32, filters=2, depth=2, epochs=1, precision="float32"))
     assert len(log) == 1 and (tmp_path / "files" / "model.h5").is_file()
     assert pd.read_csv(tmp_path / "files" / "split.csv").image.map(os.path.exists).all()
+
+
+# ------------------------------------------------------------------------- running average, phases, other ways to start
+
+
+@pytest.mark.parametrize(
+    "change", [{"ema": 0.9}, {"deep_supervision": True}, {"frozen_epochs": 2}, {"val_fraction": 0.0}]
+)
+@pytest.mark.parametrize("epochs_done", [2, 3])
+def test_a_run_in_several_parts_is_a_run_in_one(small, tmp_path, monkeypatch, change, epochs_done):
+    """Whatever the recipe, a crash between or in the phases changes nothing."""
+    config = dataclasses.replace(small, epochs=4, **change)
+    expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
+    fit = keras.Model.fit
+    crash = Crash(2 * epochs_done)  # an epoch has two steps, or three
+    with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
+        patch.setattr(
+            keras.Model, "fit", lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[*callbacks, crash], **k)
+        )
+        train.train(config)
+    assert 0 < len(pd.read_csv(tmp_path / "run" / "log.csv")) < 4
+    log = train.train(config)
+    pd.testing.assert_frame_equal(without_time(log), without_time(expected), rtol=1e-4)
+    whole, again = (utils.load_model(tmp_path / name / "model.h5") for name in ("whole", "run"))
+    for one, other in zip(whole[0].get_weights(), again[0].get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    assert whole[1]["epoch"] == again[1]["epoch"] and whole[1].get("clean") == again[1].get("clean")
+
+
+def test_the_average_is_what_is_validated_and_kept(small, tmp_path):
+    """With a momentum near 1 the average stays at the first step's weights, whatever the training does after."""
+    slow, plain = (
+        train.train(dataclasses.replace(small, epochs=3, ema=ema, out_dir=str(tmp_path / str(ema))))
+        for ema in (0.9999, 0.0)
+    )
+    assert slow.loss.tolist() == pytest.approx(plain.loss.tolist(), rel=1e-4)
+    assert slow.val_loss.iloc[-1] != pytest.approx(plain.val_loss.iloc[-1], rel=1e-2)
+
+
+def test_without_validation_images_the_last_epoch_is_kept(small, tmp_path):
+    log = train.train(dataclasses.replace(small, val_fraction=0.0, test_fraction=0.0))
+    assert "val_dice" not in log
+    _, facts = utils.load_model(tmp_path / "run" / "model.h5")
+    assert facts["epoch"] == 3 and facts["val_dice"] is None
+    assert set(pd.read_csv(tmp_path / "run" / "split.csv").subset) == {"train"}
+    with pytest.raises(UserError, match="has no test images"):
+        predict.main(predict.Config(model=str(tmp_path / "run" / "model.h5")))
+
+
+def test_labelled_keeps_so_many_training_images(small, tmp_path):
+    train.train(dataclasses.replace(small, labelled=3, epochs=1))
+    counts = pd.read_csv(tmp_path / "run" / "split.csv").subset.value_counts()
+    train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / "all")))
+    expected = pd.read_csv(tmp_path / "all" / "split.csv").subset.value_counts()
+    assert counts["train"] == 3 < expected["train"] and counts["test"] == expected["test"]
+
+
+def test_split_and_training_have_seeds_of_their_own(small, tmp_path):
+    splits = []
+    for name, change in (("a", {}), ("b", {"seed": 1}), ("c", {"split_seed": 1})):
+        train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / name), **change))
+        splits.append(pd.read_csv(tmp_path / name / "split.csv").subset.tolist())
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_training_starts_from_another_model(small, tmp_path, capsys):
+    train.train(small)
+    start = str(tmp_path / "run" / "model.h5")
+    config = dataclasses.replace(
+        small, epochs=2, frozen_epochs=1, learning_rate=1e-7, init_weights=start, out_dir=str(tmp_path / "next")
+    )
+    log = train.train(config)
+    assert "layers taken over" in capsys.readouterr().out
+    assert log.val_dice.iloc[0] == pytest.approx(pd.read_csv(tmp_path / "run" / "log.csv").val_dice.max(), abs=0.05)
+
+
+def test_masks_are_cleaned_unless_that_harms(small, tmp_path, monkeypatch):
+    train.train(small)
+    path = tmp_path / "run" / "model.h5"
+    assert utils.load_model(path)[1]["clean"] == [1]  # a disc is one part
+    monkeypatch.setattr(train.images, "clean", lambda ids, parts: np.zeros_like(ids))
+    train.train(dataclasses.replace(small, epochs=8, learning_rate=5e-3))
+    assert "clean" not in utils.load_model(path)[1]

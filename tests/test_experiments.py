@@ -1,0 +1,77 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+import corruptions
+import experiments
+import images
+import phantom
+
+TINY = "--image-size 32 --filters 2 --depth 2 --epochs 1 --epoch-images 0 --precision float32 --phantoms 10"
+
+
+@pytest.fixture(scope="module")
+def chest():
+    image, masks = phantom.phantom(np.random.default_rng(3))
+    return image[..., None] if image.ndim == 2 else image, masks.max(-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", corruptions.CORRUPTIONS)
+def test_a_corruption_is_seeded_and_keeps_the_mask_on_the_lungs(chest, name):
+    image, ids = chest
+    spoilt, spoilt_ids = corruptions.corrupt(name, image, ids, seed=1)
+    again, again_ids = corruptions.corrupt(name, image, ids, seed=1)
+    np.testing.assert_array_equal(spoilt, again)
+    np.testing.assert_array_equal(spoilt_ids, again_ids)
+    assert spoilt.dtype == np.uint8 and spoilt.shape == (*spoilt_ids.shape, 1)
+    assert set(np.unique(spoilt_ids)) == {0, 1}
+    if name == "clean":
+        np.testing.assert_array_equal(spoilt, image)
+    else:
+        assert spoilt.shape != image.shape or not np.array_equal(spoilt, image)
+    around = images.resize(spoilt_ids.astype(np.float32), spoilt_ids.shape) > 0
+    darker = spoilt[around].mean() < np.median(spoilt[~around])
+    if name in ("dark (gamma 2.5)", "bright (gamma 0.4)", "turned by 12 degrees", "80 % of the width", "inverted"):
+        clean_darker = image[ids > 0].mean() < np.median(image[ids == 0])
+        assert darker == (clean_darker != (name == "inverted"))
+
+
+def test_sixteen_bits_are_spoilt_as_eight():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 1), dtype=np.uint8)
+    ids = np.pad(np.ones((20, 20), np.uint8), 10)
+    one, _ = corruptions.corrupt("inverted", image, ids, 0)
+    other, _ = corruptions.corrupt("inverted", image.astype(np.uint16) * 257, ids, 0)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_tables_are_made_by_command(tmp_path, script):
+    """Small networks on phantoms: every table has its rows, and the second call trains nothing again."""
+    chests = phantom.make_phantoms(tmp_path / "chests", 20, seed=5)
+    command = ["experiments.py", "ablation", "--data-dir", chests, "--rows", "dice loss alone,not cleaned", "--jobs", 2]
+    done = script(tmp_path, *command, "--flags", TINY)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "results" / "ablation.csv").set_index("change")
+    assert table.index.tolist() == ["default", "dice loss alone", "not cleaned"]
+    assert table.loc["default", "gain"] == 0 and table.loc["default", "p"] == 1
+    assert table.loc["dice loss alone", "flags"] == "--loss dice" and (table["seconds a fold"] > 0).all()
+    model = tmp_path / "files" / "ablation" / "default" / "fold0" / "model.h5"
+    stamp = model.stat().st_mtime_ns
+    done = script(tmp_path, "experiments.py", "corruptions", "--run", model.parents[1])
+    assert done.returncode == 0, done.stderr
+    spoilt = pd.read_csv(tmp_path / "results" / "corruptions.csv")
+    assert spoilt.corruption.tolist() == [*corruptions.CORRUPTIONS, "mean, without clean"]
+    assert spoilt.loss.iloc[0] == 0 and model.stat().st_mtime_ns == stamp
+
+
+def test_the_table_of_few_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "LABELLED", (2,))
+    monkeypatch.setattr(experiments, "SEEDS", (0, 1))
+    chests = phantom.make_phantoms(tmp_path / "chests", 10, seed=5)
+    experiments.few(str(chests), flags=TINY)
+    table = pd.read_csv(tmp_path / "results" / "few.csv")
+    assert table.labelled.tolist() == [2] and table.gain[0] == pytest.approx(table.phantoms[0] - table.scratch[0])
+    split = pd.read_csv(tmp_path / "files" / "few" / "phantoms-2-seed1" / "fold0" / "split.csv")
+    assert split.subset.value_counts().to_dict() == {"test": 5, "train": 2}
+    with pytest.raises(images.UserError, match=r"train.py .*--epochs 0 failed"):
+        experiments.run_all([["--epochs", "0"]], 1)
