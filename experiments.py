@@ -101,7 +101,7 @@ def ablation(
     Args:
         data_dir: the data set
         rows: only these, separated by commas; the default is always among them
-        flags: more flags for every training, separated by blanks
+        flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
         jobs: trainings at once, each on its share of the cores
         out_dir: where the runs go
     """
@@ -141,7 +141,7 @@ def few(data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("
 
     Args:
         data_dir: the data set
-        flags: more flags for every training, separated by blanks
+        flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
         jobs: trainings at once, each on its share of the cores
         out_dir: where the runs go
     """

@@ -86,28 +86,32 @@ def infer(model: keras.Model, prepared: np.ndarray) -> np.ndarray:
     return np.asarray(model.predict_on_batch(prepared.astype(np.float32) / 255), np.float32)
 
 
-def infer_tiled(model: keras.Model, prepared: np.ndarray, window: tuple[int, int], batch_size: int = 8) -> np.ndarray:
-    """Do as `infer` for images at least as large as `window` (H, W): overlapping windows, their middles count most.
+def tiled_size(shape: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """Give the smallest size (H, W) that holds `shape` and that windows overlapping by half cover exactly."""
+    return tuple(
+        side + max(0, -(-(whole - side) // (side // 2))) * (side // 2)
+        for whole, side in zip(shape, window, strict=True)
+    )
 
-    Windows overlap by half; a Gaussian of an eighth of the window weighs them (nnU-Net, Isensee et al. 2021).
+
+def infer_tiled(model: keras.Model, prepared: np.ndarray, window: tuple[int, int], batch_size: int = 8) -> np.ndarray:
+    """Do as `infer` for images of a `tiled_size`: windows (h, w) that overlap by half, their middles counting most.
+
+    A Gaussian of an eighth of the window weighs them (nnU-Net, Isensee et al. 2021).
     """
     bell = [np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 8)) ** 2) for side in window]
     weight = np.maximum(np.outer(*bell), 1e-4).astype(np.float32)[..., None]  # (h, w, 1); corners must count a little
-    starts = [
-        sorted({*range(0, whole - side, side // 2), whole - side})
-        for whole, side in zip(prepared.shape[1:3], window, strict=True)
-    ]
-    places = [(n, y, x) for n in range(len(prepared)) for y in starts[0] for x in starts[1]]
-    total, seen = 0.0, np.zeros((*prepared.shape[1:3], 1), np.float32)
-    for y, x in itertools.product(*starts):
-        seen[y : y + window[0], x : x + window[1]] += weight
+    sizes = zip(prepared.shape[1:3], window, strict=True)
+    starts = list(itertools.product(*(range(0, whole - side + 1, side // 2) for whole, side in sizes)))
+    places = [(n, np.s_[y : y + window[0], x : x + window[1]]) for n in range(len(prepared)) for y, x in starts]
+    total, seen = None, np.zeros((*prepared.shape[:3], 1), np.float32)
     for first in range(0, len(places), batch_size):
         some = places[first : first + batch_size]
-        probs = infer(model, np.stack([prepared[n, y : y + window[0], x : x + window[1]] for n, y, x in some]))
-        if first == 0:
-            total = np.zeros((*prepared.shape[:3], probs.shape[-1]), np.float32)
-        for (n, y, x), prob in zip(some, probs, strict=True):
-            total[n, y : y + window[0], x : x + window[1]] += weight * prob
+        probs = infer(model, np.stack([prepared[n][place] for n, place in some]))
+        total = np.zeros((*prepared.shape[:3], probs.shape[-1]), np.float32) if total is None else total
+        for (n, place), prob in zip(some, probs, strict=True):
+            total[n][place] += weight * prob
+            seen[n][place] += weight
     return total / seen
 
 
@@ -147,7 +151,7 @@ def segment(
     facts = members[0][1]
     window = tuple(facts["image_size"])
     for group in [[picture] for picture in pictures] if config.tile else [pictures]:
-        size = tuple(np.maximum(window, group[0].shape[:2]).tolist()) if config.tile else window
+        size = tiled_size(group[0].shape[:2], window) if config.tile else window
         prepared = np.stack([images.prepare(picture, size, facts["channels"]) for picture in group])
         votes = collect_votes(members, prepared, config)
         for i, picture in enumerate(group):  # one by one: at their own size they may be large

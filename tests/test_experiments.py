@@ -48,7 +48,7 @@ def test_the_tables_are_made_by_command(tmp_path, script):
     """Small networks on phantoms: every table has its rows, and the second call trains nothing again."""
     chests = phantom.make_phantoms(tmp_path / "chests", 20, seed=5)
     command = ["experiments.py", "ablation", "--data-dir", chests, "--rows", "dice loss alone,not cleaned", "--jobs", 2]
-    done = script(tmp_path, *command, "--flags", TINY)
+    done = script(tmp_path, *command, f"--flags={TINY}")
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "results" / "ablation.csv").set_index("change")
     assert table.index.tolist() == ["default", "dice loss alone", "not cleaned"]
