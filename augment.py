@@ -27,6 +27,23 @@ def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
     return np.array(order, np.uint8)
 
 
+def veil(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make one to three soft ellipses centred in the foreground of ids (H, W): opacity in [0, 1] and grey level.
+
+    Returns float32 (H, W, 2).
+    """
+    height, width = ids.shape
+    opacity, places = np.zeros((height, width), np.float32), np.argwhere(ids > 0)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    for _ in range(rng.integers(1, 4) if len(places) else 0):
+        cy, cx = places[rng.integers(len(places))]
+        ry, rx = rng.uniform(0.05, 0.25, 2) * (height, width)
+        distance = np.hypot((y - cy) / ry, (x - cx) / rx)
+        edge = rng.uniform(0.1, 0.6)  # share of the radius over which it fades
+        opacity = np.maximum(opacity, rng.uniform(0.3, 1.0) * np.clip((1 - distance) / edge, 0, 1))
+    return np.stack([opacity, np.full_like(opacity, rng.uniform(140, 255))], axis=-1)
+
+
 def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
     """Build the albumentations pipeline for a uint8 image (H, W, C) and its class ids (H, W), seeded.
 
@@ -41,12 +58,22 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
             return mirror[super().apply_to_mask(mask, *args, **params)]
 
+    class Opacity(A.ImageOnlyTransform):
+        """Hide some of the foreground as fluid or consolidation hides lung: it is still to be found."""
+
+        def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+            return {"veil": veil(data["mask"], np.random.default_rng(self.random_generator.integers(2**32)))}
+
+        def apply(self, img: np.ndarray, veil: np.ndarray, **params: Any) -> np.ndarray:
+            return np.uint8(img + (veil[..., 1:] - img) * veil[..., :1])
+
     mild = [
         Mirror(p=0.5 if mirror is not None else 0),
         A.Affine(scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), rotate=(-6, 6), p=0.9),
         A.ElasticTransform(alpha=30, sigma=6, p=0.15),
         A.RandomBrightnessContrast(0.25, 0.25, p=0.5),
         A.RandomGamma((60, 160), p=0.5),
+        Opacity(p=0.3),
         A.GaussNoise((0.01, 0.05), p=0.3),
         A.GaussianBlur((3, 5), p=0.2),
     ]
@@ -62,6 +89,7 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         A.RandomBrightnessContrast(0.3, 0.4, p=0.5),
         A.RandomGamma((40, 220), p=0.5),
         A.Illumination(intensity_range=(0.05, 0.2), p=0.2),
+        Opacity(p=0.3),
         A.InvertImg(p=0.1),
         A.Downscale(scale_range=(0.3, 0.7), p=0.15),
         A.GaussNoise((0.01, 0.1), p=0.3),

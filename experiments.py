@@ -48,6 +48,7 @@ PREDICTION = {  # these need no training: the default's models, used in another 
     "mirrored too": {"mirror": True},
     "not cleaned": {"clean": None},
 }
+FOLDS = 5
 LABELLED = (5, 10, 20, 40)
 SEEDS = (0, 1, 2)
 FEW_FOLDS = 2  # half of the images are the test set
@@ -70,7 +71,8 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
         said = process.communicate()[0]
         shares.append(share)
         if process.returncode:
-            raise UserError(f"python train.py {' '.join(flags)} failed:\n" + "\n".join(said.splitlines()[-5:]))
+            reason = said[said.rfind("\nerror: ") :].strip()  # a traceback has no such line, and is told whole
+            raise UserError(f"python train.py {' '.join(flags)} failed:\n{reason}")
 
     with ThreadPoolExecutor(jobs) as pool:
         list(tqdm(pool.map(run, commands), "training", len(commands), unit="run", disable=None))
@@ -96,7 +98,7 @@ def write(table: pd.DataFrame, path: Path) -> None:
 def ablation(
     data_dir: str, *, rows: str = "", flags: str = "", jobs: int = 1, out_dir: Path = Path("files/ablation")
 ) -> None:
-    """Train and score 5 folds for every row of ABLATION: results/ablation.csv.
+    """Train and score every fold for every row of ABLATION: results/ablation.csv.
 
     Args:
         data_dir: the data set
@@ -106,18 +108,18 @@ def ablation(
         out_dir: where the runs go
     """
     chosen = {name: change for name, change in ABLATION.items() if not rows or name in ("default", *rows.split(","))}
-    common = ["--data-dir", data_dir, "--folds", "5", *flags.split()]
+    common = ["--data-dir", data_dir, "--folds", str(FOLDS), *flags.split()]
     commands = [
         [*common, *change, "--fold", str(fold), "--out-dir", str(out_dir / slug(name))]
         for name, change in chosen.items()
-        for fold in range(5)
+        for fold in range(FOLDS)
     ]
     run_all(commands, jobs)
-    runs = {name: [read_run(out_dir / slug(name) / f"fold{fold}") for fold in range(5)] for name in chosen}
+    runs = {name: [read_run(out_dir / slug(name) / f"fold{fold}") for fold in range(FOLDS)] for name in chosen}
     tables = {name: pd.concat([scores for scores, _ in folds]) for name, folds in runs.items()}
     for name, facts in PREDICTION.items():
         if not rows or name in rows.split(","):
-            tables[name] = pd.concat([rescore(out_dir / "default" / f"fold{fold}", facts) for fold in range(5)])
+            tables[name] = pd.concat([rescore(out_dir / "default" / f"fold{fold}", facts) for fold in range(FOLDS)])
     table = []
     for name, scores in tables.items():
         paired = metrics.pair(tables["default"], scores).loc["dice"]

@@ -44,34 +44,43 @@ def test_sixteen_bits_are_spoilt_as_eight():
     np.testing.assert_array_equal(one, other)
 
 
-def test_the_tables_are_made_by_command(tmp_path, script):
-    """Small networks on phantoms: every table has its rows, and the second call trains nothing again."""
-    chests = phantom.make_phantoms(tmp_path / "chests", 20, seed=5)
-    command = ["experiments.py", "ablation", "--data-dir", chests, "--rows", "dice loss alone,not cleaned", "--jobs", 2]
-    done = script(tmp_path, *command, f"--flags={TINY}")
-    assert done.returncode == 0, done.stderr
-    table = pd.read_csv(tmp_path / "results" / "ablation.csv").set_index("change")
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder to work in, and small numbers: two folds, one count, one seed."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"FOLDS": 2, "LABELLED": (2,), "SEEDS": (1,)}.items():
+        monkeypatch.setattr(experiments, name, value)
+    return tmp_path
+
+
+def test_ablation_and_corruptions(workplace, script):
+    """Every table has its rows; what is trained is not trained again."""
+    chests = str(phantom.make_phantoms("chests", 12, seed=5))
+    experiments.ablation(chests, rows="dice loss alone,not cleaned", jobs=2, flags=TINY)
+    table = pd.read_csv("results/ablation.csv").set_index("change")
     assert table.index.tolist() == ["default", "dice loss alone", "not cleaned"]
     assert table.loc["default", "gain"] == 0 and table.loc["default", "p"] == 1
     assert table.loc["dice loss alone", "flags"] == "--loss dice" and (table["seconds a fold"] > 0).all()
-    model = tmp_path / "files" / "ablation" / "default" / "fold0" / "model.h5"
+    model = workplace / "files" / "ablation" / "default" / "fold0" / "model.h5"
     stamp = model.stat().st_mtime_ns
-    done = script(tmp_path, "experiments.py", "corruptions", "--run", model.parents[1])
+    done = script(workplace, "experiments.py", "corruptions", "--run", model.parents[1])
     assert done.returncode == 0, done.stderr
-    spoilt = pd.read_csv(tmp_path / "results" / "corruptions.csv")
+    spoilt = pd.read_csv("results/corruptions.csv")
     assert spoilt.corruption.tolist() == [*corruptions.CORRUPTIONS, "mean, without clean"]
     assert spoilt.loss.iloc[0] == 0 and model.stat().st_mtime_ns == stamp
 
 
-def test_the_table_of_few_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(experiments, "LABELLED", (2,))
-    monkeypatch.setattr(experiments, "SEEDS", (0, 1))
-    chests = phantom.make_phantoms(tmp_path / "chests", 10, seed=5)
-    experiments.few(str(chests), flags=TINY)
-    table = pd.read_csv(tmp_path / "results" / "few.csv")
+def test_few_images(workplace):
+    chests = str(phantom.make_phantoms("chests", 10, seed=5))
+    experiments.few(chests, flags=TINY, jobs=2)
+    table = pd.read_csv("results/few.csv")
     assert table.labelled.tolist() == [2] and table.gain[0] == pytest.approx(table.phantoms[0] - table.scratch[0])
-    split = pd.read_csv(tmp_path / "files" / "few" / "phantoms-2-seed1" / "fold0" / "split.csv")
+    split = pd.read_csv("files/few/phantoms-2-seed1/fold0/split.csv")
     assert split.subset.value_counts().to_dict() == {"test": 5, "train": 2}
-    with pytest.raises(images.UserError, match=r"train.py .*--epochs 0 failed"):
+
+
+def test_what_a_failed_training_said_is_told(workplace):
+    with pytest.raises(images.UserError, match=r"train.py --epochs 0 failed:\n.*epochs is 0"):
         experiments.run_all([["--epochs", "0"]], 1)
+    with pytest.raises(images.UserError, match=r"holds no fold0/model.h5; train it with"):
+        experiments.corrupted(workplace)
