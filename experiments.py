@@ -71,7 +71,7 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
         said = process.communicate()[0]
         shares.append(share)
         if process.returncode:
-            reason = said[said.rfind("\nerror: ") :].strip()  # a traceback has no such line, and is told whole
+            reason = said[max(0, said.rfind("\nerror: ")) :].strip()  # a traceback has no such line, and is told whole
             raise UserError(f"python train.py {' '.join(flags)} failed:\n{reason}")
 
     with ThreadPoolExecutor(jobs) as pool:
