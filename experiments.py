@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from images import UserError
 
 ABLATION = {
     "default": [],
+    "another seed": ["--seed", "1"],  # what chance alone does
     "dice loss alone": ["--loss", "dice"],
     "deep supervision": ["--deep-supervision"],
     "residual blocks": ["--architecture", "residual"],
@@ -44,9 +44,10 @@ ABLATION = {
     "strong augmentation": ["--augmentation", "strong"],
     "constant learning rate": ["--schedule", "constant"],
 }
-PREDICTION = {  # these need no training: the default's models, used in another way
-    "mirrored too": {"mirror": True},
-    "not cleaned": {"clean": None},
+PREDICTION = {  # these need no training: models of the rows above, and the facts of their model files to be changed
+    "mirrored too": (["default"], {"mirror": True}),
+    "not cleaned": (["default"], {"clean": None}),
+    "both seeds averaged": (["default", "another seed"], {}),
 }
 FOLDS = 5
 LABELLED = (5, 10, 20, 40)
@@ -117,23 +118,25 @@ def ablation(
     run_all(commands, jobs)
     runs = {name: [read_run(out_dir / slug(name) / f"fold{fold}") for fold in range(FOLDS)] for name in chosen}
     tables = {name: pd.concat([scores for scores, _ in folds]) for name, folds in runs.items()}
-    for name, facts in PREDICTION.items():
-        if not rows or name in rows.split(","):
-            tables[name] = pd.concat([rescore(out_dir / "default" / f"fold{fold}", facts) for fold in range(FOLDS)])
+    for name, (members, facts) in PREDICTION.items():
+        if set(members) <= set(chosen) and (not rows or name in rows.split(",")):
+            folders = [[out_dir / slug(member) / f"fold{fold}" for member in members] for fold in range(FOLDS)]
+            tables[name] = pd.concat([rescore(some, facts) for some in folders])
     table = []
     for name, scores in tables.items():
         paired = metrics.pair(tables["default"], scores).loc["dice"]
         row = {"change": name, "flags": " ".join(ABLATION.get(name, []))}
         row |= scores[["dice", "iou", "nsd", "hd95"]].mean().to_dict()
         row |= {"gain": paired["B - A"], "low": paired["low"], "high": paired["high"], "p": paired["p"]}
-        seconds = [seconds for _, seconds in runs.get(name, runs["default"])]
-        table.append(row | {"seconds a fold": float(np.mean(seconds))})
+        trained = PREDICTION[name][0] if name in PREDICTION else [name]
+        seconds = sum(seconds for row_name in trained for _, seconds in runs[row_name]) / FOLDS
+        table.append(row | {"seconds a fold": seconds})
     write(pd.DataFrame(table), Path("results/ablation.csv"))
 
 
-def rescore(folder: Path, changes: dict[str, Any]) -> pd.DataFrame:
-    """Score a run's test images again, some facts of its model file changed."""
-    config = predict.Config(model=str(folder / "model.h5"))
+def rescore(folders: Sequence[Path], changes: dict[str, Any]) -> pd.DataFrame:
+    """Score a fold's test images again by the mean of several runs, some facts of their model files changed."""
+    config = predict.Config(model=",".join(str(folder / "model.h5") for folder in folders))
     members = [(model, facts | changes) for model, facts in predict.load_members(config)]
     return predict.score_pairs(members, predict.pairs_to_score(config)[0], config)[0]
 

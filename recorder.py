@@ -135,6 +135,7 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
         return
     weights = model.get_weights()
     model.optimizer.finalize_variable_values(model.trainable_variables)
+    model.set_weights(model.get_weights())  # copies: JAX would free what weights and averages share
     try:
         yield
     finally:
