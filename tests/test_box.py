@@ -1,0 +1,48 @@
+"""The model in the box, files/lungs.h5: it finds lungs that it has never seen, on a fresh clone."""
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import images
+import metrics
+import phantom
+import predict
+import utils
+
+BOX = ROOT / predict.IN_THE_BOX
+
+
+@pytest.fixture(scope="module")
+def members():
+    return predict.load_members(predict.Config(model=str(BOX)))
+
+
+def test_it_is_small_and_says_what_it_is(members):
+    assert BOX.stat().st_size <= 8 * 2**20
+    facts = members[0][1]
+    assert facts["classes"] == ["foreground"] and facts["channels"] == 1 and facts["clean"] == [2]
+
+
+def test_it_finds_lungs_in_fresh_phantoms(members):
+    scores = []
+    for i in range(20):
+        image, masks = phantom.phantom(np.random.default_rng((12345, i)))
+        result = next(predict.segment(members, [image if image.ndim == 3 else image[..., None]]))
+        found = predict.decide(result.probs, members[0][1])
+        scores.append(metrics.score_mask(masks.max(-1), found)["dice"])
+    assert np.mean(scores) > 0.9 and min(scores) > 0.7
+
+
+def test_a_fresh_clone_segments_a_file_without_training(tmp_path, script):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "lungs.h5").write_bytes(BOX.read_bytes())
+    image, masks = phantom.phantom(np.random.default_rng(4))
+    images.write(tmp_path / "my_xray.png", image)
+    done = script(tmp_path, "predict.py", "--input", "my_xray.png")
+    assert done.returncode == 0, done.stderr
+    assert "taking files/lungs.h5" in done.stdout
+    found = images.read(tmp_path / "results" / "masks" / "my_xray.png")[..., 0] > 0
+    assert metrics.score_mask(masks.max(-1), found)["dice"] > 0.8
+    utils.save_model(*utils.load_model(BOX)[:1], tmp_path / "files" / "model.h5", utils.load_model(BOX)[1])
+    assert "lungs.h5" not in script(tmp_path, "predict.py", "--input", "my_xray.png").stdout
