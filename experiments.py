@@ -3,15 +3,16 @@
     python experiments.py ablation --data-dir DIR       one change from the default at a time, 5 folds each
     python experiments.py few --data-dir DIR            5, 10, 20, 40 labelled images, from scratch or from phantoms
     python experiments.py corruptions --run RUN         a cross-validation's models on spoilt test images
+    python experiments.py uncertainty --run RUN         does disagreement foretell the error?
 
-Writes results/ablation.csv, results/few.csv and results/corruptions.csv. A stopped command goes on where it was.
+Writes results/ablation.csv, few.csv, corruptions.csv and uncertainty.csv. A stopped command goes on where it was.
 """
 
 import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -177,21 +178,26 @@ def few(data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("
     write(pd.DataFrame(table), Path("results/few.csv"))
 
 
+def read_folds(run: Path, uncertainty: bool = False) -> Iterator[tuple[predict.Config, list[Any], list[data.Pair]]]:
+    """Give each fold of a cross-validation: how to predict, its model, its test images."""
+    folds = sorted(run.glob("fold*/model.h5"))
+    if not folds:
+        raise UserError(f"{run} holds no fold0/model.h5; train it with `python train.py --folds 5 --out-dir {run}`")
+    for path in folds:
+        config = predict.Config(model=str(path), uncertainty=uncertainty)
+        yield config, predict.load_members(config), predict.pairs_to_score(config)[0]
+
+
 def corrupted(run: Path) -> None:
     """Score every fold's model on its test images, spoilt in each of the ways: results/corruptions.csv.
 
     Args:
         run: the folder of a cross-validation, which holds fold0, fold1 …
     """
-    folds = sorted(run.glob("fold*/model.h5"))
-    if not folds:
-        raise UserError(f"{run} holds no fold0/model.h5; train it with `python train.py --folds 5 --out-dir {run}`")
     rows = []
-    for path in folds:
-        config = predict.Config(model=str(path))
-        members, (pairs, _) = predict.load_members(config), predict.pairs_to_score(config)
+    for config, members, pairs in read_folds(run):
         facts = members[0][1]
-        for number, pair in enumerate(tqdm(pairs, f"spoiling, {path.parent.name}", unit="image", disable=None)):
+        for number, pair in enumerate(tqdm(pairs, f"spoiling for {config.model}", unit="image", disable=None)):
             image, ids = data.read_pair(pair, facts["classes"])
             spoilt = [corruptions.corrupt(name, image, ids, number) for name in corruptions.CORRUPTIONS]
             found = predict.segment(members, [picture for picture, _ in spoilt], config)
@@ -200,11 +206,22 @@ def corrupted(run: Path) -> None:
                 rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
     table = pd.DataFrame(rows).groupby("corruption", sort=False)[["dice", "iou", "nsd", "hd95"]].mean().reset_index()
     table["loss"] = table.dice[0] - table.dice
-    spoilt = table.iloc[1:].mean(numeric_only=True)
-    write(
-        pd.concat([table, pd.DataFrame([{"corruption": "mean, without clean", **spoilt}])]),
-        Path("results/corruptions.csv"),
-    )
+    mean = {"corruption": "mean, without clean", **table.iloc[1:].mean(numeric_only=True)}
+    write(pd.concat([table, pd.DataFrame([mean])]), Path("results/corruptions.csv"))
+
+
+def uncertainty(run: Path) -> None:
+    """Tell how well the disagreement of image and mirrored image foretells the error: results/uncertainty.csv.
+
+    Args:
+        run: the folder of a cross-validation, which holds fold0, fold1 …
+    """
+    folds = [predict.score_pairs(members, pairs, config)[0] for config, members, pairs in read_folds(run, True)]
+    table = pd.concat(folds)[["image", "dice", "disagreement"]]
+    with images.atomic(Path("results/uncertainty.csv")) as temporary:
+        table.to_csv(temporary, index=False)
+    rank = table.disagreement.corr(1 - table.dice, method="spearman")
+    print(f"{len(table)} images: rank correlation of disagreement with 1 - Dice {rank:.2f}; results/uncertainty.csv")
 
 
 if __name__ == "__main__":
@@ -212,5 +229,5 @@ if __name__ == "__main__":
 
     from utils import run_cli
 
-    commands = {"ablation": ablation, "few": few, "corruptions": corrupted}
+    commands = {"ablation": ablation, "few": few, "corruptions": corrupted, "uncertainty": uncertainty}
     run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))

@@ -67,6 +67,9 @@ def test_ablation_and_corruptions(workplace, script):
     assert done.returncode == 0, done.stderr
     spoilt = pd.read_csv("results/corruptions.csv")
     assert spoilt.corruption.tolist() == [*corruptions.CORRUPTIONS, "mean, without clean"]
+    experiments.uncertainty(model.parents[1])
+    votes = pd.read_csv("results/uncertainty.csv")
+    assert len(votes) == 20 and votes.disagreement.between(0, 1).all()
     assert spoilt.loss.iloc[0] == 0 and model.stat().st_mtime_ns == stamp
 
 
