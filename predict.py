@@ -68,8 +68,8 @@ def load_members(config: Config) -> list[Member]:
     if not names:
         names = "files/model.h5"
         if config.input and not Path(names).exists() and Path(IN_THE_BOX).exists():
-            names = IN_THE_BOX
             print(f"no {names} of your own yet: taking {IN_THE_BOX}, which knows lungs in chest X-rays (README)")
+            names = IN_THE_BOX
     paths = [path for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]  # noqa: PTH207  (any pattern)
     members = [utils.load_model(path) for path in paths]
     for name in ("classes", "channels", "image_size"):

@@ -41,7 +41,7 @@ def test_a_fresh_clone_segments_a_file_without_training(tmp_path, script):
     images.write(tmp_path / "my_xray.png", image)
     done = script(tmp_path, "predict.py", "--input", "my_xray.png")
     assert done.returncode == 0, done.stderr
-    assert "taking files/lungs.h5" in done.stdout
+    assert "no files/model.h5 of your own yet: taking files/lungs.h5" in done.stdout
     found = images.read(tmp_path / "results" / "masks" / "my_xray.png")[..., 0] > 0
     assert metrics.score_mask(masks.max(-1), found)["dice"] > 0.8
     utils.save_model(*utils.load_model(BOX)[:1], tmp_path / "files" / "model.h5", utils.load_model(BOX)[1])
