@@ -47,7 +47,7 @@ def veil(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
     """Build the albumentations pipeline for a uint8 image (H, W, C) and its class ids (H, W), seeded.
 
-    mild: the variation within one hospital. strong: that between hospitals, for images from elsewhere.
+    mild: the variation within one hospital, of any modality. strong: that of X-rays between hospitals and diseases.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the internet for a newer version
     import albumentations as A  # here, because prediction does without its seconds of start-up
@@ -73,7 +73,6 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         A.ElasticTransform(alpha=30, sigma=6, p=0.15),
         A.RandomBrightnessContrast(0.25, 0.25, p=0.5),
         A.RandomGamma((60, 160), p=0.5),
-        Opacity(p=0.3),
         A.GaussNoise((0.01, 0.05), p=0.3),
         A.GaussianBlur((3, 5), p=0.2),
     ]

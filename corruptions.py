@@ -64,6 +64,8 @@ def _collimated(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator) ->
     covered = np.zeros_like(image)
     margin = round(0.03 * max(image.shape))
     places = np.argwhere(ids > 0)
+    if not len(places):
+        return image, ids
     (y0, x0), (y1, x1) = np.maximum(places.min(0) - margin, 0), places.max(0) + margin
     covered[y0:y1, x0:x1] = image[y0:y1, x0:x1]
     return covered, ids
@@ -72,6 +74,8 @@ def _collimated(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator) ->
 def _close(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator) -> Spoilt:
     """A field that ends at the lungs: nothing of the image is left around them."""
     places = np.argwhere(ids > 0)
+    if not len(places):
+        return image, ids
     (y0, x0), (y1, x1) = places.min(0), places.max(0) + 1
     return image[y0:y1, x0:x1], ids[y0:y1, x0:x1]
 
@@ -131,7 +135,7 @@ CORRUPTIONS: dict[str, Callable[..., Spoilt]] = {
 def corrupt(name: str, image: np.ndarray, ids: np.ndarray, seed: int) -> Spoilt:
     """Spoil a decoded image (H, W, C): uint8 (H, W, 1) and its ids; the same for the same name, image and seed."""
     grey = images.to_channels(image, 1)[..., 0]
-    grey = grey / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else max(1.0, float(grey.max())))
+    grey = grey / (255 if image.dtype == np.uint8 else max(1.0, float(grey.max())))  # 12 bits come in 16
     rng = np.random.default_rng((seed, list(CORRUPTIONS).index(name)))
     spoilt, ids = CORRUPTIONS[name](grey.astype(np.float32), ids, rng)
     return np.uint8(np.round(255 * spoilt))[..., None], ids

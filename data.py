@@ -27,7 +27,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tyro
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from tqdm import tqdm
 
 import images
@@ -396,7 +396,7 @@ def split(
 
     With `folds` the test set is fold `fold` of all pairs. Without, index.csv's val and test are taken, and what it does
     not name is drawn: test_fraction, then val_fraction of the rest, each rounded to 1/2, 1/3, 1/4 …, 0 for none. With
-    `labelled` only so many of the training pairs stay train, drawn at random, the others get "". Raises UserError where
+    `labelled` only so many of the training pairs stay train, drawn likewise, the others get "". Raises UserError where
     there are too few patients, or index.csv puts one patient in two subsets.
     """
     fixed = [pair.subset if pair.subset != "train" and not folds else "" for pair in pairs]
@@ -412,9 +412,19 @@ def split(
     spread = table[table.patient != ""].groupby("patient").subset.nunique()
     if (spread > 1).any():
         raise UserError(f"index.csv puts patient {spread.idxmax()} in {spread.max()} subsets; expected one")
-    if labelled:
-        rest = np.random.default_rng(seed).permutation(np.flatnonzero(subsets == "train"))
-        subsets[rest[labelled:]] = ""
+    train = np.flatnonzero(subsets == "train")
+    if not len(train):
+        raise UserError(
+            f"none of the {len(pairs)} images is left to train on; expected some that are neither val nor test"
+        )
+    if labelled > len(train):
+        raise UserError(f"labelled is {labelled}; expected at most the {len(train)} training images")
+    if 0 < labelled < len(train):
+        labels = [pairs[i].label for i in train]
+        counts = Counter(labels)
+        shared = min(counts.values()) > 1 and len(counts) <= min(labelled, len(train) - labelled)
+        parts = train_test_split(train, train_size=labelled, random_state=seed, stratify=labels if shared else None)
+        subsets[parts[1]] = ""
     return subsets.tolist()
 
 

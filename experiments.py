@@ -10,6 +10,7 @@ Writes results/ablation.csv, few.csv, corruptions.csv and uncertainty.csv. A sto
 
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ ABLATION = {
     "instance normalisation": ["--normalisation", "instance"],
     "no normalisation": ["--normalisation", "none"],
     "leaky ReLU": ["--activation", "leaky_relu"],
-    "EMA of the weights, 0.99": ["--ema", "0.99"],
+    "EMA of the weights": ["--ema", "0.99"],
     "no augmentation": ["--augmentation", "none"],
     "strong augmentation": ["--augmentation", "strong"],
     "constant learning rate": ["--schedule", "constant"],
@@ -61,6 +62,8 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
 
     Raises UserError with the last lines of what a failed one said.
     """
+    if jobs < 1:
+        raise UserError(f"jobs is {jobs}; expected at least 1")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = [cores[i::jobs] for i in range(jobs)]
 
@@ -104,13 +107,18 @@ def ablation(
 
     Args:
         data_dir: the data set
-        rows: only these, separated by commas; the default is always among them
+        rows: only these and the default, separated by commas, into results/ablation-rows.csv
         flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
         jobs: trainings at once, each on its share of the cores
         out_dir: where the runs go
     """
-    chosen = {name: change for name, change in ABLATION.items() if not rows or name in ("default", *rows.split(","))}
-    common = ["--data-dir", data_dir, "--folds", str(FOLDS), *flags.split()]
+    wanted = rows.split(",") if rows else [*ABLATION, *PREDICTION]
+    unknown = set(wanted) - set(ABLATION) - set(PREDICTION)
+    if unknown:
+        raise UserError(f"rows has {', '.join(sorted(unknown))}; expected {', '.join([*ABLATION, *PREDICTION])}")
+    needed = {"default", *wanted, *(member for name in wanted for member in PREDICTION.get(name, [[]])[0])}
+    chosen = {name: change for name, change in ABLATION.items() if name in needed}
+    common = ["--data-dir", data_dir, "--folds", str(FOLDS), *shlex.split(flags)]
     commands = [
         [*common, *change, "--fold", str(fold), "--out-dir", str(out_dir / slug(name))]
         for name, change in chosen.items()
@@ -120,7 +128,7 @@ def ablation(
     runs = {name: [read_run(out_dir / slug(name) / f"fold{fold}") for fold in range(FOLDS)] for name in chosen}
     tables = {name: pd.concat([scores for scores, _ in folds]) for name, folds in runs.items()}
     for name, (members, facts) in PREDICTION.items():
-        if set(members) <= set(chosen) and (not rows or name in rows.split(",")):
+        if name in wanted:
             folders = [[out_dir / slug(member) / f"fold{fold}" for member in members] for fold in range(FOLDS)]
             tables[name] = pd.concat([rescore(some, facts) for some in folders])
     table = []
@@ -132,7 +140,7 @@ def ablation(
         trained = PREDICTION[name][0] if name in PREDICTION else [name]
         seconds = sum(seconds for row_name in trained for _, seconds in runs[row_name]) / FOLDS
         table.append(row | {"seconds a fold": seconds})
-    write(pd.DataFrame(table), Path("results/ablation.csv"))
+    write(pd.DataFrame(table), Path("results/ablation-rows.csv" if rows else "results/ablation.csv"))
 
 
 def rescore(folders: Sequence[Path], changes: dict[str, Any]) -> pd.DataFrame:
@@ -151,7 +159,7 @@ def few(data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("
         jobs: trainings at once, each on its share of the cores
         out_dir: where the runs go
     """
-    run_all([["--augmentation", "strong", "--out-dir", str(out_dir / "phantoms"), *flags.split()]], 1)
+    run_all([["--augmentation", "strong", "--out-dir", str(out_dir / "phantoms"), *shlex.split(flags)]], 1)
     starts = {"scratch": [], "phantoms": ["--init-weights", str(out_dir / "phantoms" / "model.h5")]}
     commands, places = [], {}
     for count, seed, start in itertools.product(LABELLED, SEEDS, starts):
@@ -160,19 +168,19 @@ def few(data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("
         split = ["--folds", str(FEW_FOLDS), "--fold", "0", "--val-fraction", "0", "--labelled", str(count)]
         seeds = ["--seed", str(seed), "--split-seed", str(seed)]
         commands.append(
-            ["--data-dir", data_dir, *split, *seeds, *starts[start], "--out-dir", str(folder), *flags.split()]
+            ["--data-dir", data_dir, *split, *seeds, *starts[start], "--out-dir", str(folder), *shlex.split(flags)]
         )
     run_all(commands, jobs)
     table = []
     for count in LABELLED:
-        means = {}
+        means, runs = {}, {}
         for start in starts:
-            runs = [read_run(places[count, seed, start])[0].assign(seed=seed) for seed in SEEDS]
-            means[start] = pd.concat(runs).assign(image=lambda scores: scores.image + scores.seed.astype(str))
+            runs[start] = pd.concat([read_run(places[count, seed, start])[0].assign(seed=seed) for seed in SEEDS])
+            means[start] = runs[start].groupby("image", as_index=False).dice.mean()  # one image, one vote
         paired = metrics.pair(means["scratch"], means["phantoms"]).loc["dice"]
         row = {"labelled": count, "scratch": paired["A"], "phantoms": paired["B"], "gain": paired["B - A"]}
         row |= {"low": paired["low"], "high": paired["high"], "p": paired["p"]}
-        for start, scores in means.items():
+        for start, scores in runs.items():
             row[f"seeds, {start}"] = " ".join(f"{dice:.4f}" for dice in scores.groupby("seed").dice.mean())
         table.append(row)
     write(pd.DataFrame(table), Path("results/few.csv"))

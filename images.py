@@ -178,14 +178,15 @@ def usual_parts(masks: np.ndarray) -> int:
 
 
 def clean(ids: np.ndarray, parts: list[int]) -> np.ndarray:
-    """Keep each class's `parts[class - 1]` largest parts in ids (H, W) and fill their holes."""
-    cleaned = np.zeros_like(ids)
+    """Keep each class's `parts[class - 1]` largest parts in ids (H, W), then fill holes that hold no other class."""
+    cleaned = ids.copy()
     for i, count in enumerate(parts, 1):
-        labels, _ = _parts(ids == i)
-        kept = ((labels > 0) & (labels <= count)).astype(np.uint8)
-        outlines, _ = cv2.findContours(kept, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(kept, outlines, -1, 1, cv2.FILLED)
-        cleaned[(kept > 0) & (cleaned == 0) & ((ids == i) | (ids == 0))] = i
+        cleaned[_parts(ids == i)[0] > count] = 0
+    for i in range(1, len(parts) + 1):
+        filled = (cleaned == i).astype(np.uint8)
+        outlines, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
+        cleaned[(filled > 0) & (cleaned == 0)] = i
     return cleaned
 
 

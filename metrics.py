@@ -232,8 +232,11 @@ def _read_metrics(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a metrics.csv") from None
-    if not {"image", "dice"} <= set(table) or not table.image.is_unique:
+    if not {"image", "dice"} <= set(table) or not table.image.is_unique or not len(table):
         raise UserError(f"{path} is no metrics.csv; expected columns image, dice … and each image once")
+    for name in set(METRICS) & set(table):
+        if not np.issubdtype(table[name].dtype, np.number) or not np.isfinite(table[name]).all():
+            raise UserError(f"{path}: column {name} has other things than numbers; expected one for each image")
     return table
 
 

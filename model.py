@@ -32,7 +32,8 @@ def normalise(x: KerasTensor, kind: str, name: str) -> KerasTensor:
     if kind == "batch":
         return layers.BatchNormalization(momentum=0.9, name=name)(x)
     channels = x.shape[-1]
-    groups = channels if kind == "instance" else max(g for g in range(1, 9) if channels % g == 0)
+    most = channels if kind == "instance" else min(8, max(1, channels // 4))  # a group has four channels at least
+    groups = max(count for count in range(1, most + 1) if channels % count == 0)
     return layers.GroupNormalization(groups, name=name)(x)
 
 
@@ -114,6 +115,8 @@ def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[
     try:
         network = backbone.build(include_top=False, weights=None if weights == "none" else weights, input_tensor=x)
     except Exception as error:  # Keras raises this very class when a download fails
+        if weights == "none":
+            raise
         raise UserError(
             f"encoder_weights {weights!r} cannot be loaded ({error}); expected imagenet (needs the internet once), a "
             "weights file that Keras wrote for this encoder, or none"
@@ -232,6 +235,12 @@ def build_unet(
     ):
         if value not in known:
             raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
+    try:
+        keras.activations.get(activation)
+    except ValueError:
+        raise UserError(
+            f"activation is {activation!r}; expected a name Keras knows: relu, leaky_relu, silu …"
+        ) from None
     backbone = BACKBONES.get(architecture)
     check_size(input_shape[:2], 5 if backbone else depth, fixed=backbone is not None)
     if encoder_weights != "none" and not backbone:
@@ -257,6 +266,8 @@ def check_size(sides: tuple[int | None, int | None], depth: int, fixed: bool) ->
             raise UserError("a pretrained encoder needs a fixed image size")
         if side is not None and (side < step or side % step or (fixed and side == step)):
             near = max(2 * step if fixed else step, round(side / step) * step)
+            if fixed:
+                raise UserError(f"image size is {side}; take {near} (a pretrained encoder halves it five times)")
             raise UserError(f"image size {side} is not a multiple of {step} (2**depth); take {near} or another depth")
 
 

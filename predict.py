@@ -58,27 +58,36 @@ class Segmentation(NamedTuple):
     """What is found in one image."""
 
     probs: np.ndarray  # (H, W, K) float32, at the image's own size
-    uncertainty: np.ndarray | None  # (H, W) float32, standard deviation over the votes, if there are several
-    disagreement: float  # mean over the votes of 1 - Dice(vote, decision); NaN for a single vote
+    uncertainty: np.ndarray | None  # (H, W) float32, standard deviation over the votes, if asked for
+    disagreement: float  # mean over the votes of 1 - Dice(vote, decision), if asked for, else NaN
+
+
+def model_paths(config: Config) -> list[str]:
+    """List the model files that `config` names, those of patterns in order."""
+    names = config.model or "files/model.h5"
+    if not config.model and config.input and not Path(names).exists() and Path(IN_THE_BOX).exists():
+        print(f"no {names} of your own yet: taking {IN_THE_BOX}, which knows lungs in chest X-rays (README)")
+        return [IN_THE_BOX]
+    if Path(names).exists():  # whatever signs it has in it
+        return [names]
+    return [path for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]  # noqa: PTH207
 
 
 def load_members(config: Config) -> list[Member]:
-    """Load the model, or the ensemble's members. Raises UserError if there is none or they do not go together."""
-    names = config.model
-    if not names:
-        names = "files/model.h5"
-        if config.input and not Path(names).exists() and Path(IN_THE_BOX).exists():
-            print(f"no {names} of your own yet: taking {IN_THE_BOX}, which knows lungs in chest X-rays (README)")
-            names = IN_THE_BOX
-    paths = [path for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]  # noqa: PTH207  (any pattern)
-    members = [utils.load_model(path) for path in paths]
+    """Load the model, or the ensemble's members. Raises UserError if there is none or they do not go together.
+
+    Masks are cleaned where all members want the same cleaning.
+    """
+    members = [utils.load_model(path) for path in model_paths(config)]
     for name in ("classes", "channels", "image_size"):
         values = {json.dumps(facts[name]) for _, facts in members}
         if len(values) > 1:
             raise UserError(f"the models' {name} are {' and '.join(sorted(values))}; an ensemble needs the same")
     if config.uncertainty and len(members) == 1 and mirrored_ids(members[0][1]["classes"]) is None:
         raise UserError("--uncertainty needs several models, because a class with one side cannot be mirrored")
-    return members
+    wanted = [facts.get("clean") for _, facts in members]
+    agreed = wanted[0] if all(parts == wanted[0] for parts in wanted) else None
+    return [(model, facts | {"clean": agreed}) for model, facts in members]
 
 
 def infer(model: keras.Model, prepared: np.ndarray) -> np.ndarray:
@@ -115,25 +124,26 @@ def infer_tiled(model: keras.Model, prepared: np.ndarray, window: tuple[int, int
     return total / seen
 
 
-def collect_votes(members: Sequence[Member], prepared: np.ndarray, config: Config) -> np.ndarray:
-    """Ask every model, and again in the mirror where it wants that: (V, N, H, W, K), V the number of votes."""
-    votes = []
+def collect_votes(members: Sequence[Member], prepared: np.ndarray, config: Config) -> tuple[np.ndarray, int]:
+    """Ask every model, and again in the mirror where its file says so: votes (V, N, H, W, K), how many of them count.
+
+    For the uncertainty of a single model the mirror is asked in any case; its vote then does not count.
+    """
+    votes, extra = [], []
     for model, facts in members:
         window = tuple(facts["image_size"])
         run = partial(infer_tiled, window=window, batch_size=config.batch_size) if config.tile else infer
         votes.append(run(model, prepared))
         swapped = mirrored_ids(facts["classes"])
-        if swapped is not None and (facts.get("mirror") or (config.uncertainty and len(members) == 1)):
+        if facts.get("mirror") or (config.uncertainty and len(members) == 1):
             mirrored = run(model, np.ascontiguousarray(prepared[:, :, ::-1]))[:, :, ::-1]
-            votes.append(mirrored if len(swapped) == 2 else mirrored[..., swapped])
-    return np.stack(votes)
+            mirrored = mirrored if len(swapped) == 2 else mirrored[..., swapped]
+            (votes if facts.get("mirror") else extra).append(mirrored)
+    return np.stack(votes + extra), len(votes)
 
 
-def disagreement(votes: np.ndarray, threshold: float) -> float:
-    """Average 1 - Dice between each vote (V, H, W, K) and the decision of all; NaN for a single vote."""
-    if len(votes) == 1:
-        return float("nan")
-    decided = images.to_ids(votes.mean(0), threshold)
+def disagreement(votes: np.ndarray, decided: np.ndarray, threshold: float) -> float:
+    """Average 1 - Dice between the foreground of each vote (V, H, W, K) and the decided class ids (H, W)."""
     found = [images.to_ids(vote, threshold) for vote in votes]
     sums = [int((ids > 0).sum() + (decided > 0).sum()) for ids in found]
     hits = [int(((ids == decided) & (ids > 0)).sum()) for ids in found]
@@ -146,20 +156,37 @@ def segment(
     config: Config = Config(),
 ) -> Iterator[Segmentation]:
     """Segment decoded images (H, W, C) of any sizes, each at its own size."""
-    if not pictures:
-        return
-    facts = members[0][1]
-    window = tuple(facts["image_size"])
-    for group in [[picture] for picture in pictures] if config.tile else [pictures]:
-        size = tiled_size(group[0].shape[:2], window) if config.tile else window
-        prepared = np.stack([images.prepare(picture, size, facts["channels"]) for picture in group])
-        votes = collect_votes(members, prepared, config)
-        for i, picture in enumerate(group):  # one by one: at their own size they may be large
-            shape, spread = picture.shape[:2], None
-            if len(votes) > 1:
-                spread = images.restore(votes[:, i].std(0).max(-1, keepdims=True), shape)[..., 0]
-            probs = images.restore(votes[:, i].mean(0), shape)
-            yield Segmentation(probs, spread, disagreement(votes[:, i], facts["threshold"]))
+    if config.tile:
+        for picture in pictures:
+            yield segment_tiled(members, picture, config)
+    elif pictures:
+        facts = members[0][1]
+        size = tuple(facts["image_size"])
+        prepared = np.stack([images.prepare(picture, size, facts["channels"]) for picture in pictures])
+        votes, counted = collect_votes(members, prepared, config)
+        for i, picture in enumerate(pictures):  # one by one: at their own size they may be large
+            probs, spread, apart = weigh(votes[:, i], counted, config, facts)
+            spread = None if spread is None else images.restore(spread[..., None], picture.shape[:2])[..., 0]
+            yield Segmentation(images.restore(probs, picture.shape[:2]), spread, apart)
+
+
+def segment_tiled(members: Sequence[Member], picture: np.ndarray, config: Config) -> Segmentation:
+    """Segment a decoded image (H, W, C) at its own resolution, padded with zeros so that windows cover it."""
+    facts, (height, width) = members[0][1], picture.shape[:2]
+    canvas = tiled_size((height, width), tuple(facts["image_size"]))
+    prepared = images.prepare(picture, (height, width), facts["channels"])
+    padded = np.pad(prepared, ((0, canvas[0] - height), (0, canvas[1] - width), (0, 0)))
+    votes, counted = collect_votes(members, padded[None], config)
+    return Segmentation(*weigh(votes[:, 0, :height, :width], counted, config, facts))
+
+
+def weigh(votes: np.ndarray, counted: int, config: Config, facts: dict[str, Any]) -> Segmentation:
+    """Average the first `counted` votes (V, H, W, K) of an image; where asked for, tell how far all votes are apart."""
+    probs = votes[:counted].mean(0)
+    if not config.uncertainty:
+        return Segmentation(probs, None, float("nan"))
+    apart = disagreement(votes, images.to_ids(probs, facts["threshold"]), facts["threshold"])
+    return Segmentation(probs, votes.std(0).max(-1), apart)
 
 
 def decide(probs: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
@@ -263,14 +290,20 @@ def pairs_to_score(config: Config) -> tuple[list[data.Pair], list[str]]:
         return data.find_pairs(config.data_dir)
     if config.subset not in data.SUBSETS:
         raise UserError(f"subset is {config.subset!r}; expected one of {', '.join(data.SUBSETS)}")
-    path = Path(config.model.split(",")[0] or "files/model.h5").parent / "split.csv"
-    if not path.is_file():
-        raise UserError(f"no {path} beside the model; name images with --input, or a data set with --data-dir")
-    pairs, subsets = data.read_split(path)
-    chosen = [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == config.subset]
+    chosen: dict[Path, data.Pair] = {}
+    for number, path in enumerate(Path(name).parent / "split.csv" for name in model_paths(config)):
+        if not path.is_file():
+            raise UserError(f"no {path} beside the model; name images with --input, or a data set with --data-dir")
+        there = {
+            pair.image: pair for pair, subset in zip(*data.read_split(path), strict=True) if subset == config.subset
+        }
+        chosen = {image: pair for image, pair in (chosen if number else there).items() if image in there}
     if not chosen:
-        raise UserError(f"{path} has no {config.subset} images; name another --subset, or a data set with --data-dir")
-    return chosen, []
+        raise UserError(
+            f"no image is {config.subset} in the split.csv of every model; name another --subset, or images with "
+            "--data-dir or --input"
+        )
+    return list(chosen.values()), []
 
 
 def format_summary(summary: pd.DataFrame) -> str:

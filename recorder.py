@@ -24,7 +24,7 @@ import utils
 from images import UserError
 
 RUN_FILES = ("state.weights.h5", "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
-NO_EFFECT = ("out_dir", "cache_dir", "tensorboard")  # a run goes on although these changed
+NO_EFFECT = ("out_dir", "cache_dir", "tensorboard", "mirror")  # a run goes on although these changed
 
 
 def comparable(config: Any) -> dict[str, Any]:
@@ -75,6 +75,9 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.start = time.perf_counter()
+        for number, layer in enumerate(self.model.layers):  # dropout follows from (seed, epoch), also after a resume
+            if hasattr(layer, "seed_generator"):
+                layer.seed_generator.state.assign([self.config.seed + 10_000 * epoch, number])
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if not np.isfinite(logs["loss"]):
@@ -87,11 +90,11 @@ class Recorder(keras.callbacks.Callback):
         self.bar.update()
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        self.swap = averaged_weights(self.model)
-        self.swap.__enter__()
+        self.average = averaged_weights(self.model)  # entered and left by hand: `fit` validates in between
+        self.average.__enter__()
 
     def on_test_end(self, logs: dict[str, float] | None = None) -> None:
-        self.swap.__exit__(None, None, None)
+        self.average.__exit__(None, None, None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self.start
@@ -130,11 +133,12 @@ class Recorder(keras.callbacks.Callback):
 @contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Put the optimiser's running average of the weights, if it keeps one, in their place for a while."""
-    if not model.optimizer.use_ema or not model.optimizer.built:
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # float16 scales the loss around it
+    if not optimizer.use_ema:
         yield
         return
     weights = model.get_weights()
-    model.optimizer.finalize_variable_values(model.trainable_variables)
+    optimizer.finalize_variable_values(model.trainable_variables)
     model.set_weights(model.get_weights())  # copies: JAX would free what weights and averages share
     try:
         yield
@@ -157,7 +161,7 @@ def best_epoch(history: list[dict[str, float]]) -> int:
 
 
 def finished(history: list[dict[str, float]], config: Any) -> bool:
-    """Tell whether all epochs are done, or `early_stop` of them brought nothing better."""
-    scores = [row.get("val_dice", 0.0) for row in history]
+    """Tell whether all epochs are done, or `early_stop` of them, after the frozen ones, brought nothing better."""
+    scores = [row.get("val_dice", 0.0) for row in history[config.frozen_epochs :]]
     waited = len(scores) - 1 - int(np.argmax(scores)) if scores else 0
-    return len(scores) >= config.epochs or 0 < config.early_stop <= waited
+    return len(history) >= config.epochs or 0 < config.early_stop <= waited

@@ -22,6 +22,7 @@ import metrics
 import phantom
 import predict
 import utils
+from augment import mirrored_ids
 from images import UserError
 from model import build_unet, freeze_encoder
 from recorder import Recorder, best_epoch, finished, read_history, set_aside
@@ -82,6 +83,8 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for a value that cannot work, naming the field, the value and what is expected."""
+    names = data.class_names(config.classes)
+    starts = config.init_weights or config.encoder_weights != "none"
     rules = [
         ("phantoms", config.phantoms >= 10, "at least 10"),
         ("channels", config.channels in (1, 3), "1 or 3"),
@@ -97,6 +100,7 @@ def check_config(config: Config) -> None:
         ("loss", config.loss in metrics.LOSSES, " or ".join(metrics.LOSSES)),
         ("epochs", config.epochs >= 1, "at least 1"),
         ("frozen_epochs", 0 <= config.frozen_epochs < config.epochs, "at least 0, fewer than epochs"),
+        ("frozen_epochs", not config.frozen_epochs or starts, "0 without --init-weights or --encoder-weights"),
         ("epoch_images", config.epoch_images >= 0, "at least 0"),
         ("batch_size", config.batch_size >= 1, "at least 1"),
         ("schedule", config.schedule in ("cosine", "constant"), "cosine or constant"),
@@ -104,7 +108,7 @@ def check_config(config: Config) -> None:
         ("warmup", 0 <= config.warmup < 1, "at least 0, below 1"),
         ("weight_decay", config.weight_decay >= 0, "at least 0"),
         ("early_stop", config.early_stop >= 0, "at least 0"),
-        ("early_stop", config.early_stop == 0 or config.val_fraction > 0, "0 where val_fraction is 0"),
+        ("mirror", not config.mirror or mirrored_ids(names) is not None, "false, as one of the classes has one side"),
         ("split_seed", 0 <= config.split_seed < 2**32, "0 to 4294967295"),
         ("seed", 0 <= config.seed < 2**32, "0 to 4294967295"),
     ]
@@ -116,8 +120,8 @@ def check_config(config: Config) -> None:
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-def make_network(config: Config, names: list[str]) -> keras.Model:
-    """Build the network that `config` describes, with the weights that it names to start from."""
+def make_network(config: Config, names: list[str], folder: Path, resumed: bool) -> keras.Model:
+    """Build the network that `config` describes, with the weights that it names to start from unless it goes on."""
     model = build_unet(
         (config.image_size, config.image_size, config.channels),
         data.channels_of(names),
@@ -126,10 +130,12 @@ def make_network(config: Config, names: list[str]) -> keras.Model:
         architecture=config.architecture,
         normalisation=config.normalisation,
         activation=config.activation,
-        encoder_weights=config.encoder_weights,
+        encoder_weights="none" if resumed else config.encoder_weights,
         deep_supervision=config.deep_supervision,
     )
-    if config.init_weights:
+    if config.init_weights and not resumed:
+        if Path(config.init_weights).resolve().parent == folder.resolve():
+            raise UserError(f"init_weights {config.init_weights} would be moved by the new run; name another --out-dir")
         utils.copy_weights(config.init_weights, model)
     return model
 
@@ -167,6 +173,8 @@ def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed
         fold = max(config.fold, 0)
         fractions = config.val_fraction, config.test_fraction
         subsets = data.split(pairs, *fractions, config.split_seed, config.folds, fold, config.labelled)
+        if config.early_stop and "val" not in subsets:
+            raise UserError(f"early_stop is {config.early_stop}; expected 0 where no image is for validation")
         set_aside(folder)
         data.write_split(path, pairs, subsets)
         return np.array(subsets)
@@ -187,11 +195,15 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     size = (config.image_size, config.image_size)
     history = read_history(folder, config)
     if finished(history, config) and (folder / "curves.png").is_file():  # which is written last
+        path = folder / "model.h5"
+        utils.write_facts(path, utils.load_facts(path) | {"mirror": config.mirror})
         print(f"{folder} holds this very run, finished; change a setting or remove the folder to train again")
         return pd.DataFrame(history)
     for leftover in folder.glob(".[0-9]*.h5"):  # half-written when a run was killed
         leftover.unlink()
-    model = make_network(config, names)  # first: a network that cannot be built is told before the data are read
+    model = make_network(
+        config, names, folder, bool(history)
+    )  # first: a network that cannot be built is told before the data are read
     pairs, dataset = data.load_checked(data_dir, names, size, config.channels, config.cache_dir)
     subsets = assign_subsets(config, folder, pairs, bool(history))
     with images.atomic(folder / "config.json") as temporary:
@@ -231,19 +243,17 @@ def fit(
     validation = (
         data.Batches(dataset, rows["val"], names, config.batch_size, outputs=outputs) if len(rows["val"]) else None
     )
-    if history:
-        model.load_weights(state)
     for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
-        if start == end or (end <= len(history) and end < config.epochs):
+        if start == end or len(history) > end:
             continue
         freeze_encoder(model, frozen=end < config.epochs)
         compile_network(model, config, len(batches) * (end - start))
         recorder.set_model(model)
-        if len(history) > start:  # in the middle of this phase: its optimiser too
+        if len(history) > start:  # a stopped run goes on
             model.load_weights(state)
             recorder.save_results()
         batches.epoch = len(history)
-        if not finished(history, config):
+        if len(history) < end and not finished(history, config):
             model.fit(
                 batches,
                 validation_data=validation,
@@ -253,6 +263,7 @@ def fit(
                 shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
                 verbose=0,
             )
+            model.load_weights(state)  # where there is a running average, `fit` ends by putting it in their place
 
 
 def choose_cleaning(path: Path, dataset: data.Dataset, train: np.ndarray, val: np.ndarray) -> None:

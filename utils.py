@@ -132,6 +132,17 @@ def save_model(model: keras.Model, path: str | Path, facts: dict[str, Any]) -> N
             file.attrs["facts"] = json.dumps(facts)
 
 
+def load_facts(path: str | Path) -> dict[str, Any]:
+    """Read the facts of a model file. Raises UserError if it is not one."""
+    if not Path(path).is_file():
+        raise UserError(f"no model at {path}; run `python train.py` first, or name one with --model")
+    try:
+        with h5py.File(path) as file:
+            return json.loads(file.attrs["facts"])
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path} is not a model written by train.py ({error})") from None
+
+
 def write_facts(path: str | Path, facts: dict[str, Any]) -> None:
     """Replace the facts of a model file."""
     with images.atomic(path) as temporary:
@@ -164,13 +175,7 @@ def copy_weights(path: str | Path, model: keras.Model) -> None:
 
 def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     """Read a model file: the model, in float32 and not compiled, and its facts. Raises UserError if it is not one."""
-    if not Path(path).is_file():
-        raise UserError(f"no model at {path}; run `python train.py` first, or name one with --model")
-    try:
-        with h5py.File(path) as file:
-            facts = json.loads(file.attrs["facts"])
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path} is not a model written by train.py ({error})") from None
+    facts = load_facts(path)
     if facts["preparation"] != images.PREPARATION:
         raise UserError(f"{path} expects images prepared by {facts['preparation']!r}, not {images.PREPARATION!r}")
     return keras.models.load_model(path, compile=False), facts

@@ -88,6 +88,7 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns():
     ("change", "message"),
     [
         ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
+        ({"activation": "rule"}, "activation is 'rule'; expected a name Keras knows"),
         ({"normalisation": "layer"}, "normalisation is 'layer'; expected batch, group, instance, none"),
         (
             {"encoder_weights": "imagenet"},
@@ -102,7 +103,9 @@ def test_unknown_names_are_told(change, message):
 
 @pytest.mark.parametrize("side", [48, 32])
 def test_a_pretrained_encoder_needs_sides_it_can_halve_five_times(side):
-    with pytest.raises(UserError, match=rf"image size {side} is not a multiple of 32 .* take 64"):
+    with pytest.raises(
+        UserError, match=rf"image size is {side}; take 64 \(a pretrained encoder halves it five times\)"
+    ):
         build_unet((side, side, 1), architecture="mobilenetv3")
 
 

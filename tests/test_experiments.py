@@ -36,12 +36,19 @@ def test_a_corruption_is_seeded_and_keeps_the_mask_on_the_lungs(chest, name):
         assert darker == (clean_darker != (name == "inverted"))
 
 
-def test_sixteen_bits_are_spoilt_as_eight():
+def test_twelve_bits_in_sixteen_are_spoilt_as_eight():
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 1), dtype=np.uint8)
+    image[0, 0] = 255
     ids = np.pad(np.ones((20, 20), np.uint8), 10)
     one, _ = corruptions.corrupt("inverted", image, ids, 0)
-    other, _ = corruptions.corrupt("inverted", image.astype(np.uint16) * 257, ids, 0)
+    other, _ = corruptions.corrupt("inverted", image.astype(np.uint16) * 16, ids, 0)
     np.testing.assert_array_equal(one, other)
+
+
+def test_an_image_without_lungs_is_spoilt_too():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 1), dtype=np.uint8)
+    for name in corruptions.CORRUPTIONS:
+        assert not corruptions.corrupt(name, image, np.zeros((40, 40), np.uint8), 0)[1].any()
 
 
 @pytest.fixture

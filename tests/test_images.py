@@ -178,3 +178,12 @@ def test_usual_parts_leave_out_the_odd_mask():
     assert images.usual_parts(np.stack([two] * 20 + [three])) == 2
     assert images.usual_parts(np.stack([two, three])) == 3
     assert images.usual_parts(np.zeros((3, 30, 30), bool)) == 1
+
+
+def test_a_dropped_island_in_another_class_leaves_no_hole():
+    ids = np.ones((30, 30), np.uint8)
+    ids[3:12, 3:12] = 2
+    ids[20:22, 20:22] = 2
+    expected = ids.copy()
+    expected[20:22, 20:22] = 1
+    np.testing.assert_array_equal(images.clean(ids, [1, 1]), expected)

@@ -190,10 +190,14 @@ def test_runs_on_other_images_are_not_compared(tmp_path, script):
     pd.DataFrame({"image": ["a", "b"], "dice": [0.5, 0.6]}).to_csv(tmp_path / "a.csv", index=False)
     pd.DataFrame({"image": ["a", "c"], "dice": [0.5, 0.6]}).to_csv(tmp_path / "b.csv", index=False)
     (tmp_path / "c.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "e.csv").write_text("image,dice\na,0.5\nb,\n")
+    (tmp_path / "f.csv").write_text("image,dice\n")
     for other, message in (
         ("b.csv", "2 image(s) are in one table only"),
         ("c.csv", "is no metrics.csv"),
         ("d.csv", "cannot be read"),
+        ("e.csv", "column dice has other things than numbers"),
+        ("f.csv", "is no metrics.csv"),
     ):
         done = script(tmp_path, "metrics.py", "compare", "a.csv", other)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -193,14 +193,24 @@ def picture(seed=0, shape=(40, 50)):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 1), dtype=np.uint8)
 
 
+SURE = predict.Config(uncertainty=True)
+
+
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     members = [make_member(tmp_path, "a.h5"), make_member(tmp_path, "bb.h5")]
-    together = next(predict.segment(members, [picture()]))
+    together = next(predict.segment(members, [picture()], SURE))
     alone = [next(predict.segment([member], [picture()])).probs for member in members]
     np.testing.assert_allclose(together.probs, np.mean(alone, axis=0), atol=1e-5)
     spread = np.std(alone, axis=0)[..., 0]
     np.testing.assert_allclose(together.uncertainty, spread, atol=0.05)  # resized before, not after
-    assert together.disagreement >= 0 and np.isnan(next(predict.segment(members[:1], [picture()])).disagreement)
+    assert together.disagreement >= 0
+
+
+def test_asking_for_the_uncertainty_changes_no_mask(tmp_path):
+    member = make_member(tmp_path)
+    asked, plain = (next(predict.segment([member], [picture()], config)) for config in (SURE, predict.Config()))
+    np.testing.assert_array_equal(asked.probs, plain.probs)
+    assert asked.uncertainty.max() > 0 and plain.uncertainty is None and np.isnan(plain.disagreement)
 
 
 def test_mirroring_is_symmetric(tmp_path):
@@ -215,9 +225,40 @@ def test_mirroring_is_symmetric(tmp_path):
 
 def test_disagreement_is_one_minus_dice():
     votes = np.zeros((2, 4, 4, 1), np.float32)
-    votes[0, :2] = 1.0  # the mean is 0.5 there, which counts as found
-    assert predict.disagreement(votes, 0.5) == pytest.approx((0 + 1) / 2)
-    assert predict.disagreement(np.zeros((2, 4, 4, 1)), 0.5) == 0
+    votes[0, :2] = 1.0
+    decided = np.zeros((4, 4), np.uint8)
+    decided[:1] = 1
+    assert predict.disagreement(votes, decided, 0.5) == pytest.approx(((1 - 2 * 4 / 12) + 1) / 2)
+    assert predict.disagreement(votes[1:], 0 * decided, 0.5) == 0
+
+
+def test_an_ensemble_is_scored_on_images_that_no_member_saw(run, tmp_path):
+    """Two runs of other splits share some test images, or none: then it is said."""
+    table = pd.read_csv(run / "split.csv")
+    other = table.assign(subset=table.subset.replace({"test": "train", "val": "test"}))
+    for name, split in (("a", table), ("b", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.h5").write_bytes((run / "model.h5").read_bytes())
+        split.to_csv(tmp_path / name / "split.csv", index=False)
+    with pytest.raises(UserError, match="no image is test in the split.csv of every model"):
+        predict.pairs_to_score(predict.Config(model=f"{tmp_path}/*/model.h5"))
+    other.loc[table.subset == "test", "subset"] = ["test"] + ["train"] * ((table.subset == "test").sum() - 1)
+    other.to_csv(tmp_path / "b" / "split.csv", index=False)
+    pairs, _ = predict.pairs_to_score(predict.Config(model=f"{tmp_path}/*/model.h5"))
+    assert [pair.image.as_posix() for pair in pairs] == table.image[table.subset == "test"].tolist()[:1]
+
+
+def test_a_path_with_a_comma_is_one_model(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    make_member(tmp_path / "a,b")
+    assert len(predict.load_members(predict.Config(model=str(tmp_path / "a,b" / "m.h5")))) == 1
+
+
+def test_members_that_clean_differently_do_not_clean(tmp_path):
+    for name, clean in (("a.h5", [2]), ("bb.h5", [2]), ("ccc.h5", None)):
+        make_member(tmp_path, name, clean=clean)
+    two, three = (predict.load_members(predict.Config(model=f"{tmp_path}/{pattern}.h5")) for pattern in ("[ab]*", "*"))
+    assert two[0][1]["clean"] == [2] and three[0][1]["clean"] is None
 
 
 def test_uncertainty_adds_a_column_a_panel_and_a_rank_correlation(run, tmp_path, capsys):
@@ -288,6 +329,12 @@ def test_windows_of_a_network_that_looks_at_one_pixel_are_exact():
 
 def test_tiles_give_masks_of_the_images_own_size(tmp_path):
     make_member(tmp_path)
+    for shape in ((33, 33), (150, 90), (20, 90)):  # at its own resolution: no pixel is enlarged
+        probs = next(predict.segment([make_member(tmp_path)], [picture(shape=shape)], predict.Config(tile=True))).probs
+        padded = np.zeros((1, *predict.tiled_size(shape, (32, 32)), 1), np.uint8)
+        padded[0, : shape[0], : shape[1]] = images.prepare(picture(shape=shape), shape, 1)
+        direct = predict.infer_tiled(make_member(tmp_path)[0], padded, (32, 32))[0, : shape[0], : shape[1]]
+        np.testing.assert_allclose(probs, direct, atol=1e-5)
     images.write(tmp_path / "in" / "large.png", picture(shape=(150, 90)))
     images.write(tmp_path / "in" / "small.png", picture(shape=(20, 90)))
     config = predict.Config(

@@ -262,7 +262,13 @@ def test_nan_stops_with_advice(small, monkeypatch):
         ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
         ({"augmentation": "wild"}, "augmentation is 'wild'; expected none or mild or strong"),
         ({"frozen_epochs": 3}, "frozen_epochs is 3; expected at least 0, fewer than epochs"),
-        ({"val_fraction": 0.0, "early_stop": 2}, "early_stop is 2; expected 0 where val_fraction is 0"),
+        ({"frozen_epochs": 1}, "frozen_epochs is 1; expected 0 without --init-weights or --encoder-weights"),
+        ({"val_fraction": 0.0, "early_stop": 2}, "early_stop is 2; expected 0 where no image is for validation"),
+        (
+            {"mirror": True, "classes": "left lung"},
+            "mirror is True; expected false, as one of the classes has one side",
+        ),
+        ({"labelled": 100}, "labelled is 100; expected at most the 7 training images"),
         ({"data_dir": "/nowhere"}, "/nowhere is not a folder"),
         ({"classes": "a,a"}, "expected 1 to 255 different names"),
         ({"precision": "int8"}, "precision is 'int8'"),
@@ -305,14 +311,16 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "epochs_done"),
     [
-        ({"ema": 0.9, "deep_supervision": True}, 2),
-        ({"frozen_epochs": 2}, 2),
-        ({"frozen_epochs": 2}, 3),
-        ({"val_fraction": 0.0}, 3),
+        ({"ema": 0.9, "deep_supervision": True, "frozen_epochs": 2}, 2),
+        ({"ema": 0.9, "frozen_epochs": 2}, 3),
+        ({"architecture": "efficientnetv2b0", "image_size": 64, "val_fraction": 0.0}, 3),
     ],
 )
 def test_a_run_in_several_parts_is_a_run_in_one(small, tmp_path, monkeypatch, change, epochs_done):
     """Whatever the recipe, a crash between or in the phases changes nothing."""
+    if "frozen_epochs" in change:
+        train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / "start")))
+        change = change | {"init_weights": str(tmp_path / "start" / "model.h5")}
     config = dataclasses.replace(small, epochs=4, **change)
     expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
     fit = keras.Model.fit
@@ -347,7 +355,7 @@ def test_without_validation_images_the_last_epoch_is_kept(small, tmp_path):
     _, facts = utils.load_model(tmp_path / "run" / "model.h5")
     assert facts["epoch"] == 3 and facts["val_dice"] is None
     assert set(pd.read_csv(tmp_path / "run" / "split.csv").subset) == {"train"}
-    with pytest.raises(UserError, match="has no test images"):
+    with pytest.raises(UserError, match="no image is test in"):
         predict.main(predict.Config(model=str(tmp_path / "run" / "model.h5")))
 
 
@@ -385,3 +393,45 @@ def test_masks_are_cleaned_unless_that_harms(small, tmp_path, monkeypatch):
     monkeypatch.setattr(train.images, "clean", lambda ids, parts: np.zeros_like(ids))
     train.train(dataclasses.replace(small, epochs=8, learning_rate=5e-3))
     assert "clean" not in utils.load_model(path)[1]
+
+
+def test_a_kill_between_the_last_frozen_epochs_files(small, tmp_path):
+    """The frozen phase's best model is made from its state, should the run be killed before it is written."""
+    train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / "start")))
+    config = dataclasses.replace(small, epochs=3, frozen_epochs=1, init_weights=str(tmp_path / "start" / "model.h5"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionAbortedError):
+        patch.setattr(train.Recorder, "save_results", lambda self: Crash(1).on_train_batch_end(0))
+        train.train(config)
+    assert not (tmp_path / "run" / "model.h5").exists()
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "fit", lambda self, *a, **k: seen.append((tmp_path / "run" / "model.h5").exists()))
+        with pytest.raises(FileNotFoundError):
+            patch.setattr(train, "choose_cleaning", lambda *a: (_ for _ in ()).throw(FileNotFoundError))
+            train.train(config)
+    assert seen == [True]
+
+
+def test_a_run_that_would_move_its_own_start_is_refused(small, tmp_path):
+    train.train(dataclasses.replace(small, epochs=1))
+    with pytest.raises(UserError, match="would be moved by the new run; name another --out-dir"):
+        train.train(dataclasses.replace(small, init_weights=str(tmp_path / "run" / "model.h5")))
+
+
+def test_mirroring_is_switched_on_without_training_again(small, tmp_path):
+    log = train.train(small)
+    pd.testing.assert_frame_equal(train.train(dataclasses.replace(small, mirror=True)), log)
+    assert utils.load_facts(tmp_path / "run" / "model.h5")["mirror"] is True
+
+
+def test_float16_keeps_a_running_average_too(small):
+    logs = [train.train(dataclasses.replace(small, precision="float16", ema=ema)) for ema in (0.0, 0.99)]
+    keras.config.set_dtype_policy("float32")
+    assert logs[0].val_loss.iloc[-1] != pytest.approx(logs[1].val_loss.iloc[-1], rel=1e-4)
+
+
+def test_frozen_epochs_do_not_count_for_the_early_stop():
+    config = Config(frozen_epochs=4, early_stop=1, epochs=6)
+    history = [{"epoch": i + 1, "val_dice": 0.5} for i in range(4)]
+    assert not train.finished(history, config)
+    assert train.finished([*history, *({"epoch": i, "val_dice": 0.5} for i in (5, 6))], config)
