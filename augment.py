@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 STRENGTHS = ("none", "mild", "strong")
@@ -27,13 +28,13 @@ def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
     return np.array(order, np.uint8)
 
 
-def veil(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make one to three soft ellipses centred in the foreground of ids (H, W): opacity in [0, 1] and grey level.
+def veil(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make one to three soft ellipses centred in the foreground (H, W, bool): opacity in [0, 1] and grey level.
 
     Returns float32 (H, W, 2).
     """
-    height, width = ids.shape
-    opacity, places = np.zeros((height, width), np.float32), np.argwhere(ids > 0)
+    height, width = foreground.shape
+    opacity, places = np.zeros((height, width), np.float32), np.argwhere(foreground)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for _ in range(rng.integers(1, 4) if len(places) else 0):
         cy, cx = places[rng.integers(len(places))]
@@ -45,7 +46,7 @@ def veil(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
-    """Build the albumentations pipeline for a uint8 image (H, W, C) and its class ids (H, W), seeded.
+    """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K), see `Dataset`, seeded.
 
     mild: the variation within one hospital, of any modality. strong: that of X-rays between hospitals and diseases.
     """
@@ -56,13 +57,14 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
 
     class Mirror(A.HorizontalFlip):
         def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-            return mirror[super().apply_to_mask(mask, *args, **params)]
+            return super().apply_to_mask(mask, *args, **params)[..., mirror[1:] - 1]
 
     class Opacity(A.ImageOnlyTransform):
         """Hide some of the foreground as fluid or consolidation hides lung: it is still to be found."""
 
         def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-            return {"veil": veil(data["mask"], np.random.default_rng(self.random_generator.integers(2**32)))}
+            rng = np.random.default_rng(self.random_generator.integers(2**32))
+            return {"veil": veil(data["mask"].max(-1) > 127, rng)}
 
         def apply(self, img: np.ndarray, veil: np.ndarray, **params: Any) -> np.ndarray:
             return np.uint8(img + (veil[..., 1:] - img) * veil[..., :1])
@@ -95,4 +97,5 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         A.GaussianBlur((3, 7), p=0.2),
         A.ImageCompression(quality_range=(15, 70), p=0.1),
     ]
-    return A.Compose({"none": [], "mild": mild, "strong": strong}[strength], seed=seed)
+    steps = {"none": [], "mild": mild, "strong": strong}[strength]
+    return A.Compose(steps, seed=seed, mask_interpolation=cv2.INTER_LINEAR)

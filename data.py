@@ -245,7 +245,7 @@ def read_pair(pair: Pair, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _load_pair(pair: Pair, names: Sequence[str], size: tuple[int, int], channels: int) -> tuple:
-    """Read one pair: prepared image (H, W, C), prepared class ids (H, W), facts about the files. Raises UserError."""
+    """Read one pair: prepared image (H, W, C) and masks (H, W, K), facts about the files. Raises UserError."""
     image, ids = read_pair(pair, names)
     shares = np.bincount(ids.ravel(), minlength=len(names) + 1) / ids.size
     facts = {"image": str(pair.image), "size": f"{image.shape[0]}x{image.shape[1]}"}
@@ -259,7 +259,7 @@ class Dataset:
     """Pairs decoded once, at the network's size."""
 
     images: np.ndarray  # (N, H, W, C) uint8
-    ids: np.ndarray  # (N, H, W) uint8 class ids
+    masks: np.ndarray  # (N, H, W, K) uint8, the share of each pixel that is of the class: 255 is all of it
     facts: pd.DataFrame  # a row per pair: image, size, bits, channels, constant, each class's share of the pixels
 
 
@@ -284,13 +284,13 @@ def load(
     recipe = json.dumps([str(pairs[0].image.resolve().parent) if pairs else "", *names, size, channels])
     cache = Path(cache_dir) / f"{hashlib.sha256((recipe + images.PREPARATION).encode()).hexdigest()[:16]}.npz"
     known = _read_cache(cache) if cache_dir else {}
-    pictures, ids = np.zeros((len(pairs), *size, channels), np.uint8), np.zeros((len(pairs), *size), np.uint8)
+    pictures, masks = (np.zeros((len(pairs), *size, count), np.uint8) for count in (channels, len(names)))
     facts: list[dict[str, Any] | None] = [None] * len(pairs)
     problems: list[str] = []
 
     def attempt(i: int) -> str:
         try:
-            pictures[i], ids[i], facts[i] = known.get(keys[i]) or _load_pair(pairs[i], names, size, channels)
+            pictures[i], masks[i], facts[i] = known.get(keys[i]) or _load_pair(pairs[i], names, size, channels)
         except UserError as error:
             return str(error)
         return ""
@@ -303,19 +303,19 @@ def load(
             problems += fault.splitlines()
     good = [i for i, fact in enumerate(facts) if fact]
     if len(good) < len(pairs):
-        pictures, ids = pictures[good], ids[good]
-    dataset = Dataset(pictures, ids, pd.DataFrame([facts[i] for i in good]))
+        pictures, masks = pictures[good], masks[good]
+    dataset = Dataset(pictures, masks, pd.DataFrame([facts[i] for i in good]))
     if cache_dir and todo and good:
         _write_cache(cache, [keys[i] for i in good], dataset)
     return dataset, problems
 
 
 def _read_cache(path: Path) -> dict[str, tuple]:
-    """Read what `_write_cache` left: fingerprint → (image, ids, facts); empty if there is none or it is damaged."""
+    """Read what `_write_cache` left: fingerprint → (image, masks, facts); empty if there is none or it is damaged."""
     try:
         with np.load(path) as file:
             keys, facts = json.loads(str(file["facts"]))
-            return {key: row for key, *row in zip(keys, file["images"], file["ids"], facts, strict=True)}
+            return {key: row for key, *row in zip(keys, file["images"], file["masks"], facts, strict=True)}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return {}
 
@@ -325,7 +325,7 @@ def _write_cache(path: Path, keys: list[str], dataset: Dataset) -> None:
     facts = json.dumps([keys, dataset.facts.to_dict("records")])
     try:
         with images.atomic(path) as temporary:
-            np.savez(temporary, images=dataset.images, ids=dataset.ids, facts=np.array(facts))
+            np.savez(temporary, images=dataset.images, masks=dataset.masks, facts=np.array(facts))
     except OSError as error:
         warnings.warn(f"decoded images are not kept: {path.parent}: {error.strerror}", stacklevel=2)
 
@@ -464,7 +464,7 @@ def read_split(path: str | Path) -> tuple[list[Pair], list[str]]:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches for `fit`: images (N, H, W, C) float32 in [0, 1], masks (N, H, W, K) float32 in {0, 1}.
+    """Batches for `fit`: images (N, H, W, C) and masks (N, H, W, K), float32 in [0, 1].
 
     strength: of the augmentation, see `augment.augmentation`; "" keeps images and order as they are, for validation.
     at_least: so many images make an epoch, shown again where there are fewer.
@@ -500,13 +500,13 @@ class Batches(keras.utils.PyDataset):
             rng, repeats = np.random.default_rng((self.seed, self.epoch)), -(-self.count // len(order))
             order = np.concatenate([rng.permutation(order) for _ in range(repeats)])[: self.count]
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-        pictures, ids = self.dataset.images[rows], self.dataset.ids[rows]
+        pictures, masks = self.dataset.images[rows], self.dataset.masks[rows]
         if self.strength:
             seed = int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
             augment = augmentation(self.names, seed, self.strength)
-            done = [augment(image=picture, mask=mask) for picture, mask in zip(pictures, ids, strict=True)]
-            pictures, ids = (np.stack([one[key] for one in done]) for key in ("image", "mask"))
-        masks = to_masks(ids, channels_of(self.names))
+            done = [augment(image=picture, mask=mask) for picture, mask in zip(pictures, masks, strict=True)]
+            pictures, masks = (np.stack([one[key] for one in done]) for key in ("image", "mask"))
+        masks = with_background(masks.astype(np.float32) / 255)
         return pictures.astype(np.float32) / 255, masks if self.outputs == 1 else (masks,) * self.outputs
 
     def on_epoch_end(self) -> None:
@@ -514,10 +514,11 @@ class Batches(keras.utils.PyDataset):
         self.epoch += 1
 
 
-def to_masks(ids: np.ndarray, channels: int) -> np.ndarray:
-    """Turn class ids (..., H, W) into float32 masks (..., H, W, channels); the first of several is the background."""
-    wanted = np.arange(1, 2) if channels == 1 else np.arange(channels)
-    return (ids[..., None] == wanted).astype(np.float32)
+def with_background(masks: np.ndarray) -> np.ndarray:
+    """Put what several classes leave of each pixel before them, as a class of its own; a single one needs none."""
+    if masks.shape[-1] == 1:
+        return masks
+    return np.concatenate([np.maximum(1 - masks.sum(-1, keepdims=True), 0), masks], axis=-1)
 
 
 # ------------------------------------------------------------------------------------------------------ command line

@@ -105,7 +105,7 @@ def draw_panel(
     picture = images.prepare(image, size, 3)
     parts = {"input": picture}
     for title, ids in masks.items():
-        small = images.prepare_mask(ids, size, int(ids.max()))
+        small = images.shares_to_ids(images.prepare_mask(ids, size, int(ids.max())))
         parts[title] = images.draw_contours(picture, small)
     if uncertainty is not None:
         parts["uncertainty"] = images.resize(uncertainty, size)

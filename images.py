@@ -139,13 +139,22 @@ def prepare(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarr
 
 
 def prepare_mask(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
-    """Resize class ids (H, W) in 0..classes like its image: uint8 of `size`; a pixel's largest share wins."""
+    """Resize class ids (H, W) in 0..classes like its image: uint8 (size[0], size[1], classes), each class's share.
+
+    255 is a pixel that is all of that class. Shares keep where in a pixel a border runs; ids would round it away.
+    """
     rows, columns = fit(ids.shape, size)
     inner = (rows.stop - rows.start, columns.stop - columns.start)
-    shares = [resize((ids == i).astype(np.float32), inner) for i in range(classes + 1)]
-    canvas = np.zeros(size, np.uint8)
-    canvas[rows, columns] = np.argmax(shares, axis=0)
+    canvas = np.zeros((*size, classes), np.uint8)
+    for i in range(classes):
+        canvas[rows, columns, i] = np.round(255 * resize((ids == i + 1).astype(np.float32), inner))
     return canvas
+
+
+def shares_to_ids(shares: np.ndarray) -> np.ndarray:
+    """Turn shares (..., K) of `prepare_mask` into uint8 class ids (...): the largest wins, background included."""
+    background = np.maximum(255 - shares.sum(-1, dtype=np.int32), 0)
+    return np.argmax(np.concatenate([background[..., None], shares], axis=-1), axis=-1).astype(np.uint8)
 
 
 def restore(probs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -2,9 +2,9 @@
 
     python metrics.py compare A/metrics.csv B/metrics.csv      are two runs different? image by image
 
-In training: y_true (N, H, W, K) in {0, 1}, y_pred (N, H, W, K) in [0, 1]; each function gives one number per image,
-(N,), computed in float32 whatever the network's precision. With several channels the first is the background: Dice,
-Tversky and the metrics leave it out and average the rest.
+In training: y_true and y_pred (N, H, W, K) in [0, 1], a true pixel on a border being partly inside; each function gives
+one number per image, (N,), computed in float32 whatever the network's precision. With several channels the first is the
+background: Dice, Tversky and the metrics leave it out and average the rest.
 """
 
 from collections.abc import Callable
@@ -52,12 +52,14 @@ def cross_entropy(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
 def tversky_loss(y_true: KerasTensor, y_pred: KerasTensor, alpha: float = 0.3, beta: float = 0.7) -> KerasTensor:
     """One minus the Tversky index, alpha weighing false positives, beta misses: (N,) in [0, 1] (Salehi et al. 2017).
 
-    One pixel is added above and below, so that an empty image has a gradient and no division by zero.
+    A pixel counts as hit by the smaller of truth and prediction: their product where the truth is 0 or 1, and elsewhere
+    the loss is still least where they are equal (Wang et al. 2023). One pixel is added above and below, so that an
+    empty image has a gradient and no division by zero.
     """
     y_true, y_pred = map(_foreground, _float32(y_true, y_pred))
-    hits = ops.sum(y_true * y_pred, axis=(1, 2))
-    wrong = ops.sum((1 - y_true) * y_pred, axis=(1, 2))
-    missed = ops.sum(y_true * (1 - y_pred), axis=(1, 2))
+    hits = ops.sum(ops.minimum(y_true, y_pred), axis=(1, 2))
+    wrong = ops.sum(y_pred, axis=(1, 2)) - hits
+    missed = ops.sum(y_true, axis=(1, 2)) - hits
     return 1 - ops.mean((hits + 1) / (hits + alpha * wrong + beta * missed + 1), axis=-1)
 
 
@@ -89,12 +91,16 @@ LOSSES: dict[str, Callable] = {
 # ----------------------------------------------------------------------------------------------- metrics in training
 
 
+def _decide(tensor: KerasTensor) -> KerasTensor:
+    """Make {0, 1} of [0, 1]: one channel at 0.5, of several the largest."""
+    channels = tensor.shape[-1]
+    decided = tensor >= 0.5 if channels == 1 else ops.one_hot(ops.argmax(tensor, axis=-1), channels)
+    return ops.cast(decided, "float32")
+
+
 def _counts(y_true: KerasTensor, y_pred: KerasTensor) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
-    """Count (N, K) pixels of the decided masks: both, truth, prediction; one channel is decided at 0.5."""
-    y_true, y_pred = _float32(y_true, y_pred)
-    channels = y_pred.shape[-1]
-    decided = y_pred >= 0.5 if channels == 1 else ops.one_hot(ops.argmax(y_pred, axis=-1), channels)
-    truth, decided = _foreground(y_true), _foreground(ops.cast(decided, "float32"))
+    """Count (N, K) pixels of the decided masks: both, truth, prediction."""
+    truth, decided = (_foreground(_decide(tensor)) for tensor in _float32(y_true, y_pred))
     return tuple(ops.sum(masks, axis=(1, 2)) for masks in (truth * decided, truth, decided))
 
 

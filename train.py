@@ -196,14 +196,15 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     history = read_history(folder, config)
     if finished(history, config) and (folder / "curves.png").is_file():  # which is written last
         path = folder / "model.h5"
-        utils.write_facts(path, utils.load_facts(path) | {"mirror": config.mirror})
+        facts = utils.load_facts(path)
+        if facts["mirror"] != config.mirror:
+            utils.write_facts(path, facts | {"mirror": config.mirror})
         print(f"{folder} holds this very run, finished; change a setting or remove the folder to train again")
         return pd.DataFrame(history)
     for leftover in folder.glob(".[0-9]*.h5"):  # half-written when a run was killed
         leftover.unlink()
-    model = make_network(
-        config, names, folder, bool(history)
-    )  # first: a network that cannot be built is told before the data are read
+    # The network comes first: one that cannot be built is told before the data are read.
+    model = make_network(config, names, folder, bool(history))
     pairs, dataset = data.load_checked(data_dir, names, size, config.channels, config.cache_dir)
     subsets = assign_subsets(config, folder, pairs, bool(history))
     with images.atomic(folder / "config.json") as temporary:
@@ -273,13 +274,15 @@ def choose_cleaning(path: Path, dataset: data.Dataset, train: np.ndarray, val: n
     validation images the training images decide.
     """
     model, facts = utils.load_model(path)
-    parts = [images.usual_parts(dataset.ids[train] == i) for i in range(1, len(facts["classes"]) + 1)]
+    truth = images.shares_to_ids(dataset.masks[train])
+    parts = [images.usual_parts(truth == i) for i in range(1, len(facts["classes"]) + 1)]
     scores = {"as they are": [], "cleaned": []}
     for i in val if len(val) else train:
         probs = np.asarray(model.predict_on_batch(dataset.images[i : i + 1].astype(np.float32) / 255))[0]
         ids = images.to_ids(probs, facts["threshold"])
         for name, found in zip(scores, (ids, images.clean(ids, parts)), strict=True):
-            scores[name].append(metrics.score_classes(dataset.ids[i], found, facts["classes"])["dice"])
+            truth = images.shares_to_ids(dataset.masks[i])
+            scores[name].append(metrics.score_classes(truth, found, facts["classes"])["dice"])
     before, after = (float(np.mean(values)) for values in scores.values())
     if after >= before:
         utils.write_facts(path, facts | {"clean": parts})

@@ -172,7 +172,7 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
     again, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
     assert reads == []
     np.testing.assert_array_equal(first.images, again.images)
-    np.testing.assert_array_equal(first.ids, again.ids)
+    np.testing.assert_array_equal(first.masks, again.masks)
     pd.testing.assert_frame_equal(first.facts, again.facts)
     flipped = images.read(pairs[5].image)[::-1]
     images.write(pairs[5].image, flipped)
@@ -194,11 +194,14 @@ def test_a_damaged_cache_is_made_anew(discs, tmp_path):
     assert problems == []
 
 
-def test_masks_stay_binary_when_resized(discs):
+def test_resized_masks_hold_the_share_of_each_pixel(discs):
     pairs, _ = data.find_pairs(discs)
     dataset, _ = data.load(pairs, ["disc"], (24, 24), 1)
-    assert dataset.images.shape == (12, 24, 24, 1) and dataset.images.dtype == dataset.ids.dtype == np.uint8
-    assert set(np.unique(dataset.ids)) == {0, 1}
+    assert dataset.images.shape == (12, 24, 24, 1) and dataset.images.dtype == dataset.masks.dtype == np.uint8
+    assert dataset.masks.shape == (12, 24, 24, 1) and len(np.unique(dataset.masks)) > 10
+    for masks, ids in zip(dataset.masks, (data.read_ids(pair, ["disc"]) for pair in pairs), strict=True):
+        rows, columns = images.fit(ids.shape, (24, 24))
+        assert masks[rows, columns].mean() == pytest.approx(255 * ids.mean(), abs=0.5)
 
 
 # ------------------------------------------------------------------------------------------------------------ splits
@@ -320,7 +323,9 @@ def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
 
 
 def make_dataset(pictures, ids):
-    return data.Dataset(np.asarray(pictures, np.uint8), np.asarray(ids, np.uint8), pd.DataFrame())
+    ids = np.asarray(ids)
+    masks = np.stack([255 * (ids == i) for i in range(1, max(1, ids.max()) + 1)], axis=-1)
+    return data.Dataset(np.asarray(pictures, np.uint8), masks.astype(np.uint8), pd.DataFrame())
 
 
 def test_image_and_mask_are_augmented_alike():
@@ -331,9 +336,9 @@ def test_image_and_mask_are_augmented_alike():
     batch = data.Batches(dataset, np.arange(24), ["disc"], 24, "mild", seed=0)
     pictures, masks = batch[0]
     assert pictures.dtype == masks.dtype == np.float32 and pictures.shape == masks.shape == (24, 64, 64, 1)
-    assert set(np.unique(masks)) == {0, 1} and 0 <= pictures.min() <= pictures.max() <= 1
+    assert masks.min() == pictures.min() == 0 and masks.max() == 1 and pictures.max() <= 1
     moved = 0
-    for picture, mask in zip(pictures[..., 0], masks[..., 0], strict=True):
+    for picture, mask in zip(pictures[..., 0], np.round(masks[..., 0]), strict=True):
         middle = (picture[mask == 1].mean() + picture[mask == 0].mean()) / 2
         overlap = 2 * ((picture > middle) & (mask == 1)).sum() / ((picture > middle).sum() + mask.sum())
         assert overlap > 0.9
@@ -385,7 +390,8 @@ def test_validation_is_neither_shuffled_nor_augmented():
     pictures, masks = data.Batches(dataset, np.array([4, 2]), ["a", "b"], 4)[0]
     np.testing.assert_allclose(pictures, dataset.images[[4, 2]] / 255, rtol=1e-6)
     assert masks.shape == (2, 32, 32, 3)
-    np.testing.assert_array_equal(masks.argmax(-1), dataset.ids[[4, 2]])
+    np.testing.assert_array_equal(masks[..., 1:], dataset.masks[[4, 2]] / 255)
+    np.testing.assert_allclose(masks.sum(-1), 1)
 
 
 def test_few_images_are_shown_again_in_an_epoch():

@@ -64,7 +64,7 @@ def test_ablation_and_corruptions(workplace, script):
     """Every table has its rows; what is trained is not trained again."""
     chests = str(phantom.make_phantoms("chests", 20, seed=5))
     experiments.ablation(chests, rows="another seed,not cleaned,both seeds averaged", jobs=2, flags=TINY)
-    table = pd.read_csv("results/ablation.csv").set_index("change")
+    table = pd.read_csv("results/ablation-rows.csv").set_index("change")
     assert table.index.tolist() == ["default", "another seed", "not cleaned", "both seeds averaged"]
     assert table.loc["default", "gain"] == 0 and table.loc["default", "p"] == 1
     assert table.loc["another seed", "flags"] == "--seed 1" and (table["seconds a fold"] > 0).all()

@@ -54,6 +54,13 @@ def test_losses_on_literal_arrays():
         assert float(metrics.LOSSES[name](truth, probs)[0]) == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.parametrize("name", ["bce_dice", "dice", "tversky"])
+def test_losses_want_the_share_of_a_border_pixel(name):
+    truth = np.array([1, 0.3, 0], np.float32).reshape(1, 1, 3, 1)
+    probs = [np.array([1, p, 0], np.float32).reshape(1, 1, 3, 1) for p in np.linspace(0, 1, 11)]
+    assert np.argmin([float(metrics.LOSSES[name](truth, prob)[0]) for prob in probs]) == 3
+
+
 def test_cross_entropy_is_kerass():
     rng = np.random.default_rng(0)
     truth, probs = rng.integers(0, 2, (2, 5, 6, 1)).astype(np.float32), rng.random((2, 5, 6, 1), np.float32)

@@ -1,10 +1,12 @@
 """The README is part of the product: what it names exists."""
 
 import dataclasses
+import inspect
 import re
 
 from conftest import ROOT
 
+import experiments
 import predict
 import train
 
@@ -20,7 +22,10 @@ def test_pictures_and_files_exist():
 
 def test_every_flag_exists():
     fields = [field.name for config in (train.Config, predict.Config) for field in dataclasses.fields(config)]
+    for call in (experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty):
+        fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
+    known |= {f"--no-{field.name}" for field in dataclasses.fields(train.Config) if field.type in (bool, "bool")}
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README):
         assert flag in known, flag
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 import data
+import images
 import train
 
 
@@ -12,7 +13,7 @@ def test_montgomery_is_read_whole(real):
     assert len(pairs) == 138
     assert pd.Series([pair.label for pair in pairs]).value_counts().to_dict() == {"0": 80, "1": 58}
     columns = np.arange(64)
-    for ids in dataset.ids:
+    for ids in images.shares_to_ids(dataset.masks):
         left, right = (((ids == i).sum(0) * columns).sum() / (ids == i).sum() for i in (1, 2))
         assert left > right  # the patient's left is the image's right
 
