@@ -60,7 +60,7 @@ class Config:
     # Training
     augmentation: str = "mild"  # none, mild, strong (for images from other hospitals)
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
-    epochs: int = 160  # passes over the training images
+    epochs: int = 120  # passes over the training images
     epoch_images: int = 96  # fewer training images are shown again and again until so many were shown in an epoch
     batch_size: int = 8  # images
     learning_rate: float = 4e-3  # the peak; warmed up linearly
