@@ -12,19 +12,17 @@ STRENGTHS = ("none", "mild", "strong")
 
 
 def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
-    """Tell what a mirrored image makes of each class id: uint8 (K + 1,), "left lung" and "right lung" changing places.
+    """Tell which channel a mirrored image needs in each one's place: uint8 (K + 1,), the background first.
 
-    None where a side has no partner, so that mirroring would be wrong.
+    "left lung" and "right lung" change places. None where a side has no partner, so that mirroring would be wrong.
     """
     order = [0]
     for name in names:
-        other = re.sub(
-            r"(?i)(?<![a-z])(left|right)(?![a-z])", lambda side: "right" if side[0].lower() == "left" else "left", name
-        )
-        partners = [i for i, candidate in enumerate(names) if candidate.lower() == other.lower()]
-        if not partners:
+        other = re.sub("(?i)left|right", lambda side: "right" if side[0].lower() == "left" else "left", name)
+        partners = [i for i, candidate in enumerate(names, 1) if candidate.lower() == other.lower()]
+        if not partners and re.search("(?<![A-Za-z])(left|right)|Left|Right|LEFT|RIGHT", name):
             return None
-        order.append(1 + partners[0])
+        order.append(partners[0] if partners else names.index(name) + 1)  # "bright spot" is no side
     return np.array(order, np.uint8)
 
 
@@ -45,19 +43,13 @@ def veil(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([opacity, np.full_like(opacity, rng.uniform(140, 255))], axis=-1)
 
 
-def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
-    """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K), see `Dataset`, seeded.
-
-    mild: the variation within one hospital, of any modality. strong: that of X-rays between hospitals and diseases.
-    """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the internet for a newer version
+def own_transforms(order: np.ndarray) -> tuple[Any, Any]:
+    """Make the two transforms that albumentations lacks: Mirror, which swaps the sides' masks by `order`; Opacity."""
     import albumentations as A  # here, because prediction does without its seconds of start-up
-
-    mirror = mirrored_ids(names)
 
     class Mirror(A.HorizontalFlip):
         def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-            return super().apply_to_mask(mask, *args, **params)[..., mirror[1:] - 1]
+            return super().apply_to_mask(mask, *args, **params)[..., order[1:] - 1]
 
     class Opacity(A.ImageOnlyTransform):
         """Hide some of the foreground as fluid or consolidation hides lung: it is still to be found."""
@@ -69,19 +61,33 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         def apply(self, img: np.ndarray, veil: np.ndarray, **params: Any) -> np.ndarray:
             return np.uint8(img + (veil[..., 1:] - img) * veil[..., :1])
 
+    return Mirror, Opacity
+
+
+def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
+    """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K), see `Dataset`, seeded.
+
+    mild: the variation within one hospital, of any modality. strong: that of X-rays between hospitals and diseases.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the internet for a newer version
+    import albumentations as A
+
+    order = mirrored_ids(names)
+    Mirror, Opacity = own_transforms(np.arange(len(names) + 1) if order is None else order)
+    flip, elastic = Mirror(p=0 if order is None else 0.5), A.ElasticTransform(alpha=30, sigma=6, p=0.15)
     mild = [
-        Mirror(p=0.5 if mirror is not None else 0),
+        flip,
         A.Affine(scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), rotate=(-6, 6), p=0.9),
-        A.ElasticTransform(alpha=30, sigma=6, p=0.15),
+        elastic,
         A.RandomBrightnessContrast(0.25, 0.25, p=0.5),
         A.RandomGamma((60, 160), p=0.5),
         A.GaussNoise((0.01, 0.05), p=0.3),
         A.GaussianBlur((3, 5), p=0.2),
     ]
     strong = [
-        Mirror(p=0.5 if mirror is not None else 0),
+        flip,
         A.Affine(scale=(0.75, 1.2), translate_percent=(-0.08, 0.08), rotate=(-15, 15), shear=(-4, 4), p=0.9),
-        A.ElasticTransform(alpha=30, sigma=6, p=0.15),
+        elastic,
         A.OneOf(  # film edges and collimators: black or white from one or more sides
             [A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill) for fill in (0, 0, 255)],
             p=0.3,
@@ -97,5 +103,5 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         A.GaussianBlur((3, 7), p=0.2),
         A.ImageCompression(quality_range=(15, 70), p=0.1),
     ]
-    steps = {"none": [], "mild": mild, "strong": strong}[strength]
-    return A.Compose(steps, seed=seed, mask_interpolation=cv2.INTER_LINEAR)
+    steps = {"none": [], "mild": mild, "strong": strong}
+    return A.Compose(steps[strength], seed=seed, mask_interpolation=cv2.INTER_LINEAR)

@@ -411,7 +411,9 @@ def split(
     table = pd.DataFrame({"patient": [pair.patient for pair in pairs], "subset": subsets})
     spread = table[table.patient != ""].groupby("patient").subset.nunique()
     if (spread > 1).any():
-        raise UserError(f"index.csv puts patient {spread.idxmax()} in {spread.max()} subsets; expected one")
+        raise UserError(
+            f"index.csv would part patient {spread.idxmax()}; name one subset for all of a patient's images"
+        )
     train = np.flatnonzero(subsets == "train")
     if not len(train):
         raise UserError(

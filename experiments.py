@@ -9,6 +9,7 @@ Writes results/ablation.csv, few.csv, corruptions.csv and uncertainty.csv. A sto
 """
 
 import itertools
+import json
 import os
 import shlex
 import subprocess
@@ -27,6 +28,7 @@ import images
 import metrics
 import predict
 from images import UserError
+from recorder import NO_EFFECT
 
 ABLATION = {
     "default": [],
@@ -191,6 +193,10 @@ def read_folds(run: Path, uncertainty: bool = False) -> Iterator[tuple[predict.C
     folds = sorted(run.glob("fold*/model.h5"))
     if not folds:
         raise UserError(f"{run} holds no fold0/model.h5; train it with `python train.py --folds 5 --out-dir {run}`")
+    configs = [json.loads((path.parent / "config.json").read_text()) for path in folds]
+    recipes = [{name: config[name] for name in config if name not in (*NO_EFFECT, "fold")} for config in configs]
+    if any(recipe != recipes[0] for recipe in recipes) or len(folds) != recipes[0]["folds"]:
+        raise UserError(f"{run} does not hold all folds of one cross-validation; train it into a folder of its own")
     for path in folds:
         config = predict.Config(model=str(path), uncertainty=uncertainty)
         yield config, predict.load_members(config), predict.pairs_to_score(config)[0]
@@ -235,7 +241,7 @@ def uncertainty(run: Path) -> None:
 if __name__ == "__main__":
     import tyro
 
-    from utils import run_cli
+    from utils import GOES_ON, run_cli
 
     commands = {"ablation": ablation, "few": few, "corruptions": corrupted, "uncertainty": uncertainty}
-    run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+    run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__), GOES_ON)

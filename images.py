@@ -5,7 +5,7 @@ two percentiles (so 8-bit, 16-bit, dark and bright files look alike), and the re
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -181,8 +181,8 @@ def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank[labels], sizes[order]
 
 
-def usual_parts(masks: np.ndarray) -> int:
-    """Count the connected parts that 95 % of the masks (N, H, W) do not exceed; at least 1."""
+def usual_parts(masks: Iterable[np.ndarray]) -> int:
+    """Count the connected parts that 95 % of the masks (H, W) do not exceed; at least 1."""
     return max(1, int(np.quantile([len(_parts(mask)[1]) for mask in masks], 0.95, method="inverted_cdf")))
 
 

@@ -37,10 +37,10 @@ def _with_background(tensor: KerasTensor) -> KerasTensor:
 
 
 def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> KerasTensor:
-    """Cross-entropy that counts easy pixels less: (N,) ≥ 0 (Lin et al. 2017, equation 4, without alpha)."""
+    """Cross-entropy that counts easy pixels less: (N,) ≥ 0 (Lin et al. 2017; for shares Li et al. 2020)."""
     y_true, y_pred = map(_with_background, _float32(y_true, y_pred))
     y_pred = ops.clip(y_pred, 1e-7, 1.0)
-    weight = ops.power(1 - y_pred, gamma) if gamma else 1.0
+    weight = ops.power(ops.abs(y_true - y_pred), gamma) if gamma else 1.0
     return -ops.mean(ops.sum(y_true * weight * ops.log(y_pred), axis=-1), axis=(1, 2))
 
 

@@ -12,7 +12,7 @@ done; the exit code is then 2.
 import glob
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,7 @@ class Config:
     data_dir: str = ""  # a data set to score whole; "" is the run's own split
     subset: str = "test"  # which part of the split: train, val or test
     tile: bool = False  # keep the images' own resolution, window by window (for a model trained at that resolution)
+    clean: bool = True  # drop small parts and fill holes, where the model file says that it helps
     uncertainty: bool = False  # also tell where several models, or mirroring, disagree
     batch_size: int = 8  # images at once
 
@@ -76,7 +77,7 @@ def model_paths(config: Config) -> list[str]:
 def load_members(config: Config) -> list[Member]:
     """Load the model, or the ensemble's members. Raises UserError if there is none or they do not go together.
 
-    Masks are cleaned where all members want the same cleaning.
+    Masks are cleaned where all members want the same cleaning, unless `config` will not have it.
     """
     members = [utils.load_model(path) for path in model_paths(config)]
     for name in ("classes", "channels", "image_size"):
@@ -86,7 +87,7 @@ def load_members(config: Config) -> list[Member]:
     if config.uncertainty and len(members) == 1 and mirrored_ids(members[0][1]["classes"]) is None:
         raise UserError("--uncertainty needs several models, because a class with one side cannot be mirrored")
     wanted = [facts.get("clean") for _, facts in members]
-    agreed = wanted[0] if all(parts == wanted[0] for parts in wanted) else None
+    agreed = wanted[0] if config.clean and all(parts == wanted[0] for parts in wanted) else None
     return [(model, facts | {"clean": agreed}) for model, facts in members]
 
 
@@ -252,12 +253,10 @@ def segment_files(
 ) -> list[str]:
     """Segment one file or a folder's images into `output`; return the problems, a line per file that was left out.
 
-    Raises UserError if the masks would take the images' place.
+    Raises UserError if masks or panels would take the images' place.
     """
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    if Path(output).resolve() == folder.resolve():
-        raise UserError(f"{output} holds the images; name another folder with --output, or masks would replace them")
     paths, problems = list_inputs(Path(source))
+    check_output([Path(output), Path(output) / "panels"], paths)
     facts = members[0][1]
     scale = 255 if len(facts["classes"]) == 1 else 1
     for chunk in read_each(paths, lambda path: data.read_named(path, images.read), config.batch_size):
@@ -269,6 +268,14 @@ def segment_files(
             spread = result.uncertainty if config.uncertainty else None
             draw.draw_panel(Path(output) / "panels" / f"{path.stem}.png", image, {"prediction": ids}, spread)
     return problems
+
+
+def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:
+    """Raise UserError if one of the folders that are written to holds one of the sources."""
+    taken = {folder.resolve() for folder in {source.parent for source in sources}}
+    for folder in folders:
+        if folder.resolve() in taken:
+            raise UserError(f"{folder} holds the images; name another folder with --output, or they would be replaced")
 
 
 def list_inputs(source: Path) -> tuple[list[Path], list[str]]:
@@ -327,6 +334,7 @@ def main(config: Config) -> None:
     else:
         output = Path(config.output or "results")
         pairs, problems = pairs_to_score(config)
+        check_output([output], (path for pair in pairs for path in (pair.image, *pair.masks)))
         table, unreadable = score_pairs(members, pairs, config, output)
         problems += unreadable
         if len(table):

@@ -74,7 +74,6 @@ class Config:
 
     # Prediction, noted in the model file
     mirror: bool = False  # average with the prediction of the mirrored image
-    clean: bool = True  # drop small parts and fill holes, where that does not lower the validation Dice
 
     # Output
     out_dir: str = "files"  # the run folder
@@ -193,12 +192,12 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     names = data.class_names(config.classes)
     data_dir = config.data_dir or phantom.make_phantoms("", config.phantoms, seed=0)
     size = (config.image_size, config.image_size)
-    history = read_history(folder, config)
-    if finished(history, config) and (folder / "curves.png").is_file():  # which is written last
-        path = folder / "model.h5"
-        facts = utils.load_facts(path)
-        if facts["mirror"] != config.mirror:
-            utils.write_facts(path, facts | {"mirror": config.mirror})
+    history, best = read_history(folder, config), folder / "model.h5"
+    if history and not best.is_file() and best_epoch(history) < len(history):
+        raise UserError(f"{best}, the best epoch's model, is gone; put it back, or remove {folder} to start anew")
+    if finished(history, config) and best.is_file() and (folder / "curves.png").is_file():  # which is written last
+        utils.add_facts(best, mirror=config.mirror)
+        write_config(config, folder)
         print(f"{folder} holds this very run, finished; change a setting or remove the folder to train again")
         return pd.DataFrame(history)
     for leftover in folder.glob(".[0-9]*.h5"):  # half-written when a run was killed
@@ -207,22 +206,25 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     model = make_network(config, names, folder, bool(history))
     pairs, dataset = data.load_checked(data_dir, names, size, config.channels, config.cache_dir)
     subsets = assign_subsets(config, folder, pairs, bool(history))
-    with images.atomic(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2))
-
+    write_config(config, folder)
     rows = {subset: np.flatnonzero(subsets == subset) for subset in data.SUBSETS}
     counts = ", ".join(f"{len(indices)} {subset}" for subset, indices in rows.items())
     print(f"{data_dir}: {counts}; {precision} on {utils.device_name()}; epoch {len(history) + 1} of {config.epochs}")
     recorder = Recorder(config, folder, history, utils.make_facts(names, size, config.channels, mirror=config.mirror))
     fit(model, config, recorder, dataset, rows)
-    if config.clean:
-        choose_cleaning(folder / "model.h5", dataset, rows["train"], rows["val"])
+    utils.add_facts(best, mirror=config.mirror)  # a run that went on may have none better than before
+    choose_cleaning(best, dataset, rows["train"], rows["val"])
     log = pd.DataFrame(history)
     draw.draw_curves(log, folder / "curves.png")
-    best = best_epoch(history)
     score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""
-    print(f"best epoch {best}{score}, trained {log.seconds.sum():.0f} s: {folder / 'model.h5'}")
+    print(f"best epoch {best_epoch(history)}{score}, trained {log.seconds.sum():.0f} s: {best}")
     return log
+
+
+def write_config(config: Config, folder: Path) -> None:
+    """Write config.json, which tells people (and `experiments.py`) what the folder holds."""
+    with images.atomic(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2))
 
 
 def fit(
@@ -274,18 +276,18 @@ def choose_cleaning(path: Path, dataset: data.Dataset, train: np.ndarray, val: n
     validation images the training images decide.
     """
     model, facts = utils.load_model(path)
-    truth = images.shares_to_ids(dataset.masks[train])
-    parts = [images.usual_parts(truth == i) for i in range(1, len(facts["classes"]) + 1)]
+    truth = {i: images.shares_to_ids(dataset.masks[i]) for i in (*train, *val)}
+    classes = range(1, len(facts["classes"]) + 1)
+    parts = [images.usual_parts([truth[i] == k for i in train]) for k in classes]
     scores = {"as they are": [], "cleaned": []}
     for i in val if len(val) else train:
         probs = np.asarray(model.predict_on_batch(dataset.images[i : i + 1].astype(np.float32) / 255))[0]
         ids = images.to_ids(probs, facts["threshold"])
         for name, found in zip(scores, (ids, images.clean(ids, parts)), strict=True):
-            truth = images.shares_to_ids(dataset.masks[i])
-            scores[name].append(metrics.score_classes(truth, found, facts["classes"])["dice"])
+            scores[name].append(metrics.score_classes(truth[i], found, facts["classes"])["dice"])
     before, after = (float(np.mean(values)) for values in scores.values())
     if after >= before:
-        utils.write_facts(path, facts | {"clean": parts})
+        utils.add_facts(path, clean=parts)
 
 
 def tensorboard(folder: Path) -> keras.callbacks.Callback:
@@ -336,4 +338,4 @@ def train(config: Config) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    utils.run(train, Config)
+    utils.run(train, Config, utils.GOES_ON)

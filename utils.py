@@ -24,12 +24,16 @@ import images
 from images import UserError
 
 T = TypeVar("T")
+GOES_ON = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-def run_cli(call: Callable[[], Any]) -> None:
-    """Run a script: exit 0 when done, 2 with a message on the user's mistake, 130 on Ctrl-C; our faults trace back."""
+def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
+    """Run a script: exit 0 when done, 2 with a message on the user's mistake, 130 on Ctrl-C; our faults trace back.
+
+    on_stop: what to say more after "stopped".
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras would have us give up HDF5
     try:
         call()
@@ -42,14 +46,14 @@ def run_cli(call: Callable[[], Any]) -> None:
         print(f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; train.py goes on from here when the same command is given again", file=sys.stderr)
+        print(f"\nstopped{on_stop}", file=sys.stderr)
         sys.exit(130)
 
 
-def run(main: Callable[[T], Any], config_class: type[T]) -> None:
+def run(main: Callable[[T], Any], config_class: type[T], on_stop: str = "") -> None:
     """Make a dataclass the command line of `main`: a flag per field, its comment as help; see `run_cli`."""
     description = sys.modules[main.__module__].__doc__
-    run_cli(lambda: main(tyro.cli(config_class, description=description)))
+    run_cli(lambda: main(tyro.cli(config_class, description=description)), on_stop)
 
 
 # --------------------------------------------------------------------------------------------------------- precision
@@ -143,8 +147,12 @@ def load_facts(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a model written by train.py ({error})") from None
 
 
-def write_facts(path: str | Path, facts: dict[str, Any]) -> None:
-    """Replace the facts of a model file."""
+def add_facts(path: str | Path, **more: Any) -> None:
+    """Add facts to a model file, or change them; a file that holds them stays untouched."""
+    old = load_facts(path)
+    facts = old | more
+    if facts == old:
+        return
     with images.atomic(path) as temporary:
         shutil.copyfile(path, temporary)
         with h5py.File(temporary, "r+") as file:

@@ -260,7 +260,7 @@ def test_a_patient_that_the_index_puts_in_two_subsets_is_named():
     pairs = make_pairs(
         40, patients=["p1", "p1", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL"], subsets=["test", *[""] * 39]
     )
-    with pytest.raises(UserError, match=r"index.csv puts patient p1 in 2 subsets"):
+    with pytest.raises(UserError, match=r"index.csv would part patient p1; name one subset for all"):
         data.split(pairs, 0.15, 0.2, seed=0)
 
 
@@ -367,7 +367,10 @@ def test_a_mirrored_left_lung_becomes_a_right_one():
 def test_what_a_mirror_makes_of_class_names():
     assert augment.mirrored_ids(["lung"]).tolist() == [0, 1]
     assert augment.mirrored_ids(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
-    assert augment.mirrored_ids(["left lung", "heart"]) is None
+    for names in (["leftlung", "rightlung"], ["LeftLung", "RightLung"], ["lung_left", "lung_right"]):
+        assert augment.mirrored_ids(names).tolist() == [0, 2, 1]
+    for names in (["left lung", "heart"], ["leftlung"], ["heart", "lungLeft"]):
+        assert augment.mirrored_ids(names) is None
     assert augment.mirrored_ids(["bright spot"]).tolist() == [0, 1]
 
 
@@ -392,6 +395,23 @@ def test_validation_is_neither_shuffled_nor_augmented():
     assert masks.shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(masks[..., 1:], dataset.masks[[4, 2]] / 255)
     np.testing.assert_allclose(masks.sum(-1), 1)
+
+
+def test_a_border_pixel_has_shares_of_several_classes():
+    masks = np.zeros((1, 8, 8, 2), np.uint8)
+    masks[0, 0, 0] = 51, 102
+    dataset = data.Dataset(np.zeros((1, 8, 8, 1), np.uint8), masks, pd.DataFrame())
+    batch = data.Batches(dataset, np.arange(1), ["a", "b"], 1)[0][1]
+    np.testing.assert_allclose(batch[0, 0, 0], [0.4, 0.2, 0.4], atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", ["mild", "strong"])
+def test_augmented_masks_keep_borders_within_pixels(strength):
+    y, x = np.mgrid[:64, :64]
+    disc = (y - 30) ** 2 + (x - 30) ** 2 < 14**2
+    dataset = make_dataset(np.full((8, 64, 64, 1), 99), [disc] * 8)
+    masks = data.Batches(dataset, np.arange(8), ["disc"], 8, strength)[0][1]
+    assert ((masks > 0.05) & (masks < 0.95)).sum() > 8 * 30
 
 
 def test_few_images_are_shown_again_in_an_epoch():

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "predict": {"augment", "data", "draw", "images", "metrics", "utils"},
     "recorder": {"images", "utils"},
     "corruptions": {"images"},
-    "experiments": {"corruptions", "data", "images", "metrics", "predict"},
+    "experiments": {"corruptions", "data", "images", "metrics", "predict", "recorder"},
     "train": {"augment", "data", "draw", "images", "metrics", "model", "phantom", "predict", "recorder", "utils"},
 }
 

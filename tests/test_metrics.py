@@ -54,11 +54,28 @@ def test_losses_on_literal_arrays():
         assert float(metrics.LOSSES[name](truth, probs)[0]) == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize("name", ["bce_dice", "dice", "tversky"])
+@pytest.mark.parametrize("name", metrics.LOSSES)
 def test_losses_want_the_share_of_a_border_pixel(name):
     truth = np.array([1, 0.3, 0], np.float32).reshape(1, 1, 3, 1)
     probs = [np.array([1, p, 0], np.float32).reshape(1, 1, 3, 1) for p in np.linspace(0, 1, 11)]
     assert np.argmin([float(metrics.LOSSES[name](truth, prob)[0]) for prob in probs]) == 3
+    truth = np.array([[1, 0, 0], [0.2, 0.5, 0.3]], np.float32).reshape(1, 1, 2, 3)
+    probs = [truth + p * np.array([[0, 0, 0], [0.1, -0.1, 0]], np.float32) for p in range(-2, 6)]
+    assert np.argmin([float(metrics.LOSSES[name](truth, prob)[0]) for prob in probs]) == 2
+
+
+def test_a_true_border_pixel_counts_where_most_of_it_is():
+    truth, probs = (np.array(x, np.float32).reshape(1, 1, 3, 1) for x in ([0.6, 0.4, 1], [0.9, 0.1, 0.7]))
+    assert float(metrics.dice(truth, probs)[0]) == float(metrics.iou(truth, probs)[0]) == 1
+    truth = np.array([[0.4, 0.6, 0], [0.5, 0.2, 0.3]], np.float32).reshape(1, 1, 2, 3)
+    assert float(metrics.dice(truth, np.round(truth + 0.05))[0]) == 1
+
+
+def test_a_coarser_level_is_compared_with_shares():
+    truth = np.array([[1, 0], [0, 0]], np.float32).reshape(1, 2, 2, 1)
+    loss = metrics.at_level(metrics.dice_loss, 1)
+    quarter, all_of_it = (float(loss(truth, np.full((1, 1, 1, 1), p, np.float32))[0]) for p in (0.25, 1.0))
+    assert quarter == pytest.approx(0, abs=1e-6) and all_of_it > 0.2
 
 
 def test_cross_entropy_is_kerass():

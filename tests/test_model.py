@@ -56,7 +56,7 @@ def test_the_picture_is_drawn_from_the_built_graph(tmp_path):
 
 
 def test_every_pixel_sees_far_and_every_weight_learns():
-    """The gradient reaches all weights, and a corner's output depends on the bottleneck's view of the image."""
+    """The gradient reaches all weights, and a corner's output depends on the far side of the image."""
     model = build_unet((32, 32, 1), filters=4, depth=3)
     model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
     before = [ops.convert_to_numpy(weight) for weight in model.trainable_weights]
@@ -64,3 +64,6 @@ def test_every_pixel_sees_far_and_every_weight_learns():
     model.train_on_batch(x, (x > 0.5).astype(np.float32))
     moved = [not np.allclose(old, weight) for old, weight in zip(before, model.trainable_weights, strict=True)]
     assert all(moved)
+    far = x.copy()
+    far[:, 20:, 20:] = 1 - far[:, 20:, 20:]
+    assert not np.allclose(model.predict_on_batch(x)[:, 0, 0], model.predict_on_batch(far)[:, 0, 0])

@@ -146,11 +146,20 @@ def test_mistakes_are_told_in_a_line(run, tmp_path, monkeypatch, change, message
 
 
 def test_the_images_are_never_overwritten(run, discs):
-    before = {path: path.read_bytes() for path in (discs / "images").iterdir()}
-    for source in (discs / "images", discs / "images" / "disc00.png"):
+    before = {path: path.read_bytes() for path in discs.glob("*/*")}
+    (discs / "images").rename(discs / "panels")
+    (discs / "images").symlink_to(discs / "panels")
+    there = str(discs / "images")
+    for change in (
+        {"input": there, "output": there},
+        {"input": f"{there}/disc00.png", "output": there},
+        {"input": there, "output": str(discs)},  # whose panels/ they are
+        {"data_dir": str(discs), "output": there},
+        {"data_dir": str(discs), "output": str(discs / "masks")},
+    ):
         with pytest.raises(UserError, match="holds the images; name another folder"):
-            predict.main(predict.Config(model=str(run / "model.h5"), input=str(source), output=str(discs / "images")))
-    assert before == {path: path.read_bytes() for path in (discs / "images").iterdir()}
+            predict.main(predict.Config(model=str(run / "model.h5"), **change))
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_an_output_that_is_a_file_is_told_in_a_line(run, discs, tmp_path, script):

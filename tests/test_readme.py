@@ -20,12 +20,16 @@ def test_pictures_and_files_exist():
         assert f"`{script.name}`" in README, script.name
 
 
+def test_nothing_is_left_to_fill_in():
+    assert "@@" not in README
+
+
 def test_every_flag_exists():
     fields = [field.name for config in (train.Config, predict.Config) for field in dataclasses.fields(config)]
     for call in (experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty):
         fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
-    known |= {f"--no-{field.name}" for field in dataclasses.fields(train.Config) if field.type in (bool, "bool")}
+    known |= {flag.replace("--", "--no-", 1) for flag in known}
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README):
         assert flag in known, flag
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import keras
 import numpy as np
 import pandas as pd
@@ -422,6 +423,29 @@ def test_mirroring_is_switched_on_without_training_again(small, tmp_path):
     log = train.train(small)
     pd.testing.assert_frame_equal(train.train(dataclasses.replace(small, mirror=True)), log)
     assert utils.load_facts(tmp_path / "run" / "model.h5")["mirror"] is True
+
+
+def test_mirroring_is_switched_on_when_a_run_goes_on(small, tmp_path):
+    """The model that is best already keeps its weights and learns of the mirror."""
+    path = tmp_path / "run" / "model.h5"
+    train.train(small)
+    (tmp_path / "run" / "curves.png").unlink()  # the run is not finished then
+    train.train(dataclasses.replace(small, mirror=True))
+    assert utils.load_facts(path)["mirror"] is True
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["mirror"] is True
+
+
+def test_a_best_model_that_is_gone_is_told(small, tmp_path):
+    log = train.train(dataclasses.replace(small, epochs=4))
+    state = tmp_path / "run" / "state.weights.h5"
+    with h5py.File(state, "r+") as file:
+        progress = json.loads(file.attrs["progress"])
+        progress["history"][0]["val_dice"] = 1.0  # as if the first epoch had been the best
+        file.attrs["progress"] = json.dumps(progress)
+    (tmp_path / "run" / "model.h5").unlink()
+    with pytest.raises(UserError, match="is gone; put it back, or remove"):
+        train.train(dataclasses.replace(small, epochs=4))
+    assert len(log) == 4
 
 
 def test_float16_keeps_a_running_average_too(small):
