@@ -229,22 +229,9 @@ def build_unet(
     deep_supervision: more outputs, (N, H/2, W/2, classes) and so on, for training: the loss sees every decoder level.
     Raises UserError (a ValueError) for an unknown name or a size that cannot be halved so often.
     """
-    for name, value, known in (
-        ("architecture", architecture, DECODERS),
-        ("normalisation", normalisation, NORMALISATIONS),
-    ):
-        if value not in known:
-            raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
-    try:
-        keras.activations.get(activation)
-    except ValueError:
-        raise UserError(
-            f"activation is {activation!r}; expected a name Keras knows: relu, leaky_relu, silu …"
-        ) from None
+    check_names(architecture, normalisation, activation, encoder_weights)
     backbone = BACKBONES.get(architecture)
     check_size(input_shape[:2], 5 if backbone else depth, fixed=backbone is not None)
-    if encoder_weights != "none" and not backbone:
-        raise UserError(f"encoder_weights are for {', '.join(BACKBONES)}; {architecture} has none, see --init-weights")
     kind = residual_block if architecture == "residual" else conv_block
     block = partial(kind, normalisation=normalisation, activation=activation)
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
@@ -256,6 +243,21 @@ def build_unet(
     decoded = DECODERS[architecture](features, filters, block)
     outputs = [head(x, classes, level) for level, x in enumerate(decoded if deep_supervision else decoded[:1])]
     return keras.Model(inputs, outputs if deep_supervision else outputs[0], name=architecture.replace("+", "p"))
+
+
+def check_names(architecture: str, normalisation: str, activation: str, encoder_weights: str) -> None:
+    """Raise UserError for a name that `build_unet` does not know."""
+    choices = ("architecture", architecture, DECODERS), ("normalisation", normalisation, NORMALISATIONS)
+    for name, value, known in choices:
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
+    try:
+        keras.activations.get(activation)
+    except ValueError:
+        message = f"activation is {activation!r}; expected a name Keras knows: relu, leaky_relu, silu …"
+        raise UserError(message) from None
+    if encoder_weights != "none" and architecture not in BACKBONES:
+        raise UserError(f"encoder_weights are for {', '.join(BACKBONES)}; {architecture} has none, see --init-weights")
 
 
 def check_size(sides: tuple[int | None, int | None], depth: int, fixed: bool) -> None:
