@@ -263,6 +263,18 @@ class Dataset:
     facts: pd.DataFrame  # a row per pair: image, size, bits, channels, constant, each class's share of the pixels
 
 
+def join(one: Dataset, other: Dataset) -> Dataset:
+    """Put one data set after another. Raises UserError if they share an image: it could be tested and trained on."""
+    firsts, seconds = ([image.tobytes() for image in dataset.images] for dataset in (one, other))
+    shared = set(firsts) & set(seconds)
+    if shared:
+        same = shared.pop()
+        places = one.facts.image[firsts.index(same)], other.facts.image[seconds.index(same)]
+        raise UserError(f"{' and '.join(places)} are the same image ({len(shared) + 1} in all); keep one of them")
+    arrays = (np.concatenate(pair) for pair in ((one.images, other.images), (one.masks, other.masks)))
+    return Dataset(*arrays, pd.concat([one.facts, other.facts], ignore_index=True))
+
+
 def _fingerprint(pair: Pair) -> str:
     """Change whenever one of the pair's files changes."""
     paths = [path.resolve() for path in (pair.image, *pair.masks)]

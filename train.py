@@ -7,6 +7,7 @@ runs K folds into fold0 … and writes metrics.csv (a row per image) and summary
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Config:
     # Data
     data_dir: str = ""  # folder with images/ + masks/ or the Montgomery layout; "" makes synthetic chest X-rays
     phantoms: int = 200  # how many of these
+    extra_dir: str = ""  # a further data set, all of which is trained on: phantoms, another hospital's images
     classes: str = "foreground"  # one name merges all masks; "left lung,right lung" keeps both; names of the ids 1..K
     channels: int = 1  # 1 grey, 3 colour
     image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit and padded
@@ -162,26 +164,30 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed: bool) -> np.ndarray:
+def assign_subsets(
+    config: Config, folder: Path, pairs: list[data.Pair], resumed: bool, extra: Sequence[data.Pair] = ()
+) -> np.ndarray:
     """Split the pairs, or reread the split of the run that goes on: an array of train, val, test ("" for new pairs).
 
-    A new run's earlier files are set aside here, when its data are known to be good.
+    All of `extra`, whose subsets follow, are train. A new run's earlier files are set aside here, when its data are
+    known to be good.
     """
     path = folder / "split.csv"
     if not resumed:
         fold = max(config.fold, 0)
         fractions = config.val_fraction, config.test_fraction
         subsets = data.split(pairs, *fractions, config.split_seed, config.folds, fold, config.labelled)
+        subsets += ["train"] * len(extra)
         if config.early_stop and "val" not in subsets:
             raise UserError(f"early_stop is {config.early_stop}; expected 0 where no image is for validation")
         set_aside(folder)
-        data.write_split(path, pairs, subsets)
+        data.write_split(path, [*pairs, *extra], subsets)
         return np.array(subsets)
     known = {pair.image: subset for pair, subset in zip(*data.read_split(path), strict=True)}
-    gone = sorted(set(known) - {pair.image for pair in pairs})
+    gone = sorted(set(known) - {pair.image for pair in (*pairs, *extra)})
     if gone:
         raise UserError(f"{path} names {gone[0]}, which is gone; put it back, or remove {folder} to start anew")
-    return np.array([known.get(pair.image, "") for pair in pairs])
+    return np.array([known.get(pair.image, "") for pair in (*pairs, *extra)])
 
 
 def train_run(config: Config, folder: Path) -> pd.DataFrame:
@@ -205,7 +211,11 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     # The network comes first: one that cannot be built is told before the data are read.
     model = make_network(config, names, folder, bool(history))
     pairs, dataset = data.load_checked(data_dir, names, size, config.channels, config.cache_dir)
-    subsets = assign_subsets(config, folder, pairs, bool(history))
+    extra: list[data.Pair] = []
+    if config.extra_dir:
+        extra, more = data.load_checked(config.extra_dir, names, size, config.channels, config.cache_dir)
+        dataset = data.join(dataset, more)
+    subsets = assign_subsets(config, folder, pairs, bool(history), extra)
     write_config(config, folder)
     rows = {subset: np.flatnonzero(subsets == subset) for subset in data.SUBSETS}
     counts = ", ".join(f"{len(indices)} {subset}" for subset, indices in rows.items())

@@ -368,6 +368,17 @@ def test_labelled_keeps_so_many_training_images(small, tmp_path):
     assert counts["train"] == 3 < expected["train"] and counts["test"] == expected["test"]
 
 
+def test_an_extra_data_set_trains_and_nothing_else(small, phantoms, tmp_path):
+    train.train(dataclasses.replace(small, extra_dir=str(phantoms), epochs=1))
+    pairs, subsets = data.read_split(tmp_path / "run" / "split.csv")
+    assert {subset for pair, subset in zip(pairs, subsets, strict=True) if phantoms in pair.image.parents} == {"train"}
+    assert len(pairs) == 12 + 16 and {"val", "test"} < set(subsets)
+    longer = train.train(dataclasses.replace(small, extra_dir=str(phantoms), epochs=1))  # finds its run finished
+    assert len(longer) == 1
+    with pytest.raises(UserError, match="are the same image .12 in all."):
+        train.train(dataclasses.replace(small, extra_dir=small.data_dir, out_dir=str(tmp_path / "other")))
+
+
 def test_split_and_training_have_seeds_of_their_own(small, tmp_path):
     splits = []
     for name, change in (("a", {}), ("b", {"seed": 1}), ("c", {"split_seed": 1})):
