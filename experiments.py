@@ -5,7 +5,7 @@
     python experiments.py corruptions --run RUN         a cross-validation's models on spoilt test images
     python experiments.py uncertainty --run RUN         does disagreement foretell the error?
 
-Writes results/ablation.csv, few.csv, corruptions.csv and uncertainty.csv. A stopped command goes on where it was.
+Writes results/ablation.csv, few.csv, corruptions-RUN.csv and uncertainty-RUN.csv. A stopped command goes on where it was.
 """
 
 import itertools
@@ -203,7 +203,7 @@ def read_folds(run: Path, uncertainty: bool = False) -> Iterator[tuple[predict.C
 
 
 def corrupted(run: Path) -> None:
-    """Score every fold's model on its test images, spoilt in each of the ways: results/corruptions.csv.
+    """Score every fold's model on its test images, spoilt in each of the ways: results/corruptions-RUN.csv.
 
     Args:
         run: the folder of a cross-validation, which holds fold0, fold1 …
@@ -221,21 +221,22 @@ def corrupted(run: Path) -> None:
     table = pd.DataFrame(rows).groupby("corruption", sort=False)[["dice", "iou", "nsd", "hd95"]].mean().reset_index()
     table["loss"] = table.dice[0] - table.dice
     mean = {"corruption": "mean, without clean", **table.iloc[1:].mean(numeric_only=True)}
-    write(pd.concat([table, pd.DataFrame([mean])]), Path("results/corruptions.csv"))
+    write(pd.concat([table, pd.DataFrame([mean])]), Path(f"results/corruptions-{run.resolve().name}.csv"))
 
 
 def uncertainty(run: Path) -> None:
-    """Tell how well the disagreement of image and mirrored image foretells the error: results/uncertainty.csv.
+    """Tell how well the disagreement of image and mirrored image foretells the error: results/uncertainty-RUN.csv.
 
     Args:
         run: the folder of a cross-validation, which holds fold0, fold1 …
     """
     folds = [predict.score_pairs(members, pairs, config)[0] for config, members, pairs in read_folds(run, True)]
     table = pd.concat(folds)[["image", "dice", "disagreement"]]
-    with images.atomic(Path("results/uncertainty.csv")) as temporary:
+    path = Path(f"results/uncertainty-{run.resolve().name}.csv")
+    with images.atomic(path) as temporary:
         table.to_csv(temporary, index=False)
     rank = table.disagreement.corr(1 - table.dice, method="spearman")
-    print(f"{len(table)} images: rank correlation of disagreement with 1 - Dice {rank:.2f}; results/uncertainty.csv")
+    print(f"{len(table)} images: rank correlation of disagreement with 1 - Dice {rank:.2f}; {path}")
 
 
 if __name__ == "__main__":

@@ -71,10 +71,10 @@ def test_ablation_and_corruptions(workplace, script):
     stamp = model.stat().st_mtime_ns
     done = script(workplace, "experiments.py", "corruptions", "--run", model.parents[1])
     assert done.returncode == 0, done.stderr
-    spoilt = pd.read_csv("results/corruptions.csv")
+    spoilt = pd.read_csv("results/corruptions-default.csv")
     assert spoilt.corruption.tolist() == [*corruptions.CORRUPTIONS, "mean, without clean"]
     experiments.uncertainty(model.parents[1])
-    votes = pd.read_csv("results/uncertainty.csv")
+    votes = pd.read_csv("results/uncertainty-default.csv")
     assert len(votes) == 20 and votes.disagreement.between(0, 1).all()
     assert spoilt.loss.iloc[0] == 0 and model.stat().st_mtime_ns == stamp
     (model.parents[1] / "fold0").rename(model.parents[1] / "fold7")
