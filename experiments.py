@@ -5,7 +5,7 @@
     python experiments.py corruptions --run RUN         a cross-validation's models on spoilt test images
     python experiments.py uncertainty --run RUN         does disagreement foretell the error?
 
-Writes results/ablation.csv, few.csv, corruptions-RUN.csv and uncertainty-RUN.csv. A stopped command goes on where it was.
+Writes results/ablation.csv, few.csv, corruptions-RUN.csv, uncertainty-RUN.csv. A stopped command goes on where it was.
 """
 
 import itertools
