@@ -46,7 +46,6 @@ ABLATION = {
     "EMA of the weights": ["--ema", "0.99"],
     "no augmentation": ["--augmentation", "none"],
     "strong augmentation": ["--augmentation", "strong"],
-    "constant learning rate": ["--schedule", "constant"],
 }
 PREDICTION = {  # these need no training: models of the rows above, and the facts of their model files to be changed
     "mirrored too": (["default"], {"mirror": True}),

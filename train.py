@@ -65,8 +65,7 @@ class Config:
     epochs: int = 120  # passes over the training images
     epoch_images: int = 96  # fewer training images are shown again and again until so many were shown in an epoch
     batch_size: int = 8  # images
-    learning_rate: float = 4e-3  # the peak; warmed up linearly
-    schedule: str = "cosine"  # after the warm-up: cosine (down to 0) or constant
+    learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # AdamW's; 0 is off
     ema: float = 0.0  # momentum of the weights' running average, which is validated and kept; 0 is off
@@ -104,7 +103,6 @@ def check_config(config: Config) -> None:
         ("frozen_epochs", not config.frozen_epochs or starts, "0 without --init-weights or --encoder-weights"),
         ("epoch_images", config.epoch_images >= 0, "at least 0"),
         ("batch_size", config.batch_size >= 1, "at least 1"),
-        ("schedule", config.schedule in ("cosine", "constant"), "cosine or constant"),
         ("learning_rate", config.learning_rate > 0, "above 0"),
         ("warmup", 0 <= config.warmup < 1, "at least 0, below 1"),
         ("weight_decay", config.weight_decay >= 0, "at least 0"),
@@ -149,7 +147,6 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
         decay_steps=max(1, steps - warmup),
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=warmup,
-        alpha=1.0 if config.schedule == "constant" else 0.0,
     )
     average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     weights = [2.0**-level for level in range(len(model.outputs))]  # of the decoder's levels: 1, 1/2, 1/4
