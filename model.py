@@ -50,22 +50,22 @@ def convolve(x: KerasTensor, filters: int, name: str, number: int, size: int, no
     return normalise(convolution(x), normalisation, f"{name}_norm{number}")
 
 
-def conv_block(x: KerasTensor, filters: int, name: str, normalisation: str, activation: str) -> KerasTensor:
-    """Apply twice: 3x3 convolution, normalisation, activation. (N, H, W, C) → (N, H, W, filters)."""
+def conv_block(x: KerasTensor, filters: int, name: str, normalisation: str) -> KerasTensor:
+    """Apply twice: 3x3 convolution, normalisation, ReLU. (N, H, W, C) → (N, H, W, filters)."""
     for i in (1, 2):
         x = convolve(x, filters, name, i, 3, normalisation)
-        x = layers.Activation(activation, name=f"{name}_{activation}{i}")(x)
+        x = layers.Activation("relu", name=f"{name}_relu{i}")(x)
     return x
 
 
-def residual_block(x: KerasTensor, filters: int, name: str, normalisation: str, activation: str) -> KerasTensor:
+def residual_block(x: KerasTensor, filters: int, name: str, normalisation: str) -> KerasTensor:
     """Do as `conv_block`, with a shortcut around both convolutions (He et al. 2016, figure 2)."""
     shortcut = x if x.shape[-1] == filters else convolve(x, filters, name, 0, 1, normalisation)
     x = convolve(x, filters, name, 1, 3, normalisation)
-    x = layers.Activation(activation, name=f"{name}_{activation}1")(x)
+    x = layers.Activation("relu", name=f"{name}_relu1")(x)
     x = convolve(x, filters, name, 2, 3, normalisation)
     x = layers.Add(name=f"{name}_add")([x, shortcut])
-    return layers.Activation(activation, name=f"{name}_{activation}2")(x)
+    return layers.Activation("relu", name=f"{name}_relu2")(x)
 
 
 def up(x: KerasTensor, filters: int, name: str) -> KerasTensor:
@@ -216,7 +216,6 @@ def build_unet(
     *,
     architecture: str = "unet",
     normalisation: str = "batch",
-    activation: str = "relu",
     encoder_weights: str = "none",
     deep_supervision: bool = False,
 ) -> keras.Model:
@@ -229,11 +228,11 @@ def build_unet(
     deep_supervision: more outputs, (N, H/2, W/2, classes) and so on, for training: the loss sees every decoder level.
     Raises UserError (a ValueError) for an unknown name or a size that cannot be halved so often.
     """
-    check_names(architecture, normalisation, activation, encoder_weights)
+    check_names(architecture, normalisation, encoder_weights)
     backbone = BACKBONES.get(architecture)
     check_size(input_shape[:2], 5 if backbone else depth, fixed=backbone is not None)
     kind = residual_block if architecture == "residual" else conv_block
-    block = partial(kind, normalisation=normalisation, activation=activation)
+    block = partial(kind, normalisation=normalisation)
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
     if backbone:
         pretrained = encode_pretrained(inputs, backbone, encoder_weights)
@@ -245,17 +244,12 @@ def build_unet(
     return keras.Model(inputs, outputs if deep_supervision else outputs[0], name=architecture.replace("+", "p"))
 
 
-def check_names(architecture: str, normalisation: str, activation: str, encoder_weights: str) -> None:
+def check_names(architecture: str, normalisation: str, encoder_weights: str) -> None:
     """Raise UserError for a name that `build_unet` does not know."""
     choices = ("architecture", architecture, DECODERS), ("normalisation", normalisation, NORMALISATIONS)
     for name, value, known in choices:
         if value not in known:
             raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
-    try:
-        keras.activations.get(activation)
-    except ValueError:
-        message = f"activation is {activation!r}; expected a name Keras knows: relu, leaky_relu, silu …"
-        raise UserError(message) from None
     if encoder_weights != "none" and architecture not in BACKBONES:
         raise UserError(f"encoder_weights are for {', '.join(BACKBONES)}; {architecture} has none, see --init-weights")
 

@@ -54,7 +54,6 @@ class Config:
     filters: int = 8  # channels of the first level
     depth: int = 4  # halvings; the last three architectures have 5
     normalisation: str = "batch"  # batch, group, instance, none
-    activation: str = "relu"  # relu, leaky_relu, silu …
     deep_supervision: bool = False  # the loss sees the decoder's coarser levels too
     init_weights: str = ""  # start from this model file's weights, as far as they fit; "" starts from random ones
     frozen_epochs: int = 0  # epochs at the start in which the encoder's weights stay
@@ -128,7 +127,6 @@ def make_network(config: Config, names: list[str], folder: Path, resumed: bool) 
         config.depth,
         architecture=config.architecture,
         normalisation=config.normalisation,
-        activation=config.activation,
         encoder_weights="none" if resumed else config.encoder_weights,
         deep_supervision=config.deep_supervision,
     )
