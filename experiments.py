@@ -42,7 +42,6 @@ ABLATION = {
     "group normalisation": ["--normalisation", "group"],
     "instance normalisation": ["--normalisation", "instance"],
     "no normalisation": ["--normalisation", "none"],
-    "EMA of the weights": ["--ema", "0.99"],
     "no augmentation": ["--augmentation", "none"],
     "strong augmentation": ["--augmentation", "strong"],
 }

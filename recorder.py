@@ -8,8 +8,6 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +87,6 @@ class Recorder(keras.callbacks.Callback):
         self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
         self.bar.update()
 
-    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        self.average = averaged_weights(self.model)  # entered and left by hand: `fit` validates in between
-        self.average.__enter__()
-
-    def on_test_end(self, logs: dict[str, float] | None = None) -> None:
-        self.average.__exit__(None, None, None)
-
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self.start
         logs = main_output(logs)
@@ -123,27 +114,10 @@ class Recorder(keras.callbacks.Callback):
         last = self.history[-1]
         if best_epoch(self.history) == last["epoch"]:
             facts = self.facts | {"epoch": last["epoch"], "val_dice": last.get("val_dice")}
-            with averaged_weights(self.model):
-                network = keras.Model(self.model.input, self.model.outputs[0], name=self.model.name)
-                utils.save_model(network, self.folder / "model.h5", facts)
+            network = keras.Model(self.model.input, self.model.outputs[0], name=self.model.name)
+            utils.save_model(network, self.folder / "model.h5", facts)
         with images.atomic(self.folder / "log.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
-
-
-@contextmanager
-def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Put the optimiser's running average of the weights, if it keeps one, in their place for a while."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # float16 scales the loss around it
-    if not optimizer.use_ema:
-        yield
-        return
-    weights = model.get_weights()
-    optimizer.finalize_variable_values(model.trainable_variables)
-    model.set_weights(model.get_weights())  # copies: JAX would free what weights and averages share
-    try:
-        yield
-    finally:
-        model.set_weights(weights)
 
 
 def main_output(logs: dict[str, float]) -> dict[str, float]:

@@ -67,7 +67,6 @@ class Config:
     learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # AdamW's; 0 is off
-    ema: float = 0.0  # momentum of the weights' running average, which is validated and kept; 0 is off
     early_stop: int = 0  # epochs without a better validation Dice; 0 is off
     precision: str = "auto"  # float32, bfloat16, float16; auto is bfloat16 where the hardware has it
     seed: int = 0  # weights, order, augmentation
@@ -95,7 +94,6 @@ def check_config(config: Config) -> None:
         ("filters", config.filters >= 1, "at least 1"),
         ("depth", config.depth >= 1, "at least 1"),
         ("augmentation", config.augmentation in augment.STRENGTHS, " or ".join(augment.STRENGTHS)),
-        ("ema", 0 <= config.ema < 1, "at least 0, below 1"),
         ("loss", config.loss in metrics.LOSSES, " or ".join(metrics.LOSSES)),
         ("epochs", config.epochs >= 1, "at least 1"),
         ("frozen_epochs", 0 <= config.frozen_epochs < config.epochs, "at least 0, fewer than epochs"),
@@ -146,11 +144,10 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     weights = [2.0**-level for level in range(len(model.outputs))]  # of the decoder's levels: 1, 1/2, 1/4
     watched = [metrics.dice, metrics.iou, metrics.precision, metrics.recall]
     model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **average),
+        keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
         [metrics.at_level(metrics.LOSSES[config.loss], level) for level in range(len(weights))],
         loss_weights=[weight / sum(weights) for weight in weights],
         metrics=[watched, *[[] for _ in weights[1:]]],
@@ -271,7 +268,6 @@ def fit(
                 shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
                 verbose=0,
             )
-            model.load_weights(state)  # where there is a running average, `fit` ends by putting it in their place
 
 
 def choose_cleaning(path: Path, dataset: data.Dataset, train: np.ndarray, val: np.ndarray) -> None:

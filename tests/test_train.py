@@ -306,14 +306,14 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
     assert pd.read_csv(tmp_path / "files" / "split.csv").image.map(os.path.exists).all()
 
 
-# ------------------------------------------------------------------------- running average, phases, other ways to start
+# ------------------------------------------------------------------------------------------ phases, other ways to start
 
 
 @pytest.mark.parametrize(
     ("change", "epochs_done"),
     [
-        ({"ema": 0.9, "deep_supervision": True, "frozen_epochs": 2}, 2),
-        ({"ema": 0.9, "frozen_epochs": 2}, 3),
+        ({"deep_supervision": True, "frozen_epochs": 2}, 2),
+        ({"frozen_epochs": 2}, 3),
         ({"architecture": "efficientnetv2b0", "image_size": 64, "val_fraction": 0.0}, 3),
     ],
 )
@@ -338,16 +338,6 @@ def test_a_run_in_several_parts_is_a_run_in_one(small, tmp_path, monkeypatch, ch
     for one, other in zip(whole[0].get_weights(), again[0].get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
     assert whole[1]["epoch"] == again[1]["epoch"] and whole[1].get("clean") == again[1].get("clean")
-
-
-def test_the_average_is_what_is_validated_and_kept(small, tmp_path):
-    """With a momentum near 1 the average stays at the first step's weights, whatever the training does after."""
-    slow, plain = (
-        train.train(dataclasses.replace(small, epochs=3, ema=ema, out_dir=str(tmp_path / str(ema))))
-        for ema in (0.9999, 0.0)
-    )
-    assert slow.loss.tolist() == pytest.approx(plain.loss.tolist(), rel=1e-4)
-    assert slow.val_loss.iloc[-1] != pytest.approx(plain.val_loss.iloc[-1], rel=1e-2)
 
 
 def test_without_validation_images_the_last_epoch_is_kept(small, tmp_path):
