@@ -482,7 +482,6 @@ class Batches(keras.utils.PyDataset):
 
     strength: of the augmentation, see `augment.augmentation`; "" keeps images and order as they are, for validation.
     at_least: so many images make an epoch, shown again where there are fewer.
-    outputs: how many outputs the network has (deep supervision); each gets the masks.
 
     Order and augmentation follow from (seed, epoch, batch) alone: the same in every run and after a resume, whichever
     thread makes which batch.
@@ -497,12 +496,11 @@ class Batches(keras.utils.PyDataset):
         strength: str = "",
         *,
         seed: int = 0,
-        outputs: int = 1,
         at_least: int = 0,
     ) -> None:
         super().__init__(workers=2, max_queue_size=8)
         self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
-        self.strength, self.seed, self.outputs, self.epoch = strength, seed, outputs, 0
+        self.strength, self.seed, self.epoch = strength, seed, 0
         self.count = max(len(rows), at_least)
 
     def __len__(self) -> int:
@@ -521,7 +519,7 @@ class Batches(keras.utils.PyDataset):
             done = [augment(image=picture, mask=mask) for picture, mask in zip(pictures, masks, strict=True)]
             pictures, masks = (np.stack([one[key] for one in done]) for key in ("image", "mask"))
         masks = with_background(masks.astype(np.float32) / 255)
-        return pictures.astype(np.float32) / 255, masks if self.outputs == 1 else (masks,) * self.outputs
+        return pictures.astype(np.float32) / 255, masks
 
     def on_epoch_end(self) -> None:
         """Move on to the next epoch's order and augmentation."""

@@ -34,7 +34,6 @@ ABLATION = {
     "default": [],
     "another seed": ["--seed", "1"],  # what chance alone does
     "dice loss alone": ["--loss", "dice"],
-    "deep supervision": ["--deep-supervision"],
     "residual blocks": ["--architecture", "residual"],
     "attention gates": ["--architecture", "attention"],
     "U-Net++": ["--architecture", "unet++"],

@@ -73,13 +73,6 @@ def bce_dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     return cross_entropy(y_true, y_pred) + dice_loss(y_true, y_pred)
 
 
-def at_level(loss: Callable, level: int) -> Callable:
-    """Make of `loss` one for a prediction whose sides are 2**level times shorter than the truth's."""
-    if level == 0:
-        return loss
-    return lambda y_true, y_pred: loss(ops.average_pool(_float32(y_true)[0], 2**level, strides=2**level), y_pred)
-
-
 LOSSES: dict[str, Callable] = {
     "bce_dice": bce_dice_loss,
     "dice": dice_loss,

@@ -140,20 +140,19 @@ def call_storably(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------- decoders
-# Each takes the encoder's feature maps and gives its own, of the levels 0 .. depth - 1, the finest first.
+# Each takes the encoder's feature maps, the finest first, and gives its own finest one.
 
 
-def decode(features: list[KerasTensor], filters: int, block: Block, attention: bool = False) -> list[KerasTensor]:
+def decode(features: list[KerasTensor], filters: int, block: Block, attention: bool = False) -> KerasTensor:
     """Run the expanding path of the U-Net: up-convolution, skip connection (gated by `attention`), block."""
-    x, outputs = features[-1], []
+    x = features[-1]
     for level in reversed(range(len(features) - 1)):
         name = f"decoder{level}"
         x = up(x, filters * 2**level, name)  # (N, H/2^l, W/2^l, 2^l F)
         skip = gate(features[level], x, name) if attention else features[level]
         x = layers.Concatenate(name=f"{name}_skip")([skip, x])  # (N, H/2^l, W/2^l, 2^(l+1) F)
         x = block(x, filters * 2**level, name)  # (N, H/2^l, W/2^l, 2^l F)
-        outputs.insert(0, x)
-    return outputs
+    return x
 
 
 def gate(skip: KerasTensor, signal: KerasTensor, name: str) -> KerasTensor:
@@ -165,7 +164,7 @@ def gate(skip: KerasTensor, signal: KerasTensor, name: str) -> KerasTensor:
     return layers.Multiply(name=f"{name}_gated")([skip, weight])
 
 
-def decode_nested(features: list[KerasTensor], filters: int, block: Block) -> list[KerasTensor]:
+def decode_nested(features: list[KerasTensor], filters: int, block: Block) -> KerasTensor:
     """U-Net++: every level is decoded at every step, each from all its earlier maps (Zhou et al. 2018, figure 1)."""
     maps = [[x] for x in features]  # maps[level][step]
     for step in range(1, len(features)):
@@ -174,10 +173,10 @@ def decode_nested(features: list[KerasTensor], filters: int, block: Block) -> li
             below = up(maps[level + 1][step - 1], filters * 2**level, name)
             joined = layers.Concatenate(name=f"{name}_skip")([*maps[level], below])
             maps[level].append(block(joined, filters * 2**level, name))
-    return [row[-1] for row in maps[:-1]]
+    return maps[0][-1]
 
 
-def decode_full_scale(features: list[KerasTensor], filters: int, block: Block) -> list[KerasTensor]:
+def decode_full_scale(features: list[KerasTensor], filters: int, block: Block) -> KerasTensor:
     """U-Net 3+: every level is decoded from the maps of all sizes (Huang et al. 2020, equation 1)."""
     maps = list(features)  # encoder's maps, replaced by the decoder's from the coarsest on
     for level in reversed(range(len(features) - 1)):
@@ -191,7 +190,7 @@ def decode_full_scale(features: list[KerasTensor], filters: int, block: Block) -
             parts.append(layers.Conv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name)(x))
         joined = layers.Concatenate(name=f"decoder{level}_skip")(parts)  # (N, H/2^l, W/2^l, (d+1) F)
         maps[level] = block(joined, filters * len(parts), f"decoder{level}")
-    return maps[:-1]
+    return maps[0]
 
 
 DECODERS = {
@@ -217,7 +216,6 @@ def build_unet(
     architecture: str = "unet",
     normalisation: str = "batch",
     encoder_weights: str = "none",
-    deep_supervision: bool = False,
 ) -> keras.Model:
     """Build the network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
 
@@ -225,7 +223,6 @@ def build_unet(
     classes: output channels; 1 ends in a sigmoid, more in a softmax (count the background as one then).
     filters: channels of the first level, doubled at each of the `depth` halvings (a pretrained encoder has 5).
     architecture: a name in DECODERS; encoder_weights: see `encode_pretrained`.
-    deep_supervision: more outputs, (N, H/2, W/2, classes) and so on, for training: the loss sees every decoder level.
     Raises UserError (a ValueError) for an unknown name or a size that cannot be halved so often.
     """
     check_names(architecture, normalisation, encoder_weights)
@@ -240,8 +237,7 @@ def build_unet(
     else:
         features = encode(inputs, filters, depth, block)
     decoded = DECODERS[architecture](features, filters, block)
-    outputs = [head(x, classes, level) for level, x in enumerate(decoded if deep_supervision else decoded[:1])]
-    return keras.Model(inputs, outputs if deep_supervision else outputs[0], name=architecture.replace("+", "p"))
+    return keras.Model(inputs, head(decoded, classes), name=architecture.replace("+", "p"))
 
 
 def check_names(architecture: str, normalisation: str, encoder_weights: str) -> None:
@@ -267,11 +263,10 @@ def check_size(sides: tuple[int | None, int | None], depth: int, fixed: bool) ->
             raise UserError(f"image size {side} is not a multiple of {step} (2**depth); take {near} or another depth")
 
 
-def head(x: KerasTensor, classes: int, level: int) -> KerasTensor:
+def head(x: KerasTensor, classes: int) -> KerasTensor:
     """Turn a feature map into probabilities: (N, H, W, C) → (N, H, W, classes), float32."""
     activation = "sigmoid" if classes == 1 else "softmax"
-    name = f"probabilities{level or ''}"
-    return layers.Conv2D(classes, 1, activation=activation, dtype="float32", name=name)(x)
+    return layers.Conv2D(classes, 1, activation=activation, dtype="float32", name="probabilities")(x)
 
 
 def freeze_encoder(model: keras.Model, frozen: bool) -> None:

@@ -6,7 +6,6 @@
 import dataclasses
 import itertools
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self.start
-        logs = main_output(logs)
+        logs = {name: float(value) for name, value in logs.items()}
         self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
         self.save()
         epochs = self.config.epochs
@@ -114,19 +113,9 @@ class Recorder(keras.callbacks.Callback):
         last = self.history[-1]
         if best_epoch(self.history) == last["epoch"]:
             facts = self.facts | {"epoch": last["epoch"], "val_dice": last.get("val_dice")}
-            network = keras.Model(self.model.input, self.model.outputs[0], name=self.model.name)
-            utils.save_model(network, self.folder / "model.h5", facts)
+            utils.save_model(self.model, self.folder / "model.h5", facts)
         with images.atomic(self.folder / "log.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
-
-
-def main_output(logs: dict[str, float]) -> dict[str, float]:
-    """Name the metrics of a network with deep supervision as if its finest output were the only one."""
-    return {
-        name.replace("probabilities_", ""): float(value)
-        for name, value in logs.items()
-        if not re.search(r"probabilities\d*_loss", name)
-    }
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:

@@ -54,7 +54,6 @@ class Config:
     filters: int = 8  # channels of the first level
     depth: int = 4  # halvings; the last three architectures have 5
     normalisation: str = "batch"  # batch, group, instance, none
-    deep_supervision: bool = False  # the loss sees the decoder's coarser levels too
     init_weights: str = ""  # start from this model file's weights, as far as they fit; "" starts from random ones
     frozen_epochs: int = 0  # epochs at the start in which the encoder's weights stay
 
@@ -126,7 +125,6 @@ def make_network(config: Config, names: list[str], folder: Path, resumed: bool) 
         architecture=config.architecture,
         normalisation=config.normalisation,
         encoder_weights="none" if resumed else config.encoder_weights,
-        deep_supervision=config.deep_supervision,
     )
     if config.init_weights and not resumed:
         if Path(config.init_weights).resolve().parent == folder.resolve():
@@ -144,13 +142,10 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    weights = [2.0**-level for level in range(len(model.outputs))]  # of the decoder's levels: 1, 1/2, 1/4
-    watched = [metrics.dice, metrics.iou, metrics.precision, metrics.recall]
     model.compile(
         keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
-        [metrics.at_level(metrics.LOSSES[config.loss], level) for level in range(len(weights))],
-        loss_weights=[weight / sum(weights) for weight in weights],
-        metrics=[watched, *[[] for _ in weights[1:]]],
+        metrics.LOSSES[config.loss],
+        metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
         jit_compile=utils.jit_compile(),
     )
     model.optimizer.build(model.trainable_variables)
@@ -234,7 +229,6 @@ def fit(
 ) -> None:
     """Train from where the recorder's history ends: first with a frozen encoder, if so configured, then all of it."""
     names, history, state = recorder.facts["classes"], recorder.history, recorder.folder / "state.weights.h5"
-    outputs = len(model.outputs)
     batches = data.Batches(
         dataset,
         rows["train"],
@@ -242,12 +236,9 @@ def fit(
         config.batch_size,
         config.augmentation,
         seed=config.seed,
-        outputs=outputs,
         at_least=config.epoch_images,
     )
-    validation = (
-        data.Batches(dataset, rows["val"], names, config.batch_size, outputs=outputs) if len(rows["val"]) else None
-    )
+    validation = data.Batches(dataset, rows["val"], names, config.batch_size) if len(rows["val"]) else None
     for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
         if start == end or len(history) > end:
             continue

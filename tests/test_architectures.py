@@ -56,16 +56,6 @@ def test_instance_normalisation_forgets_each_channels_brightness():
     np.testing.assert_allclose(layer(image), layer(image * (1, 5, 9) + (0, 2, 7)), atol=0.05)
 
 
-def test_deep_supervision_has_an_output_per_level_and_its_loss_meets_a_smaller_truth():
-    network = build_unet(SHAPE, filters=2, depth=3, deep_supervision=True)
-    assert [output.shape[1] for output in network.outputs] == [64, 32, 16]
-    truth = np.zeros((1, 8, 8, 1), np.float32)
-    truth[:, :4] = 1
-    exact = truth[:, ::4, ::4]
-    assert float(metrics.at_level(metrics.dice_loss, 2)(truth, exact)[0]) == pytest.approx(0, abs=1e-6)
-    assert float(metrics.at_level(metrics.dice_loss, 2)(truth, 1 - exact)[0]) > 0.5
-
-
 def test_a_frozen_encoder_stays_and_the_decoder_learns():
     network = build_unet(SHAPE, filters=2, depth=2)
     freeze_encoder(network, True)

@@ -71,13 +71,6 @@ def test_a_true_border_pixel_counts_where_most_of_it_is():
     assert float(metrics.dice(truth, np.round(truth + 0.05))[0]) == 1
 
 
-def test_a_coarser_level_is_compared_with_shares():
-    truth = np.array([[1, 0], [0, 0]], np.float32).reshape(1, 2, 2, 1)
-    loss = metrics.at_level(metrics.dice_loss, 1)
-    quarter, all_of_it = (float(loss(truth, np.full((1, 1, 1, 1), p, np.float32))[0]) for p in (0.25, 1.0))
-    assert quarter == pytest.approx(0, abs=1e-6) and all_of_it > 0.2
-
-
 def test_cross_entropy_is_kerass():
     rng = np.random.default_rng(0)
     truth, probs = rng.integers(0, 2, (2, 5, 6, 1)).astype(np.float32), rng.random((2, 5, 6, 1), np.float32)

@@ -312,7 +312,7 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "epochs_done"),
     [
-        ({"deep_supervision": True, "frozen_epochs": 2}, 2),
+        ({"frozen_epochs": 2}, 2),
         ({"frozen_epochs": 2}, 3),
         ({"architecture": "efficientnetv2b0", "image_size": 64, "val_fraction": 0.0}, 3),
     ],
