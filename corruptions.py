@@ -2,7 +2,7 @@
 
 In the manner of ImageNet-C (Hendrycks and Dietterich 2019), at one severity each. Every function takes a grey image
 (H, W) float32 in [0, 1], its class ids (H, W) and a random generator, and gives the spoilt image and its ids; sizes may
-change. Nothing here is used in training.
+change. The strong augmentation has most of these kinds too, by other code and at random strengths.
 """
 
 from collections.abc import Callable

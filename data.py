@@ -266,7 +266,7 @@ class Dataset:
 def join(one: Dataset, other: Dataset) -> Dataset:
     """Put one data set after another. Raises UserError if they share an image: it could be tested and trained on."""
     firsts, seconds = ([image.tobytes() for image in dataset.images] for dataset in (one, other))
-    shared = set(firsts) & set(seconds)
+    shared = {image for image in set(firsts) & set(seconds) if any(image)}  # a blank one tells nothing
     if shared:
         same = shared.pop()
         places = one.facts.image[firsts.index(same)], other.facts.image[seconds.index(same)]

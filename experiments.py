@@ -5,7 +5,7 @@
     python experiments.py corruptions --run RUN         a cross-validation's models on spoilt test images
     python experiments.py uncertainty --run RUN         does disagreement foretell the error?
 
-Writes results/ablation.csv, few.csv, corruptions-RUN.csv, uncertainty-RUN.csv. A stopped command goes on where it was.
+Writes results/ablation.csv, few.csv, corruptions-RUN.csv, uncertainty-RUN.csv. A stopped `ablation` or `few` goes on.
 """
 
 import itertools
@@ -217,7 +217,7 @@ def corrupted(run: Path) -> None:
     table = pd.DataFrame(rows).groupby("corruption", sort=False)[["dice", "iou", "nsd", "hd95"]].mean().reset_index()
     table["loss"] = table.dice[0] - table.dice
     mean = {"corruption": "mean, without clean", **table.iloc[1:].mean(numeric_only=True)}
-    write(pd.concat([table, pd.DataFrame([mean])]), Path(f"results/corruptions-{run.resolve().name}.csv"))
+    write(pd.concat([table, pd.DataFrame([mean])]), Path(f"results/corruptions-{run.absolute().name}.csv"))
 
 
 def uncertainty(run: Path) -> None:
@@ -228,7 +228,7 @@ def uncertainty(run: Path) -> None:
     """
     folds = [predict.score_pairs(members, pairs, config)[0] for config, members, pairs in read_folds(run, True)]
     table = pd.concat(folds)[["image", "dice", "disagreement"]]
-    path = Path(f"results/uncertainty-{run.resolve().name}.csv")
+    path = Path(f"results/uncertainty-{run.absolute().name}.csv")
     with images.atomic(path) as temporary:
         table.to_csv(temporary, index=False)
     rank = table.disagreement.corr(1 - table.dice, method="spearman")

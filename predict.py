@@ -44,7 +44,7 @@ IN_THE_BOX = "files/lungs.h5"
 class Config:
     """What to predict, with what, and where to."""
 
-    model: str = ""  # model file, or several with commas or as files/lungs/fold*/model.h5; "" is files/model.h5
+    model: str = ""  # model file, or several with commas or as files/robust/fold*/model.h5; "" is files/model.h5
     input: str = ""  # a file or folder to segment; "" scores images that have masks
     output: str = ""  # where to write; "" is results, with --input results/masks
     data_dir: str = ""  # a data set to score whole; "" is the run's own split

@@ -39,7 +39,9 @@ def read_history(folder: Path, config: Any) -> list[dict[str, float]]:
             progress = json.loads(file.attrs["progress"])
     except (OSError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
-    changed = [name for name, value in comparable(config).items() if progress["config"].get(name) != value]
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # had by runs older than the field
+    now, then = comparable(config), defaults | progress["config"]
+    changed = [name for name in (*now, *(set(then) - set(defaults))) if now.get(name) != then[name]]
     if changed:
         print(f"{folder}: {', '.join(changed)} changed, so training starts anew")
     return [] if changed else progress["history"]

@@ -1,8 +1,9 @@
 """Train a U-Net: `python train.py` on synthetic chest X-rays, `python train.py --data-dir DIR` on your own images.
 
-Writes a run folder (default files/): model.h5, the best epoch by validation Dice; log.csv, a row per epoch; curves.png;
-split.csv; config.json; state.weights.h5, from which the same command goes on after a crash or Ctrl-C. With --folds K it
-runs K folds into fold0 … and writes metrics.csv (a row per image) and summary.csv over all of them.
+Writes a run folder (default files/): model.h5, the best epoch by validation Dice (the last where no image is for
+validation); log.csv, a row per epoch; curves.png; split.csv; config.json; state.weights.h5, from which the same command
+goes on after a crash or Ctrl-C. With --folds K it runs K folds into fold0 … and writes metrics.csv (a row per image)
+and summary.csv over all of them.
 """
 
 import dataclasses
@@ -202,6 +203,9 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     if config.extra_dir:
         extra, more = data.load_checked(config.extra_dir, names, size, config.channels, config.cache_dir)
         dataset = data.join(dataset, more)
+        known = {pair.patient for pair in pairs if pair.patient} & {pair.patient for pair in extra}
+        if known:
+            raise UserError(f"patient {min(known)} is in {data_dir} and in {config.extra_dir}; expected each in one")
     subsets = assign_subsets(config, folder, pairs, bool(history), extra)
     write_config(config, folder)
     rows = {subset: np.flatnonzero(subsets == subset) for subset in data.SUBSETS}
@@ -210,7 +214,8 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     recorder = Recorder(config, folder, history, utils.make_facts(names, size, config.channels, mirror=config.mirror))
     fit(model, config, recorder, dataset, rows)
     utils.add_facts(best, mirror=config.mirror)  # a run that went on may have none better than before
-    choose_cleaning(best, dataset, rows["train"], rows["val"])
+    own = rows["train"][rows["train"] < len(pairs)]  # phantoms have no say in it
+    choose_cleaning(best, dataset, own, rows["val"])
     log = pd.DataFrame(history)
     draw.draw_curves(log, folder / "curves.png")
     score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""

@@ -78,7 +78,7 @@ def _has_fast_bfloat16() -> bool:
 
         gpu = tf.config.list_physical_devices("GPU")[0]
         return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
-    # AVX512-BF16 alone does not pay: the step takes longer than in float32 (README, "Speed").
+    # AVX512-BF16 alone does not pay: the step takes longer than in float32 (README, "On a GPU workstation").
     return "amx_bf16" in (Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else "")
 
 

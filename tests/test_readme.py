@@ -7,6 +7,7 @@ import re
 from conftest import ROOT
 
 import experiments
+import phantom
 import predict
 import train
 
@@ -25,7 +26,9 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_every_flag_exists():
-    fields = [field.name for config in (train.Config, predict.Config) for field in dataclasses.fields(config)]
+    fields = [
+        field.name for config in (train.Config, predict.Config, phantom.Config) for field in dataclasses.fields(config)
+    ]
     for call in (experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty):
         fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
