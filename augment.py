@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-STRENGTHS = ("none", "mild", "strong", "free")
+STRENGTHS = ("none", "mild", "strong")
 
 
 def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
@@ -68,7 +68,6 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
     """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K), see `Dataset`, seeded.
 
     mild: the variation within one hospital, of any modality. strong: that of X-rays between hospitals and diseases.
-    free: organs at any angle and size, as MRI, CT and microscopy show them (nnU-Net, Isensee et al. 2021).
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the internet for a newer version
     import albumentations as A
@@ -104,16 +103,5 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         A.GaussianBlur((3, 7), p=0.2),
         A.ImageCompression(quality_range=(15, 70), p=0.1),
     ]
-    free = [
-        flip,
-        A.Affine(scale=(0.7, 1.4), translate_percent=(-0.08, 0.08), p=0.5),
-        A.Affine(rotate=(-180, 180), p=0.5),
-        elastic,
-        A.RandomBrightnessContrast(0.25, 0.3, p=0.5),
-        A.RandomGamma((60, 160), p=0.5),
-        A.GaussNoise((0.01, 0.08), p=0.3),
-        A.GaussianBlur((3, 5), p=0.2),
-        A.Downscale(scale_range=(0.5, 0.9), p=0.15),
-    ]
-    steps = {"none": [], "mild": mild, "strong": strong, "free": free}
+    steps = {"none": [], "mild": mild, "strong": strong}
     return A.Compose(steps[strength], seed=seed, mask_interpolation=cv2.INTER_LINEAR)

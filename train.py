@@ -59,7 +59,7 @@ class Config:
     frozen_epochs: int = 0  # epochs at the start in which the encoder's weights stay
 
     # Training
-    augmentation: str = "mild"  # none, mild, strong (X-rays from other hospitals), free (organs at any angle: MRI, CT)
+    augmentation: str = "mild"  # none, mild, strong (for images from other hospitals)
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
     epochs: int = 120  # passes over the training images
     epoch_images: int = 96  # fewer training images are shown again and again until so many were shown in an epoch

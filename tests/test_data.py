@@ -405,7 +405,7 @@ def test_a_border_pixel_has_shares_of_several_classes():
     np.testing.assert_allclose(batch[0, 0, 0], [0.4, 0.2, 0.4], atol=1e-6)
 
 
-@pytest.mark.parametrize("strength", ["mild", "strong", "free"])
+@pytest.mark.parametrize("strength", ["mild", "strong"])
 def test_augmented_masks_keep_borders_within_pixels(strength):
     y, x = np.mgrid[:64, :64]
     disc = (y - 30) ** 2 + (x - 30) ** 2 < 14**2
