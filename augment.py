@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-STRENGTHS = ("none", "mild", "strong")
+STRENGTHS = ("none", "mild", "strong", "free")
 
 
 def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
@@ -68,6 +68,7 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
     """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K), see `Dataset`, seeded.
 
     mild: the variation within one hospital, of any modality. strong: that of X-rays between hospitals and diseases.
+    free: organs at any angle, size and place, as MRI and CT show them (after nnU-Net, Isensee et al. 2021).
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the internet for a newer version
     import albumentations as A
@@ -103,5 +104,15 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         A.GaussianBlur((3, 7), p=0.2),
         A.ImageCompression(quality_range=(15, 70), p=0.1),
     ]
-    steps = {"none": [], "mild": mild, "strong": strong}
+    free = [
+        flip,
+        A.Affine(scale=(0.7, 1.4), translate_percent=(-0.1, 0.1), rotate=(-180, 180), p=0.9),
+        A.ElasticTransform(alpha=60, sigma=6, p=0.3),
+        A.RandomBrightnessContrast(0.3, 0.3, p=0.5),
+        A.RandomGamma((50, 200), p=0.5),
+        A.Downscale(scale_range=(0.4, 0.8), p=0.2),
+        A.GaussNoise((0.01, 0.07), p=0.3),
+        A.GaussianBlur((3, 5), p=0.2),
+    ]
+    steps = {"none": [], "mild": mild, "strong": strong, "free": free}
     return A.Compose(steps[strength], seed=seed, mask_interpolation=cv2.INTER_LINEAR)

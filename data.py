@@ -4,9 +4,11 @@ Layouts, recognised by themselves:
 
     DIR/CXR_png/*.png with DIR/ManualMask/leftMask/*.png and DIR/ManualMask/rightMask/*.png     (Montgomery)
     DIR/images/* with DIR/masks/*, a mask having its image's stem, with or without `_mask`       (anything else)
+    DIR/images/* with DIR/masks/CLASS/*, a folder for each class, named as --classes names it
 
 An optional DIR/index.csv (columns stem and any of patient, label, split) keeps a patient's images in one subset,
-stratifies by label, and fixes the test set. Masks are 0/255 or 0/1 for one class, class ids 0..K for K classes.
+stratifies by label, and fixes the test set. Masks are 0/255 or 0/1 for one class, for K classes ids 0..K or the grey
+levels that --classes names. An image is a file, or a folder that holds a DICOM series.
 """
 
 import hashlib
@@ -15,13 +17,12 @@ import os
 import re
 import unicodedata
 import warnings
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -30,10 +31,13 @@ import tyro
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from tqdm import tqdm
 
+import cache
 import images
 from augment import augmentation
+from cache import Dataset
 from images import UserError
 
+LARGE = 2**24  # bytes of a file that is decoded alone
 SUBSETS = ("train", "val", "test")
 
 
@@ -50,15 +54,24 @@ class Pair:
     @property
     def stem(self) -> str:
         """The name that image, mask and prediction share."""
-        return self.image.stem
+        return images.stem(self.image)
 
 
 def class_names(classes: str) -> list[str]:
     """Split the comma-separated `classes` of a config; raises UserError for none or the same twice."""
-    names = [name.strip() for name in classes.split(",")]
-    if not all(names) or len(set(names)) < len(names) or len(names) > 255:
-        raise UserError(f"classes is {classes!r}; expected 1 to 255 different names separated by commas")
+    names = [part.partition("=")[0].strip() for part in classes.split(",")]
+    if not all(names) or len(set(names)) < len(names) or len(names) > 255 or "\\" in classes:
+        raise UserError(f"classes is {classes!r}; expected 1 to 255 different names separated by commas, without \\")
     return names
+
+
+def mask_values(classes: str) -> list[int]:
+    """Tell the value of each class in the masks: 63 and 126 for "liver=63,tumour=126", else 1, 2 … Raises UserError."""
+    parts = [part.partition("=")[2].strip() for part in classes.split(",")]
+    values = [int(part) if part.isdecimal() else i for i, part in enumerate(parts, 1)]
+    if any(part and not part.isdecimal() for part in parts) or len(set(values)) < len(values) or 0 in values:
+        raise UserError(f"classes is {classes!r}; expected different grey levels above 0, as in liver=63,tumour=126")
+    return values
 
 
 def channels_of(names: Sequence[str]) -> int:
@@ -77,8 +90,8 @@ def normal(name: str) -> str:
 def by_stem(folder: Path, suffix: str, problems: list[str]) -> dict[str, Path]:
     """Map stems (less `suffix`) to the folder's image files, sorted; the same stem twice goes to `problems`."""
     found: dict[str, Path] = {}
-    for path in sorted(filter(images.is_image, folder.iterdir())):
-        stem = normal(path.stem).removesuffix(suffix)
+    for path in sorted(path for path in folder.iterdir() if images.is_image(path) or images.is_series(path)):
+        stem = normal(images.stem(path)).removesuffix(suffix)
         if not str(path).isprintable():  # bytes that are no UTF-8 stand as surrogates; tables cannot hold them
             problems.append(f"{str(path)!a}: its name has unprintable characters; rename it")
         elif stem in found:
@@ -88,6 +101,11 @@ def by_stem(folder: Path, suffix: str, problems: list[str]) -> dict[str, Path]:
     return found
 
 
+def _class_folders(masks: Path) -> list[Path]:
+    """List the folders in DIR/masks that hold a class each; one that holds a DICOM series is a mask itself."""
+    return sorted(path for path in masks.glob("[!.]*") if path.is_dir() and not images.is_series(path))
+
+
 def _folders(root: Path) -> tuple[Path, list[Path]]:
     """Recognise the layout: the image folder and the mask folders (one, or left and right)."""
     if not root.is_dir():
@@ -95,7 +113,7 @@ def _folders(root: Path) -> tuple[Path, list[Path]]:
     if (root / "CXR_png").is_dir():
         folders = root / "CXR_png", [root / "ManualMask" / "leftMask", root / "ManualMask" / "rightMask"]
     else:
-        folders = root / "images", [root / "masks"]
+        folders = root / "images", _class_folders(root / "masks") or [root / "masks"]
     missing = [str(folder.relative_to(root)) for folder in (folders[0], *folders[1]) if not folder.is_dir()]
     if missing:
         names = sorted(path.name for path in root.iterdir())[:8]
@@ -166,23 +184,37 @@ def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[str]]:
 # ---------------------------------------------------------------------------------------- reading, checking, caching
 
 
-def read_ids(pair: Pair, names: Sequence[str]) -> np.ndarray:
-    """Read a pair's masks as uint8 class ids (H, W) in 0..len(names). Raises UserError naming the file."""
+def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np.ndarray:
+    """Read a pair's masks as uint8 class ids (S, H, W) in 0..len(names). Raises UserError naming the file.
+
+    levels: the classes' values in a mask of several, if these are not 1, 2 …
+    """
     targets = _targets(pair, names)
-    masks = read_all([lambda path=path: read_named(path, images.read_mask) for path in pair.masks])
+    masks = read_all(
+        [
+            lambda path=path: read_named(path, lambda mask: images.read_mask_scan(mask, pair.image, names))
+            for path in pair.masks
+        ]
+    )
     ids = np.zeros(masks[0].shape, np.uint8)
-    for path, mask, target in zip(pair.masks, masks, targets, strict=True):
+    for path, mask, target in sorted(zip(pair.masks, masks, targets, strict=True), key=lambda one: one[2]):
         if mask.shape != ids.shape:
             raise UserError(f"{path}: {_size(mask)}; its image's other mask is {_size(ids)}")
         values = set(np.unique(mask).tolist())
-        if target:
+        if target and list(levels) not in ([], [1]) and len(names) == 1:
+            if not values <= {0, *levels}:
+                raise UserError(f"{path}: values {_some(values)}; expected 0 and {levels[0]}, as --classes says")
+            ids[mask > 0] = target
+        elif target:
             if not (values <= {0, 255} or values <= {0, 1}):
                 raise UserError(f"{path}: values {_some(values)}; expected 0/255 or 0/1{_advice(path, values)}")
             ids[mask > 0] = target
         else:
-            if not values <= set(range(len(names) + 1)):
-                raise UserError(f"{path}: values {_some(values)}; expected class ids 0..{len(names)}, see --classes")
-            ids = mask.astype(np.uint8)
+            levels = levels or range(1, len(names) + 1)
+            if not values <= {0, *levels}:
+                raise UserError(f"{path}: values {_some(values)}; expected class ids 0..{len(names)}{_other(levels)}")
+            for i, level in enumerate(levels, 1):
+                ids[mask == level] = i
     return ids
 
 
@@ -190,14 +222,20 @@ def _targets(pair: Pair, names: Sequence[str]) -> list[int]:
     """Tell which class id each mask file of a pair paints; 0 for a file that holds class ids itself."""
     if len(names) == 1:
         return [1] * len(pair.masks)
-    if len(pair.masks) == 1:
+    if len(pair.masks) == 1 and pair.masks[0].parent.name == "masks":
         return [0]
-    targets = [[i for i, name in enumerate(names, 1) if side in name.lower()] for side in ("left", "right")]
-    if len(names) != 2 or [len(found) for found in targets] != [1, 1]:
-        raise UserError(
-            f"{pair.masks[0]} and rightMask; expected one class, or two named left and right, not {', '.join(names)}"
-        )
-    return [found[0] for found in targets]
+    folders, known = [path.parent.name for path in pair.masks], [name.lower() for name in names]
+    if folders == ["leftMask", "rightMask"]:
+        folders = [next((name for name in known if side in name), side) for side in ("left", "right")]
+    if sorted(folder.lower() for folder in folders) != sorted(known):
+        raise UserError(f"{pair.masks[0]}: masks of {', '.join(folders)}; expected one class, or {', '.join(known)}")
+    return [1 + known.index(folder.lower()) for folder in folders]
+
+
+def _other(levels: Sequence[int]) -> str:
+    """Say how masks with other values are named."""
+    given = list(levels) != list(range(1, len(levels) + 1))
+    return f" as --classes names them: 0, {_some(set(levels))}" if given else "; see --classes liver=63,tumour=126"
 
 
 def _advice(path: Path, values: set[float]) -> str:
@@ -229,139 +267,206 @@ def read_named(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
 
 
 def _size(array: np.ndarray) -> str:
-    return f"{array.shape[0]}x{array.shape[1]} pixels"
+    slices = f"{array.shape[0]} slices of " if len(array) > 1 else ""
+    return f"{slices}{array.shape[1]}x{array.shape[2]} pixels"
 
 
 def _some(values: set[float]) -> str:
     return ", ".join(f"{value:g}" for value in sorted(values)[:6]) + (", …" if len(values) > 6 else "")
 
 
-def read_pair(pair: Pair, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Read a pair as stored: image (H, W, C) and class ids (H, W). Raises UserError naming the file."""
-    image, ids = read_all([lambda: read_named(pair.image, images.read), lambda: read_ids(pair, names)])
-    if image.shape[:2] != ids.shape:
-        raise UserError(f"{pair.masks[0]}: {_size(ids)}; its image {pair.image.name} is {_size(image)}")
-    return image, ids
+def read_input(path: Path, window: str = "") -> images.Scan:
+    """Read an image for `window`, see `images.prepare_scan`. Raises UserError naming the file."""
+    return read_named(path, lambda path: images.read_scan(path, window))
 
 
-def _load_pair(pair: Pair, names: Sequence[str], size: tuple[int, int], channels: int) -> tuple:
-    """Read one pair: prepared image (H, W, C) and masks (H, W, K), facts about the files. Raises UserError."""
-    image, ids = read_pair(pair, names)
-    shares = np.bincount(ids.ravel(), minlength=len(names) + 1) / ids.size
-    facts = {"image": str(pair.image), "size": f"{image.shape[0]}x{image.shape[1]}"}
-    facts |= {"bits": 8 * image.dtype.itemsize, "channels": image.shape[-1], "constant": bool(np.ptp(image) == 0)}
-    facts |= {f"share: {name}": share for name, share in zip(names, shares[1:].tolist(), strict=True)}
-    return images.prepare(image, size, channels), images.prepare_mask(ids, size, len(names)), facts
+def read_pair(
+    pair: Pair, names: Sequence[str], levels: Sequence[int] = (), window: str = ""
+) -> tuple[images.Scan, np.ndarray]:
+    """Read a pair as stored: the image, its class ids (S, H, W), see `read_ids`. Raises UserError naming the file."""
+    scan, ids = read_all([lambda: read_input(pair.image, window), lambda: read_ids(pair, names, levels)])
+    if scan.pixels.shape[:3] != ids.shape:
+        raise UserError(f"{pair.masks[0]}: {_size(ids)}; its image {pair.image.name} is {_size(scan.pixels)}")
+    for path in pair.masks:
+        read_named(path, lambda path: images.check_place(pair.image, path))
+    return scan, ids
+
+
+def _quantiles(pixels: np.ndarray) -> list[float]:
+    """Describe grey levels by 21 quantiles, of a sample where there are many."""
+    sample = pixels.ravel()[:: max(1, pixels.size // 100_000)]
+    return np.quantile(sample, np.linspace(0, 1, 21)).tolist() if sample.size else []
+
+
+def _extent(mask: np.ndarray) -> float:
+    """Measure the mask's bounding box, in the slice with most of it: its larger side as a share of the image's."""
+    plane = mask[np.argmax(mask.sum((1, 2)))]
+    sides = [np.flatnonzero(plane.any(axis)) for axis in (1, 0)]
+    return max(float(side[-1] - side[0] + 1) for side in sides) / max(plane.shape) if plane.any() else 0.0
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Pairs decoded once, at the network's size."""
+class Recipe:
+    """How files become what the network sees."""
 
-    images: np.ndarray  # (N, H, W, C) uint8
-    masks: np.ndarray  # (N, H, W, K) uint8, the share of each pixel that is of the class: 255 is all of it
-    facts: pd.DataFrame  # a row per pair: image, size, bits, channels, constant, each class's share of the pixels
+    names: Sequence[str]  # of the classes
+    size: tuple[int, int]  # (H, W) of the network
+    channels: int = 1  # 1 grey, 3 RGB
+    window: str = ""  # see `images.prepare_scan`
+    levels: Sequence[int] = ()  # see `read_ids`
 
 
-def join(one: Dataset, other: Dataset) -> Dataset:
-    """Put one data set after another. Raises UserError if they share an image: it could be tested and trained on."""
-    firsts, seconds = ([image.tobytes() for image in dataset.images] for dataset in (one, other))
-    shared = {image for image in set(firsts) & set(seconds) if any(image)}  # a blank one tells nothing
-    if shared:
-        same = shared.pop()
-        places = one.facts.image[firsts.index(same)], other.facts.image[seconds.index(same)]
-        raise UserError(f"{' and '.join(places)} are the same image ({len(shared) + 1} in all); keep one of them")
-    arrays = (np.concatenate(pair) for pair in ((one.images, other.images), (one.masks, other.masks)))
-    return Dataset(*arrays, pd.concat([one.facts, other.facts], ignore_index=True))
+def _load_pair(pair: Pair, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read one pair: rows (S, bytes) of its prepared slices and masks, facts about the files. Raises UserError."""
+    names, size = recipe.names, recipe.size
+    scan, ids = read_pair(pair, names, recipe.levels, recipe.window)
+    pixels = scan.pixels
+    pictures = images.prepare_scan(scan, size, recipe.channels, recipe.window)
+    masks = np.stack([images.prepare_mask(one, size, len(names)) for one in ids])
+    shares = np.bincount(ids.ravel(), minlength=len(names) + 1) / ids.size
+    facts = {"image": str(pair.image), "size": f"{pixels.shape[1]}x{pixels.shape[2]}", "slices": len(pixels)}
+    facts |= {"bits": 8 * pixels.dtype.itemsize, "channels": pixels.shape[-1], "constant": bool(np.ptp(pixels) == 0)}
+    facts |= {"spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm)}
+    facts |= {"patient": scan.patient, "digest": hashlib.sha256(pictures.tobytes()).hexdigest()[:16]}
+    facts |= {"quantiles": _quantiles(pixels[..., 0]), "object": _quantiles(pixels[..., 0][ids > 0])}
+    for i, (name, share) in enumerate(zip(names, shares[1:].tolist(), strict=True), 1):
+        facts |= {f"share: {name}": share, f"extent: {name}": _extent(ids == i)}
+    return np.concatenate([pictures.reshape(len(ids), -1), masks.reshape(len(ids), -1)], axis=1), facts
+
+
+def chunks(paths: Sequence[Path], count: int) -> Iterator[slice]:
+    """Part a list of files, at most `count` together; a file of many megabytes, or a folder, stays alone.
+
+    So several volumes, decoded at once, do not fill the memory.
+    """
+    large = [not path.is_file() or path.stat().st_size > LARGE for path in paths]
+    start = 0
+    while start < len(paths):
+        end = start + (1 if any(large[start : start + count]) else count)
+        yield slice(start, end)
+        start = end
 
 
 def _fingerprint(pair: Pair) -> str:
     """Change whenever one of the pair's files changes."""
-    paths = [path.resolve() for path in (pair.image, *pair.masks)]
-    stats = [path.stat() if path.exists() else None for path in paths]
+    places = [path.resolve() for path in (pair.image, *pair.masks)]
+    files = [file for path in places for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    stats = [path.stat() if path.exists() else None for path in files]
     return repr(
-        [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(paths, stats, strict=True)]
+        [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(files, stats, strict=True)]
     )
 
 
 def load(
-    pairs: Sequence[Pair], names: Sequence[str], size: tuple[int, int], channels: int, cache_dir: str | Path = ""
+    pairs: Sequence[Pair], recipe: Recipe, cache_dir: str | Path = "", memory_gb: float = 4.0
 ) -> tuple[Dataset, list[str]]:
     """Decode pairs in parallel, or take them from the disk cache: the readable ones, in order, and the problems.
 
-    size: (H, W) of the network; channels: 1 grey, 3 RGB; cache_dir: "" keeps nothing on disk. Changed files are read
-    anew, the others come from the cache.
+    cache_dir: "" keeps nothing. Changed files are read anew, the others come from the cache. What takes more than
+    `memory_gb` stays on the disk and is read when it is needed.
     """
     keys = [_fingerprint(pair) for pair in pairs]
-    recipe = json.dumps([str(pairs[0].image.resolve().parent) if pairs else "", *names, size, channels])
-    cache = Path(cache_dir) / f"{hashlib.sha256((recipe + images.PREPARATION).encode()).hexdigest()[:16]}.npz"
-    known = _read_cache(cache) if cache_dir else {}
-    pictures, masks = (np.zeros((len(pairs), *size, count), np.uint8) for count in (channels, len(names)))
-    facts: list[dict[str, Any] | None] = [None] * len(pairs)
-    problems: list[str] = []
+    parts = [str(pairs[0].image.resolve().parent) if pairs else "", repr(recipe), images.PREPARATION]
+    path = _cache_path(cache_dir, f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.rows")
+    width = recipe.size[0] * recipe.size[1] * (recipe.channels + len(recipe.names))
+    store, problems = path and cache.open_store(path, width), []
+    known = store.entries if store else {}
 
-    def attempt(i: int) -> str:
+    def attempt(i: int) -> tuple | UserError:
         try:
-            pictures[i], masks[i], facts[i] = known.get(keys[i]) or _load_pair(pairs[i], names, size, channels)
+            return _load_pair(pairs[i], recipe)
         except UserError as error:
-            return str(error)
-        return ""
+            return error
 
     todo = [i for i, key in enumerate(keys) if key not in known]
-    for i in set(range(len(pairs))) - set(todo):
-        attempt(i)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for fault in tqdm(pool.map(attempt, todo), "reading", len(todo), unit="pair", disable=None if todo else True):
-            problems += fault.splitlines()
-    good = [i for i, fact in enumerate(facts) if fact]
-    if len(good) < len(pairs):
-        pictures, masks = pictures[good], masks[good]
-    dataset = Dataset(pictures, masks, pd.DataFrame([facts[i] for i in good]))
-    if cache_dir and todo and good:
-        _write_cache(cache, [keys[i] for i in good], dataset)
-    return dataset, problems
+    if todo or not store:
+        with cache.new_store(path, width) as new, ThreadPoolExecutor(os.cpu_count()) as pool:
+            for key in dict.fromkeys(key for key in keys if key in known):
+                first, count, facts = known[key]
+                new.add(key, store[np.arange(first, first + count)], facts)
+            places = [pairs[i].image for i in todo]  # not all at once: what waits to be written fills the memory
+            done = (one for chunk in chunks(places, 64) for one in pool.map(attempt, todo[chunk]))
+            for i, result in zip(todo, tqdm(done, "reading", len(todo), unit="pair", disable=None), strict=True):
+                if isinstance(result, UserError):
+                    problems += str(result).splitlines()
+                elif keys[i] not in new.entries:
+                    new.add(keys[i], *result)
+        store = cache.open_store(path, width) if path else new
+    good = [key for key in keys if key in store.entries]
+    return cache.select(store, good, recipe.size, recipe.channels, memory_gb * 2**30), problems
 
 
-def _read_cache(path: Path) -> dict[str, tuple]:
-    """Read what `_write_cache` left: fingerprint → (image, masks, facts); empty if there is none or it is damaged."""
+def _cache_path(cache_dir: str | Path, name: str) -> Path | None:
+    """Name the cache's file; None if nothing is to be kept, or nothing can be, which is told."""
+    if not cache_dir:
+        return None
     try:
-        with np.load(path) as file:
-            keys, facts = json.loads(str(file["facts"]))
-            return {key: row for key, *row in zip(keys, file["images"], file["masks"], facts, strict=True)}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return {}
-
-
-def _write_cache(path: Path, keys: list[str], dataset: Dataset) -> None:
-    """Write a cache file; training goes on without where that is not possible."""
-    facts = json.dumps([keys, dataset.facts.to_dict("records")])
-    try:
-        with images.atomic(path) as temporary:
-            np.savez(temporary, images=dataset.images, masks=dataset.masks, facts=np.array(facts))
+        with images.atomic(Path(cache_dir) / "writable") as temporary:
+            temporary.touch()
     except OSError as error:
-        warnings.warn(f"decoded images are not kept: {path.parent}: {error.strerror}", stacklevel=2)
+        warnings.warn(f"decoded images are not kept: {cache_dir}: {error.strerror}", stacklevel=2)
+        return None
+    return Path(cache_dir) / name
 
 
 def load_checked(
-    data_dir: str | Path, names: Sequence[str], size: tuple[int, int], channels: int, cache_dir: str | Path = ""
+    data_dir: str | Path,
+    recipe: Recipe,
+    cache_dir: str | Path = "",
+    memory_gb: float = 4.0,
+    extra_dir: str | Path = "",
 ) -> tuple[list[Pair], Dataset]:
-    """Find and decode a whole data set. Raises UserError that lists every problem, if there is one."""
+    """Find and decode a whole data set, and all of a further one for training (its pairs' subset is "extra").
+
+    Raises UserError that lists every problem, if there is one.
+    """
     pairs, problems = find_pairs(data_dir)
-    dataset, unreadable = load(pairs, names, size, channels, cache_dir)
-    problems += unreadable
+    if extra_dir:
+        more, faults = find_pairs(extra_dir)
+        pairs, problems = [*pairs, *(replace(pair, subset="extra") for pair in more)], problems + faults
+    dataset, unreadable = load(pairs, recipe, cache_dir, memory_gb)
+    problems += unreadable + find_copies(dataset)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:20])
         rest = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise UserError(f"{len(problems)} problem(s) in {data_dir}; mend or remove these files:\n{shown}{rest}")
+    pairs = name_patients(pairs, dataset)
+    extra, known = ({pair.patient for pair in pairs if (pair.subset == "extra") == one} for one in (True, False))
+    if extra & known - {""}:
+        raise UserError(
+            f"patient {min(extra & known - {''})} is in {data_dir} and in {extra_dir}; expected each in one"
+        )
     return pairs, dataset
 
 
-def report(dataset: Dataset, names: Sequence[str]) -> str:
+def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
+    """Give pairs without a patient that of their DICOM header, unless all have the same: then it is nobody's name."""
+    if len(set(dataset.facts.patient)) == 1:
+        return list(pairs)
+    known = zip(pairs, dataset.facts.patient, strict=True)
+    return [replace(pair, patient=pair.patient or patient) for pair, patient in known]
+
+
+def find_copies(dataset: Dataset) -> list[str]:
+    """Name the images that are there twice: one could be trained on and the other tested."""
+    found, firsts = [], {}
+    for path, digest, constant in dataset.facts.reindex(columns=["image", "digest", "constant"]).itertuples(
+        index=False
+    ):
+        if digest in firsts and not constant:  # a blank one tells nothing
+            found.append(f"{path}: the same image as {firsts[digest]}; keep one of them")
+        firsts.setdefault(digest, path)
+    return found
+
+
+def describe(dataset: Dataset, names: Sequence[str]) -> str:
     """Describe a data set in lines of text: pairs, sizes, bit depths, channels, classes, and what deserves a look."""
     facts = dataset.facts
     lines = [f"{'pairs':10} {len(facts)}"]
-    for column in ("size", "bits", "channels"):
+    for column in ("size", "slices", "spacing", "bits", "channels"):
         counts = facts[column].value_counts() if len(facts) else {}
+        if not len(counts) or (column == "slices" and set(counts.index) == {1}):
+            continue
         common = [f"{value} ({count})" for value, count in list(counts.items())[:6]]
         lines.append(f"{column:10} {', '.join(common)}" + (f", … {len(counts)} kinds" if len(counts) > 6 else ""))
     for name in names if len(facts) else ():
@@ -406,13 +511,18 @@ def split(
 ) -> list[str]:
     """Assign each pair to train, val or test: seeded, stratified by label, grouped by patient.
 
-    With `folds` the test set is fold `fold` of all pairs. Without, index.csv's val and test are taken, and what it does
-    not name is drawn: test_fraction, then val_fraction of the rest, each rounded to 1/2, 1/3, 1/4 …, 0 for none. With
-    `labelled` only so many of the training pairs stay train, drawn likewise, the others get "". Raises UserError where
+    With `folds` the test set is fold `fold` of all pairs but those that index.csv keeps for testing, which are left
+    out (""). Without, index.csv's val and test are taken, and what it does not name is drawn: test_fraction, then
+    val_fraction of the rest, each rounded to 1/2, 1/3, 1/4 …, 0 for none. With `labelled` only so many of the training
+    pairs stay train, drawn likewise, the others get "". Extra pairs are train in any case. Raises UserError where
     there are too few patients, or index.csv puts one patient in two subsets.
     """
-    fixed = [pair.subset if pair.subset != "train" and not folds else "" for pair in pairs]
+    kept = {"extra", "test"} if folds else {"extra", "val", "test"}
+    fixed = [pair.subset if pair.subset in kept else "" for pair in pairs]
     subsets = np.array([name or "train" for name in fixed], dtype=object)
+    if folds:  # a data set's own test images take no part
+        subsets[subsets == "test"] = ""
+        fixed = []
     shares = {"test": 1 / folds if folds else test_fraction, "val": val_fraction}
     for name, share in shares.items():
         if name not in fixed and share > 0:
@@ -439,11 +549,18 @@ def split(
         shared = min(counts.values()) > 1 and len(counts) <= min(labelled, len(train) - labelled)
         parts = train_test_split(train, train_size=labelled, random_state=seed, stratify=labels if shared else None)
         subsets[parts[1]] = ""
-    return subsets.tolist()
+    return ["train" if subset == "extra" else subset for subset in subsets]
+
+
+def _all_folders(folder: Path) -> list[Path]:
+    """List the mask folders of a layout by one of them, the first."""
+    if folder.name == "leftMask":
+        return [folder, folder.with_name("rightMask")]
+    return _class_folders(folder.parent) if folder.parent.name == "masks" else []
 
 
 def write_split(path: str | Path, pairs: Sequence[Pair], subsets: Sequence[str]) -> None:
-    """Write split.csv (image, mask, subset); of two masks the left one is named, the right one follows from it.
+    """Write split.csv (image, mask, subset); of several masks the first is named, the others follow from its folder.
 
     Pairs of no subset are left out.
     """
@@ -461,16 +578,15 @@ def read_split(path: str | Path) -> tuple[list[Pair], list[str]]:
     table = read_table(path, {"image", "mask", "subset"})
     if not set(table.subset) <= set(SUBSETS):
         raise UserError(f"{path} has subsets {', '.join(sorted(set(table.subset)))}; expected train, val, test")
-    pairs, rights = [], {}
+    pairs, there = [], {}
     for image, mask in zip(table.image.map(Path), table["mask"].map(Path), strict=True):
-        masks = (mask,)
-        if mask.parent.name == "leftMask":
-            folder = mask.parents[1] / "rightMask"
-            if folder not in rights:
-                rights[folder] = by_stem(folder, "_mask", []) if folder.is_dir() else {}
-            stem = normal(mask.stem).removesuffix("_mask")
-            masks = (mask, rights[folder].get(stem, folder / mask.name))
-        pairs.append(Pair(image, masks))
+        folders = _all_folders(mask.parent)
+        for folder in folders:
+            if folder not in there:
+                there[folder] = by_stem(folder, "_mask", []) if folder.is_dir() else {}
+        stem = normal(images.stem(mask)).removesuffix("_mask")
+        others = tuple(there[folder].get(stem, folder / mask.name) for folder in folders)
+        pairs.append(Pair(image, others or (mask,)))
     return pairs, table.subset.tolist()
 
 
@@ -512,7 +628,7 @@ class Batches(keras.utils.PyDataset):
             rng, repeats = np.random.default_rng((self.seed, self.epoch)), -(-self.count // len(order))
             order = np.concatenate([rng.permutation(order) for _ in range(repeats)])[: self.count]
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-        pictures, masks = self.dataset.images[rows], self.dataset.masks[rows]
+        pictures, masks = self.dataset.take(rows)
         if self.strength:
             seed = int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
             augment = augmentation(self.names, seed, self.strength)
@@ -536,31 +652,55 @@ def with_background(masks: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def check(data_dir: tyro.conf.Positional[Path], *, classes: str = "foreground") -> None:
-    """Report on a data set: pairs, sizes, bit depths, classes, problems. Exits 2 if there is a problem.
+def check(
+    data_dir: tyro.conf.Positional[Path], *, classes: str = "foreground", output: Path = Path("results/check")
+) -> None:
+    """Report on a data set: OUTPUT/report.html, a page to look at, and report.json, proposals for train.py.
 
     Args:
         data_dir: the folder to look at
         classes: class names separated by commas, as in train.py
+        output: where the report goes
+
+    Exits 2 if there is a problem.
     """
+    import report
+
     names = class_names(classes)
     pairs, problems = find_pairs(data_dir)
-    dataset, unreadable = load(pairs, names, (images.MIN_SIDE, images.MIN_SIDE), 1)
-    print(report(dataset, names))
+    dataset, unreadable = load(pairs, Recipe(names, (128, 128), levels=mask_values(classes)))
+    lines = [describe(dataset, names)]
     for name in ("patient", "label", "subset"):
         counts = Counter(getattr(pair, name) for pair in pairs if getattr(pair, name))
         if counts:
             common = [f"{value} ({count})" for value, count in counts.most_common(4)]
-            print(f"{name + 's':10} {len(counts)}: {', '.join(common)}{', …' if len(counts) > 4 else ''}")
-    problems += unreadable
-    for problem in problems:
-        print(f"{'problem':10} {problem}")
+            lines.append(f"{name + 's':10} {len(counts)}: {', '.join(common)}{', …' if len(counts) > 4 else ''}")
+    problems += unreadable + find_copies(dataset)
+    print("\n".join([*lines, *(f"{'problem':10} {problem}" for problem in problems)]))
+    given = {"data_dir": str(data_dir), "classes": classes}
+    path = report.write(output, dataset, names, "\n".join(lines), problems, given)
+    print(f"{path}: pictures, and hyperparameters for `python train.py --from-report {path.with_suffix('.json')}`")
     if problems:
         raise UserError(f"{len(problems)} problem(s) in {data_dir}; mend or remove the files named above")
     print("no problems")
 
 
+def download(
+    name: tyro.conf.Positional[Literal["montgomery"]], *, output: Path = Path("files/montgomery-data")
+) -> None:
+    """Fetch a public data set, 138 chest X-rays with lung masks (617 MB), into a folder that train.py reads.
+
+    Args:
+        name: which one
+        output: where it goes
+    """
+    import download
+
+    folder = download.download(download.SOURCES[name], output)
+    print(f"{folder}: ready for `python train.py --data-dir {folder}`")
+
+
 if __name__ == "__main__":
     from utils import run_cli
 
-    run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"check": check}, description=__doc__))
+    run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"check": check, "download": download}, description=__doc__))

@@ -1,5 +1,7 @@
 """Draw pictures: a network, the curves of a training, a result panel."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pandas as pd
 from keras import layers
 
 import images
+from images import Scan
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -93,22 +96,31 @@ def draw_curves(log: pd.DataFrame, path: Path) -> None:
 
 
 def draw_panel(
-    path: str | Path, image: np.ndarray, masks: dict[str, np.ndarray], uncertainty: np.ndarray | None = None
+    path: str | Path,
+    scan: Scan,
+    masks: dict[str, np.ndarray],
+    names: Sequence[str] = (),
+    uncertainty: np.ndarray | None = None,
+    window: str = "",
 ) -> None:
-    """Draw a decoded image and beside it, for each title, that mask's outline over it; write a PNG.
+    """Draw a scan and beside it, for each title, the outlines of those class ids (S, H, W) over it; write a PNG.
 
-    uncertainty: (H, W) in [0, 1], drawn as a last part.
+    Of a volume the slice with most foreground is drawn. uncertainty: (S, H, W) in [0, 1], drawn as a last part.
     """
-    height, width = image.shape[:2]
+    from matplotlib.lines import Line2D
+
+    chosen = int(np.argmax(sum((ids > 0).sum((1, 2)) for ids in masks.values())))
+    height, width = scan.pixels.shape[1:3]
     shrink = min(1, 640 / max(height, width))
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    picture = images.prepare(image, size, 3)
-    parts = {"input": picture}
+    slices = replace(scan, pixels=scan.pixels[chosen : chosen + 1])
+    picture = images.prepare_scan(slices, size, 3, window)[0]
+    parts = {"input" if len(scan.pixels) == 1 else f"input, slice {chosen + 1} of {len(scan.pixels)}": picture}
     for title, ids in masks.items():
-        small = images.shares_to_ids(images.prepare_mask(ids, size, int(ids.max())))
+        small = images.shares_to_ids(images.prepare_mask(ids[chosen], size, max(1, int(ids.max()))))
         parts[title] = images.draw_contours(picture, small)
     if uncertainty is not None:
-        parts["uncertainty"] = images.resize(uncertainty, size)
+        parts["uncertainty"] = images.resize(uncertainty[chosen], size)
     tall = min(12, max(1, 4 * size[0] / size[1]))  # inches
     figure = new_figure(4 * len(parts), tall + 0.4)
     for axes, (title, part) in zip(figure.subplots(1, len(parts)), parts.items(), strict=True):
@@ -117,4 +129,8 @@ def draw_panel(
         axes.set_axis_off()
         if part.ndim == 2:
             figure.colorbar(shown, ax=axes, shrink=0.8)
+    if len(names) > 1:
+        colours = [np.divide(images.COLOURS[i % len(images.COLOURS)], 255) for i in range(len(names))]
+        lines = [Line2D([], [], color=colour) for colour in colours]
+        figure.legend(lines, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
     write(figure, path)

@@ -208,9 +208,9 @@ def corrupted(run: Path) -> None:
     for config, members, pairs in read_folds(run):
         facts = members[0][1]
         for number, pair in enumerate(tqdm(pairs, f"spoiling for {config.model}", unit="image", disable=None)):
-            image, ids = data.read_pair(pair, facts["classes"])
-            spoilt = [corruptions.corrupt(name, image, ids, number) for name in corruptions.CORRUPTIONS]
-            found = predict.segment(members, [picture for picture, _ in spoilt], config)
+            scan, ids = data.read_pair(pair, facts["classes"], facts.get("mask_values", ()))
+            spoilt = [corruptions.corrupt(name, scan.pixels[0], ids[0], number) for name in corruptions.CORRUPTIONS]
+            found = predict.segment(members, [images.Scan(picture[None]) for picture, _ in spoilt], config)
             for name, (_, truth), result in zip(corruptions.CORRUPTIONS, spoilt, found, strict=True):
                 scores = metrics.score_classes(truth, predict.decide(result.probs, facts), facts["classes"])
                 rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})

@@ -5,14 +5,19 @@ two percentiles (so 8-bit, 16-bit, dark and bright files look alike), and the re
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (*PICTURES, ".dcm", ".nii", ".nii.gz")
+FORMATS = "PNG, JPEG, TIFF, BMP, DICOM or NIfTI"
+MAX_BYTES = 2**31  # of one decoded file
 MIN_SIDE = 16  # pixels; smaller files are thumbnails or accidents, never scans
 PERCENTILES = (0.5, 99.5)  # of an image's own pixels: these become 0 and 1
 PREPARATION = (
@@ -23,6 +28,25 @@ COLOURS = ((230, 60, 60), (60, 140, 240), (250, 190, 40), (70, 190, 90), (170, 9
 
 class UserError(ValueError):
     """Something the user can put right: the message says what was found, what was expected, what to do."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What an image file holds; a plain image is a volume of one slice."""
+
+    pixels: np.ndarray  # (S, H, W, C) as stored; of DICOM rescaled, so that CT is in HU
+    spacing_mm: tuple[float, float, float] | None = None  # between slices, rows, columns, where the file says so
+    window: tuple[float, float] | None = None  # centre and width of grey levels that the file proposes
+    patient: str = ""  # a DICOM file's, hashed
+
+
+def check_size(*factors: int) -> None:
+    """Raise UserError if the product, bytes that a file's header promises, is nothing or more than MAX_BYTES."""
+    size = float(np.prod(np.float64(factors)))
+    if not size > 0:
+        raise UserError("unreadable or truncated: its header promises no pixels")
+    if size > MAX_BYTES:
+        raise UserError(f"its header promises {size / 2**30:.2g} GiB; expected at most {MAX_BYTES >> 30} GiB")
 
 
 @contextmanager
@@ -42,46 +66,185 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 def is_image(path: Path) -> bool:
     """Tell an image file by its ending; hidden files (macOS leaves `._scan.png`) do not count."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode PNG, JPEG, TIFF or BMP bytes as stored: (H, W, C), C = 1, 3 (RGB) or 4 (RGBA), any bit depth.
+def stem(path: Path) -> str:
+    """Give the name that image, mask and prediction share: without a file's ending, `.nii.gz` being one."""
+    if path.is_dir():  # a series, named by anything, such as 1.2.840
+        return path.name
+    return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
 
-    Raises UserError for anything unreadable, truncated, not finite or smaller than MIN_SIDE.
-    """
-    cv2.utils.logging.setLogLevel(0)  # OpenCV's own complaints name no file; ours do
+
+def is_series(path: Path) -> bool:
+    """Tell a folder that holds a DICOM series: one of its files is DICOM."""
     try:
-        _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else (False, ())
-    except cv2.error:
-        pages = ()
-    if not pages:
-        raise UserError(f"unreadable or truncated ({len(data)} bytes); expected a whole PNG, JPEG, TIFF or BMP file")
-    if len(pages) > 1:
-        raise UserError(f"{len(pages)} pages; expected one image per file")
-    image = pages[0]
-    image = image[..., None] if image.ndim == 2 else image
-    height, width, channels = image.shape
+        return path.is_dir() and not path.name.startswith(".") and any(_shows_dicom(file) for file in path.iterdir())
+    except OSError:  # a folder that cannot be opened
+        return False
+
+
+def _shows_dicom(path: Path) -> bool:
+    try:
+        return path.is_file() and path.suffix.lower() not in PICTURES and is_dicom(path)
+    except UserError:
+        return False
+
+
+def is_nifti(path: str | Path) -> bool:
+    """Tell a NIfTI file by its ending."""
+    return Path(path).name.lower().endswith((".nii", ".nii.gz"))
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Tell a DICOM file by its first bytes. Raises UserError if it cannot be opened."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened ({error.strerror})") from None
+
+
+def decode_scan(data: bytes) -> Scan:
+    """Decode an image file of any supported format, told by its content, not by its name.
+
+    Raises UserError for anything unreadable, truncated, not finite, smaller than MIN_SIDE or larger than MAX_BYTES.
+    """
+    if data[:2] in (b"II", b"MM") or data[128:132] == b"DICM" or data[:2] == b"\x1f\x8b" or data[344:348] == b"n+1\0":
+        import medical  # here, because most users' images are none of these
+
+        scan = medical.decode(data)
+    else:
+        scan = Scan(decode_picture(data)[None])
+    height, width, channels = scan.pixels.shape[1:]
     if min(height, width) < MIN_SIDE:
         raise UserError(f"{height}x{width} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}")
     if channels not in (1, 3, 4):
         raise UserError(f"{channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
-    if not np.isfinite(image).all():
+    if not np.isfinite(scan.pixels).all():
         raise UserError("NaN or infinite pixels; expected finite numbers")
-    return image if channels == 1 else image[..., [2, 1, 0, 3][:channels]]  # OpenCV's order is BGR
+    return scan
 
 
-def read(path: str | Path) -> np.ndarray:
-    """Read an image file as stored, see `decode`. Raises UserError, its message without the path."""
+def promised_pixels(data: bytes) -> int:
+    """Read from a PNG's, BMP's or JPEG's header how many pixels it has; 0 if it does not say."""
+    if data.startswith(b"\x89PNG"):
+        sides = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
+    elif data.startswith(b"BM"):
+        sides = struct.unpack_from("<ii", data.ljust(26, b"\0"), 18)
+    else:  # a JPEG is a chain of segments; those that start a frame (0xC0 to 0xCF, but for three) have its size
+        place, sides = 2, (0, 0)
+        while (place := data.find(b"\xff", place)) >= 0 and place + 9 < len(data):  # decoders skip what is between
+            kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+            if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+                sides = struct.unpack_from(">HH", data, place + 5)
+                break
+            place += 1 if kind in (0x00, 0xFF) or 0xD0 <= kind <= 0xD7 or kind == 0x01 else 2 + length
+    return abs(sides[0] * sides[1])
+
+
+def check_chunks(data: bytes) -> None:
+    """Raise UserError unless all chunks of a PNG file end within it, as OpenCV would set aside what they claim.
+
+    Animated ones, whose frames it would all decode, are refused too.
+    """
+    place = 8
+    while place < len(data) and data[place - 8 : place - 4] != b"IEND":
+        if data[place + 4 : place + 8] == b"acTL":
+            raise UserError("an animated PNG; expected one image")
+        place += 12 + int.from_bytes(data[place : place + 4])
+    if place > len(data):
+        raise UserError(f"unreadable or truncated ({len(data)} bytes); expected a whole PNG file")
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """Decode PNG, JPEG or BMP as stored: (H, W, C), C = 1, 3 (RGB) or 4 (RGBA). Raises UserError."""
+    if not data.startswith((b"\x89PNG", b"\xff\xd8", b"BM")):  # OpenCV knows more formats; none checks its size
+        raise UserError(f"unreadable ({len(data)} bytes of another kind); expected {FORMATS}")
+    check_size(promised_pixels(data), 16)  # 16 bits, four channels, a copy
+    if data.startswith(b"\x89PNG"):
+        check_chunks(data)
+    cv2.utils.logging.setLogLevel(0)  # OpenCV's own complaints name no file; ours do
     try:
-        return decode(Path(path).read_bytes())
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"unreadable or truncated ({len(data)} bytes); expected a whole {FORMATS} file")
+    image = image.reshape(*image.shape[:2], -1)
+    return image if image.shape[-1] == 1 else image[..., [2, 1, 0, 3][: image.shape[-1]]]  # OpenCV's order is BGR
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode a file that holds one image: (H, W, C) as stored, see `decode_scan`. Raises UserError."""
+    pixels = decode_scan(data).pixels
+    if len(pixels) > 1:
+        raise UserError(f"{len(pixels)} pages or slices; expected one image")
+    return pixels[0]
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot be opened ({error.strerror})") from error
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask file: (H, W), its values as stored. A colour file needs equal channels, else UserError."""
-    mask = read(path)
+def read(path: str | Path) -> np.ndarray:
+    """Read a file of one image, see `decode`. Raises UserError, its message without the path."""
+    return decode(_read_bytes(path))
+
+
+def read_scan(path: str | Path, window: str = "") -> Scan:
+    """Read an image file, or a folder that holds a DICOM series, for `window`, see `prepare_scan`.
+
+    Raises UserError, its message without the path.
+    """
+    if Path(path).is_dir():
+        import medical
+
+        scan = medical.decode_series(_source_bytes(path))
+    else:
+        scan = decode_scan(_read_bytes(path))
+    if window == "file" and scan.window is None:
+        raise UserError("its header proposes no window; expected one, or --window centre,width or percentiles")
+    return scan
+
+
+def _source_bytes(path: str | Path) -> list[bytes]:
+    """Read the file, or the files of a folder that holds a DICOM series."""
+    import medical
+
+    return [_read_bytes(file) for file in (medical.series_files(path) if Path(path).is_dir() else [path])]
+
+
+def is_one_volume(folder: Path) -> bool:
+    """Tell a folder whose DICOM files are the slices of one series, not images of their own. Raises UserError."""
+    import medical
+
+    return is_series(folder) and medical.is_one_volume(medical.series_files(folder))
+
+
+def check_place(image: str | Path, mask: str | Path) -> None:
+    """Raise UserError if a NIfTI mask lies elsewhere in the patient than its image, NIfTI or DICOM."""
+    if is_nifti(mask) and (Path(image).is_dir() or is_nifti(image) or is_dicom(image)):
+        import medical
+
+        medical.check_place(_source_bytes(image), _read_bytes(mask))
+
+
+def read_mask_scan(path: str | Path, source: str | Path = "", names: Sequence[str] = ()) -> np.ndarray:
+    """Read a mask file: (S, H, W), its values as stored. A colour file needs equal channels, else UserError.
+
+    source, names: the image and the classes, which a DICOM segmentation refers to; it gives class ids.
+    """
+    if source and Path(path).suffix.lower() == ".dcm":
+        import medical
+
+        content = _read_bytes(path)
+        if medical.is_seg(content):
+            return medical.decode_seg(content, _source_bytes(source), names)
+    mask = read_scan(path).pixels
     if mask.shape[-1] == 4 and np.ptp(mask[..., 3]) > 0:
         raise UserError("its alpha channel varies; expected a mask without one, its values in the picture itself")
     mask = mask[..., :3]
@@ -90,11 +253,53 @@ def read_mask(path: str | Path) -> np.ndarray:
     return mask[..., 0]
 
 
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask file of one image: (H, W), see `read_mask_scan`. Raises UserError."""
+    mask = read_mask_scan(path)
+    if len(mask) > 1:
+        raise UserError(f"{len(mask)} pages or slices; expected one mask")
+    return mask[0]
+
+
 def write(path: str | Path, image: np.ndarray) -> None:
     """Write (H, W), (H, W, 1) or RGB (H, W, 3) uint8/uint16 in the format of the path's ending, atomically."""
     stored = image[..., ::-1] if image.ndim == 3 and image.shape[-1] == 3 else image
     with atomic(path) as temporary:
         temporary.write_bytes(cv2.imencode(Path(path).suffix, stored)[1].tobytes())
+
+
+def write_mask(path: str | Path, ids: np.ndarray, names: Sequence[str], source: str | Path) -> Path:
+    """Write class ids (S, H, W) of `source` (see `read_scan`) in its own kind; return the file.
+
+    path: without an ending; NIfTI gets NIfTI with the same affine, DICOM a segmentation object that refers to it, TIFF
+    TIFF, anything else PNG. The latter two hold 0/255 for one class, else class ids. Raises UserError where a DICOM
+    header lacks what a segmentation must tell; the mask is then a TIFF.
+    """
+    shown = list((255 if len(names) == 1 else 1) * ids.astype(np.uint8))
+    if Path(source).is_dir() or is_dicom(source):
+        import medical
+
+        try:
+            medical.write_seg(Path(f"{path}.dcm"), ids, names, _source_bytes(source))
+        except UserError as error:
+            write_pages(Path(f"{path}.tif"), shown)
+            raise UserError(f"{error}; its mask is {path}.tif instead") from None
+        return Path(f"{path}.dcm")
+    if is_nifti(source):
+        import medical
+
+        medical.write_nifti(Path(f"{path}.nii.gz"), ids, _read_bytes(source))
+        return Path(f"{path}.nii.gz")
+    return write_pages(
+        Path(f"{path}.tif" if Path(source).suffix.lower() in (".tif", ".tiff") else f"{path}.png"), shown
+    )
+
+
+def write_pages(path: Path, pages: list[np.ndarray]) -> Path:
+    """Write uint8 pages (H, W), of which a PNG has one, atomically; return the path."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(cv2.imencodemulti(path.suffix, pages)[1].tobytes())
+    return path
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -121,21 +326,45 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.reshape(*size, *image.shape[2:])  # OpenCV drops a last axis of 1
 
 
-def prepare(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Make the network's input of a decoded image: uint8 (size[0], size[1], channels); divided by 255 it is in [0, 1].
-
-    A constant image becomes all zeros.
-    """
-    rows, columns = fit(image.shape[:2], size)
-    inner = (rows.stop - rows.start, columns.stop - columns.start)
-    small = resize(to_channels(image, channels), inner)
+def grey_range(small: np.ndarray, scan: Scan, window: str) -> tuple[float, float]:
+    """Choose the grey levels that become 0 and 1: by `window`, see `prepare_scan`."""
+    if window:
+        centre, width = scan.window if window == "file" else parse_window(window)
+        return centre - width / 2, centre + width / 2
     low, high = np.percentile(small, PERCENTILES)
-    if low == high:  # flat but for a few pixels
-        low, high = small.min(), small.max()
-    canvas = np.zeros((*size, channels), np.uint8)
+    return (low, high) if low < high else (small.min(), small.max())  # flat but for a few pixels
+
+
+def parse_window(window: str) -> tuple[float, float]:
+    """Read "centre,width", such as 40,400 for the soft tissue of CT. Raises UserError."""
+    try:
+        centre, width = map(float, window.split(","))
+    except ValueError:
+        centre, width = 0.0, np.nan
+    if not np.isfinite(centre) or not 0 < width < np.inf:
+        raise UserError(f"window is {window!r}; expected centre,width (40,400), file, or nothing for percentiles")
+    return centre, width
+
+
+def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str = "") -> np.ndarray:
+    """Make the network's input of a scan: uint8 (S, size[0], size[1], channels); divided by 255 it is in [0, 1].
+
+    window: the grey levels that become 0 and 1: "centre,width" in the file's units (HU for CT), "file" for what its
+    header proposes, "" for two percentiles of the whole scan. A constant scan becomes all zeros then. Raises UserError.
+    """
+    rows, columns = fit(scan.pixels.shape[1:3], size)
+    inner = (rows.stop - rows.start, columns.stop - columns.start)
+    small = np.stack([resize(to_channels(image, channels), inner) for image in scan.pixels])
+    low, high = grey_range(small, scan, window)
+    canvas = np.zeros((len(small), *size, channels), np.uint8)
     if high > low:
-        canvas[rows, columns] = np.round(255 * np.clip((small - low) / (high - low), 0, 1))
+        canvas[:, rows, columns] = np.round(255 * np.clip((small - low) / (high - low), 0, 1))
     return canvas
+
+
+def prepare(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Do as `prepare_scan` for one decoded image (H, W, C): uint8 (size[0], size[1], channels)."""
+    return prepare_scan(Scan(image[None]), size, channels)[0]
 
 
 def prepare_mask(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:

@@ -7,7 +7,7 @@ one number per image, (N,), computed in float32 whatever the network's precision
 background: Dice, Tversky and the metrics leave it out and average the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def _with_background(tensor: KerasTensor) -> KerasTensor:
 def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> KerasTensor:
     """Cross-entropy that counts easy pixels less: (N,) ≥ 0 (Lin et al. 2017; for shares Li et al. 2020)."""
     y_true, y_pred = map(_with_background, _float32(y_true, y_pred))
-    y_pred = ops.clip(y_pred, 1e-7, 1.0)
+    y_pred = ops.clip(y_pred, 1e-30, 1.0)  # a larger floor would end the gradient where a class is wrongly ruled out
     weight = ops.power(ops.abs(y_true - y_pred), gamma) if gamma else 1.0
     return -ops.mean(ops.sum(y_true * weight * ops.log(y_pred), axis=-1), axis=(1, 2))
 
@@ -130,15 +130,21 @@ def recall(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
 # ------------------------------------------------------------------------------------------ evaluation of one mask
 
 
-def surface_distances(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in pixels of each border pixel of one mask (H, W, bool, not empty) to the other's border, both ways."""
-    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (truth, found)]
-    away = [ndimage.distance_transform_edt(~border) for border in borders]
+def surface_distances(
+    truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (pixels or mm) of the border pixels of one mask (bool, not empty) to the other's border, both ways."""
+    box = ndimage.find_objects((truth | found).astype(np.uint8))[0]  # the rest has no border, but would cost time
+    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+    borders = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (truth, found)]
+    away = [ndimage.distance_transform_edt(~border, sampling=spacing) for border in borders]
     return away[1][borders[0]], away[0][borders[1]]
 
 
-def score_mask(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """Compare two masks (H, W) in {0, 1}: dice, iou, precision, recall, nsd in [0, 1]; hd95 and assd in pixels.
+def score_mask(truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | None = None) -> dict[str, float]:
+    """Compare two masks (H, W) or (S, H, W) in {0, 1}: dice, iou, precision, recall, nsd in [0, 1]; hd95 and assd.
+
+    The latter two are in pixels, or in mm where their `spacing` is given, a number per axis, and so is the tolerance.
 
     nsd: share of both borders' pixels within NSD_TOLERANCE of the other (Nikolov et al. 2021); hd95: the larger of the
     two directed 95th percentiles; assd: mean over both borders' pixels. Two empty masks score 1 and 0 pixels; one empty
@@ -149,10 +155,10 @@ def score_mask(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
     truth, found = truth.astype(bool), found.astype(bool)
     if not truth.any() or not found.any():
         equal = not truth.any() and not found.any()
-        distance = 0.0 if equal else float(np.hypot(*truth.shape))
+        distance = 0.0 if equal else float(np.linalg.norm(np.multiply(truth.shape, spacing or 1)))
         return dict.fromkeys(METRICS[:5], float(equal)) | {"hd95": distance, "assd": distance}
     hits, union = int((truth & found).sum()), int((truth | found).sum())
-    there, back = surface_distances(truth, found)
+    there, back = surface_distances(truth, found, spacing)
     both = np.concatenate([there, back])
     return {
         "dice": 2 * hits / (hits + union),
@@ -165,9 +171,16 @@ def score_mask(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
     }
 
 
-def score_classes(truth: np.ndarray, found: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Compare two arrays of class ids (H, W): each metric's mean over the classes, and `dice: name` … where several."""
-    scores = {name: score_mask(truth == i, found == i) for i, name in enumerate(names, 1)}
+def score_classes(
+    truth: np.ndarray, found: np.ndarray, names: Sequence[str], spacing: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Compare class ids (S, H, W) or (H, W): each metric's mean over the classes, and `dice: name` … where several.
+
+    spacing: between slices, rows and columns in mm, if known. A single slice is compared as a plane.
+    """
+    if len(truth) == 1 and truth.ndim == 3:
+        truth, found, spacing = truth[0], found[0], spacing and spacing[1:]
+    scores = {name: score_mask(truth == i, found == i, spacing) for i, name in enumerate(names, 1)}
     row = {metric: float(np.mean([score[metric] for score in scores.values()])) for metric in METRICS}
     if len(names) > 1:
         row |= {f"{metric}: {name}": score[metric] for name, score in scores.items() for metric in METRICS}
@@ -175,9 +188,14 @@ def score_classes(truth: np.ndarray, found: np.ndarray, names: list[str]) -> dic
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Average a table with a row per image: per metric the mean and its 95 % bootstrap interval (low, high; seeded)."""
-    rows = {}
+    """Average a table with a row per image: per metric the mean and its 95 % bootstrap interval (low, high; seeded).
+
+    Where some rows are in mm and others in pixels (column unit), distances and NSD are left out.
+    """
+    rows, mixed = {}, len(set(table.get("unit", ()))) > 1
     for column in table.select_dtypes("number"):
+        if mixed and column.partition(":")[0] in METRICS[4:]:
+            continue
         values = table[column].to_numpy(float)
         low = high = values.mean()
         if np.ptp(values) > 0:

@@ -5,8 +5,8 @@
     python predict.py --model "files/run/fold*/model.h5" …             several models, averaged
     python predict.py --input PATH --output DIR        masks DIR/<stem>.png, panels DIR/panels/<stem>.png
 
-Masks have the image's own size: 0/255 for one class, class ids for several. A bad file is reported and the others are
-done; the exit code is then 2.
+Masks have the image's own size and kind: PNG or TIFF (0/255 for one class, class ids for several), NIfTI, DICOM SEG. A
+bad file is reported and the others are done; the exit code is then 2.
 """
 
 import glob
@@ -31,7 +31,7 @@ import images
 import metrics
 import utils
 from augment import mirrored_ids
-from images import UserError
+from images import Scan, UserError
 
 T = TypeVar("T")
 
@@ -80,8 +80,8 @@ def load_members(config: Config) -> list[Member]:
     Masks are cleaned where all members want the same cleaning, unless `config` will not have it.
     """
     members = [utils.load_model(path) for path in model_paths(config)]
-    for name in ("classes", "channels", "image_size"):
-        values = {json.dumps(facts[name]) for _, facts in members}
+    for name in ("classes", "channels", "image_size", "window", "neighbours"):
+        values = {json.dumps(facts.get(name)) for _, facts in members}
         if len(values) > 1:
             raise UserError(f"the models' {name} are {' and '.join(sorted(values))}; an ensemble needs the same")
     if config.uncertainty and len(members) == 1 and mirrored_ids(members[0][1]["classes"]) is None:
@@ -151,31 +151,37 @@ def disagreement(votes: np.ndarray, decided: np.ndarray, threshold: float) -> fl
     return float(np.mean([1 - 2 * hit / total if total else 0.0 for hit, total in zip(hits, sums, strict=True)]))
 
 
-def segment(
-    members: Sequence[Member],
-    pictures: Sequence[np.ndarray],
-    config: Config = Config(),
-) -> Iterator[Segmentation]:
-    """Segment decoded images (H, W, C) of any sizes, each at its own size."""
+def prepare(scan: Scan, size: tuple[int, int], facts: dict[str, Any]) -> np.ndarray:
+    """Make the network's inputs of a scan's slices, with their neighbours where the model wants them: (S, h, w, C)."""
+    prepared = images.prepare_scan(scan, size, facts["channels"], facts.get("window", ""))
+    count, last = facts.get("neighbours", 0), len(prepared) - 1
+    near = [prepared[np.clip(np.arange(last + 1) + step, 0, last)] for step in range(-count, count + 1)]
+    return np.concatenate(near, axis=-1)
+
+
+def segment(members: Sequence[Member], scans: Sequence[Scan], config: Config = Config()) -> Iterator[Segmentation]:
+    """Segment decoded scans of any sizes, slice after slice, each at its own size."""
+    facts = members[0][1]
     if config.tile:
-        for picture in pictures:
-            yield segment_tiled(members, picture, config)
-    elif pictures:
-        facts = members[0][1]
-        size = tuple(facts["image_size"])
-        prepared = np.stack([images.prepare(picture, size, facts["channels"]) for picture in pictures])
-        votes, counted = collect_votes(members, prepared, config)
-        for i, picture in enumerate(pictures):  # one by one: at their own size they may be large
+        for scan in scans:
+            for prepared in prepare(scan, scan.pixels.shape[1:3], facts):
+                yield segment_tiled(members, prepared, config)
+        return
+    size = tuple(facts["image_size"])
+    shapes = [scan.pixels.shape[1:3] for scan in scans for _ in scan.pixels]
+    prepared = np.concatenate([prepare(scan, size, facts) for scan in scans] or [np.zeros(0)])
+    for start in range(0, len(prepared), config.batch_size):
+        votes, counted = collect_votes(members, prepared[start : start + config.batch_size], config)
+        for i, shape in enumerate(shapes[start : start + config.batch_size]):  # one by one: they may be large
             probs, spread, apart = weigh(votes[:, i], counted, config, facts)
-            spread = None if spread is None else images.restore(spread[..., None], picture.shape[:2])[..., 0]
-            yield Segmentation(images.restore(probs, picture.shape[:2]), spread, apart)
+            spread = None if spread is None else images.restore(spread[..., None], shape)[..., 0]
+            yield Segmentation(images.restore(probs, shape), spread, apart)
 
 
-def segment_tiled(members: Sequence[Member], picture: np.ndarray, config: Config) -> Segmentation:
-    """Segment a decoded image (H, W, C) at its own resolution, padded with zeros so that windows cover it."""
-    facts, (height, width) = members[0][1], picture.shape[:2]
+def segment_tiled(members: Sequence[Member], prepared: np.ndarray, config: Config) -> Segmentation:
+    """Segment a prepared slice (H, W, C) at its own resolution, padded with zeros so that windows cover it."""
+    facts, (height, width) = members[0][1], prepared.shape[:2]
     canvas = tiled_size((height, width), tuple(facts["image_size"]))
-    prepared = images.prepare(picture, (height, width), facts["channels"])
     padded = np.pad(prepared, ((0, canvas[0] - height), (0, canvas[1] - width), (0, 0)))
     votes, counted = collect_votes(members, padded[None], config)
     return Segmentation(*weigh(votes[:, 0, :height, :width], counted, config, facts))
@@ -196,8 +202,28 @@ def decide(probs: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     return images.clean(ids, facts["clean"]) if facts.get("clean") else ids
 
 
-def read_each(items: Sequence[T], read: Callable[[T], Any], count: int) -> Iterator[list[tuple[T, Any]]]:
-    """Read items in parallel, `count` at a time: chunks of (item, what was read, or the UserError that it raised)."""
+class Found(NamedTuple):
+    """What is found in one scan."""
+
+    ids: np.ndarray  # (S, H, W) class ids
+    uncertainty: np.ndarray | None  # (S, H, W), if asked for
+    disagreement: float  # mean over the slices
+
+
+def collect(results: Iterator[Segmentation], count: int, facts: dict[str, Any]) -> Found:
+    """Take the next `count` slices of `segment`, decided and put together."""
+    ids, spreads, apart = [], [], []
+    for result in itertools.islice(results, count):
+        ids.append(decide(result.probs, facts))
+        spreads.append(result.uncertainty)
+        apart.append(result.disagreement)
+    return Found(np.stack(ids), None if spreads[0] is None else np.stack(spreads), float(np.mean(apart)))
+
+
+def read_each(
+    items: Sequence[T], path_of: Callable[[T], Path], read: Callable[[T], Any], count: int
+) -> Iterator[list[tuple[T, Any]]]:
+    """Read items in parallel, at most `count` at a time: chunks of (item, what was read, or its UserError)."""
 
     def attempt(item: T) -> Any:
         try:
@@ -206,10 +232,9 @@ def read_each(items: Sequence[T], read: Callable[[T], Any], count: int) -> Itera
             return error
 
     with ThreadPoolExecutor() as pool, tqdm(total=len(items), desc="predicting", unit="image", disable=None) as bar:
-        for start in range(0, len(items), count):
-            chunk = items[start : start + count]
-            yield list(zip(chunk, pool.map(attempt, chunk), strict=True))
-            bar.update(len(chunk))
+        for part in data.chunks([path_of(item) for item in items], count):
+            yield list(zip(items[part], pool.map(attempt, items[part]), strict=True))
+            bar.update(len(items[part]))
 
 
 def split_errors(chunk: list[tuple[T, Any]], problems: list[str]) -> list[tuple[T, Any]]:
@@ -226,22 +251,24 @@ def score_pairs(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Segment each pair's image and compare with its mask at the image's own size.
 
-    Returns a table (image and the columns of `metrics.score_classes`) and the problems, a line per unreadable pair;
-    draws panels into `panel_dir` unless it is None.
+    Returns a table (image, the columns of `metrics.score_classes`, the distances' unit) and the problems, a line
+    per unreadable pair; draws panels into `panel_dir` unless it is None.
     """
     rows, problems, facts = [], [], members[0][1]
-    for chunk in read_each(pairs, lambda pair: data.read_pair(pair, facts["classes"]), config.batch_size):
+    names, levels, window = facts["classes"], facts.get("mask_values", ()), facts.get("window", "")
+    for chunk in read_each(
+        pairs, lambda pair: pair.image, lambda pair: data.read_pair(pair, names, levels, window), config.batch_size
+    ):
         good = split_errors(chunk, problems)
-        results = segment(members, [image for _, (image, _) in good], config)
-        for (pair, (image, truth)), result in zip(good, results, strict=True):
-            found = decide(result.probs, facts)
-            row = metrics.score_classes(truth, found, facts["classes"])
-            row |= {"disagreement": result.disagreement} if config.uncertainty else {}
+        results = segment(members, [scan for _, (scan, _) in good], config)
+        for (pair, (scan, truth)), found in ((one, collect(results, len(one[1][1]), facts)) for one in good):
+            row = metrics.score_classes(truth, found.ids, names, scan.spacing_mm)
+            row |= {"unit": "mm" if scan.spacing_mm else "pixels"}
+            row |= {"disagreement": found.disagreement} if config.uncertainty else {}
             rows.append({"image": pair.image.as_posix(), **row})
             if panel_dir is not None:
-                parts = {"ground truth": truth, f"prediction, Dice {row['dice']:.3f}": found}
-                spread = result.uncertainty if config.uncertainty else None
-                draw.draw_panel(Path(panel_dir) / f"{pair.stem}.png", image, parts, spread)
+                parts = {"ground truth": truth, f"prediction, Dice {row['dice']:.3f}": found.ids}
+                draw.draw_panel(Path(panel_dir) / f"{pair.stem}.png", scan, parts, names, found.uncertainty, window)
     return pd.DataFrame(rows, columns=None if rows else ["image"]), problems
 
 
@@ -257,16 +284,19 @@ def segment_files(
     """
     paths, problems = list_inputs(Path(source))
     check_output([Path(output), Path(output) / "panels"], paths)
-    facts = members[0][1]
-    scale = 255 if len(facts["classes"]) == 1 else 1
-    for chunk in read_each(paths, lambda path: data.read_named(path, images.read), config.batch_size):
+    names, window = members[0][1]["classes"], members[0][1].get("window", "")
+    for chunk in read_each(paths, lambda path: path, lambda path: data.read_input(path, window), config.batch_size):
         good = split_errors(chunk, problems)
-        results = segment(members, [image for _, image in good], config)
-        for (path, image), result in zip(good, results, strict=True):
-            ids = decide(result.probs, facts)
-            images.write(Path(output) / f"{path.stem}.png", scale * ids)
-            spread = result.uncertainty if config.uncertainty else None
-            draw.draw_panel(Path(output) / "panels" / f"{path.stem}.png", image, {"prediction": ids}, spread)
+        results = segment(members, [scan for _, scan in good], config)
+        for path, scan in good:
+            found = collect(results, len(scan.pixels), members[0][1])
+            place, stem = Path(output), images.stem(path)
+            try:
+                images.write_mask(place / stem, found.ids, names, path)
+            except UserError as error:
+                problems.append(f"{path}: {error}")
+            parts = {"prediction": found.ids}
+            draw.draw_panel(place / "panels" / f"{stem}.png", scan, parts, names, found.uncertainty, window)
     return problems
 
 
@@ -280,10 +310,10 @@ def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:
 
 def list_inputs(source: Path) -> tuple[list[Path], list[str]]:
     """List the images of a file or folder, one per stem, and the problems. Raises UserError if there are none."""
-    if source.is_file():
-        return [source], []
-    if not source.is_dir():
+    if not source.exists():
         raise UserError(f"{source} does not exist; --input takes an image file or a folder of them")
+    if source.is_file() or images.is_one_volume(source):
+        return [source], []
     problems: list[str] = []
     paths = list(data.by_stem(source, "", problems).values())
     if not paths:
@@ -313,9 +343,10 @@ def pairs_to_score(config: Config) -> tuple[list[data.Pair], list[str]]:
     return list(chosen.values()), []
 
 
-def format_summary(summary: pd.DataFrame) -> str:
-    """Lay out the table of `metrics.summarise` for the terminal."""
-    lines = [f"{'':24} {'mean':>8}   95 % interval"]
+def format_summary(table: pd.DataFrame) -> str:
+    """Lay out the means of a table of `score_pairs` for the terminal."""
+    summary, units = metrics.summarise(table), " and ".join(sorted(set(table.unit)))
+    lines = [f"{'':24} {'mean':>8}   95 % interval (hd95, assd in {units})"]
     for name, row in summary.iterrows():
         digits = 4 if row["mean"] <= 1 and "hd95" not in name and "assd" not in name else 2
         lines.append(f"{name:24} {row['mean']:8.{digits}f}   {row['low']:.{digits}f} to {row['high']:.{digits}f}")
@@ -340,7 +371,7 @@ def main(config: Config) -> None:
         if len(table):
             with images.atomic(output / "metrics.csv") as temporary:
                 table.to_csv(temporary, index=False)
-            print(format_summary(metrics.summarise(table)))
+            print(format_summary(table))
             if config.uncertainty and len(table) > 2:
                 rank = stats.spearmanr(table.disagreement, 1 - table.dice).statistic
                 print(f"rank correlation of disagreement with 1 - Dice: {rank:.2f}")

@@ -21,7 +21,7 @@ import utils
 from images import UserError
 
 RUN_FILES = ("state.weights.h5", "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
-NO_EFFECT = ("out_dir", "cache_dir", "tensorboard", "mirror")  # a run goes on although these changed
+NO_EFFECT = ("from_report", "out_dir", "cache_dir", "memory_gb", "tensorboard", "mirror")  # may change in a run
 
 
 def comparable(config: Any) -> dict[str, Any]:

@@ -8,9 +8,9 @@ and summary.csv over all of them.
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -35,11 +35,14 @@ class Config:
     """The hyperparameters: edit them here, or give them as flags."""
 
     # Data
+    from_report: str = ""  # report.json of `python data.py check DIR`: what it proposes replaces defaults
     data_dir: str = ""  # folder with images/ + masks/ or the Montgomery layout; "" makes synthetic chest X-rays
     phantoms: int = 200  # how many of these
     extra_dir: str = ""  # a further data set, all of which is trained on: phantoms, another hospital's images
-    classes: str = "foreground"  # one name merges all masks; "left lung,right lung" keeps both; names of the ids 1..K
+    classes: str = "foreground"  # one name merges all masks; several name the ids 1..K, or values: liver=63,tumour=126
     channels: int = 1  # 1 grey, 3 colour
+    window: str = ""  # grey levels that are told apart: centre,width (40,400 HU), file (its header's), "" percentiles
+    neighbours: int = 0  # 1 also shows the network the slices before and after (2.5-D)
     image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit and padded
     test_fraction: float = 0.2  # of the patients, as 1/2, 1/3, 1/4 …, 0 for none; index.csv may name the set instead
     val_fraction: float = 0.15  # of the patients that are not test, likewise; 0 keeps the last epoch
@@ -48,6 +51,7 @@ class Config:
     folds: int = 0  # cross-validation in so many folds; 0 is a single split
     fold: int = -1  # this fold alone, 0 .. folds - 1; -1 runs them all
     cache_dir: str = "files/cache"  # decoded images, reused by later runs; "" keeps none
+    memory_gb: float = 4.0  # more decoded images than that stay on the disk and are read batch by batch
 
     # Network
     architecture: str = "unet"  # unet, residual, attention, unet++, unet3+, efficientnetv2b0, mobilenetv3, resnet50v2
@@ -59,7 +63,7 @@ class Config:
     frozen_epochs: int = 0  # epochs at the start in which the encoder's weights stay
 
     # Training
-    augmentation: str = "mild"  # none, mild, strong (for images from other hospitals)
+    augmentation: str = "mild"  # none, mild, strong (X-rays from other hospitals), free (organs at any angle: MRI, CT)
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
     epochs: int = 120  # passes over the training images
     epoch_images: int = 96  # fewer training images are shown again and again until so many were shown in an epoch
@@ -82,10 +86,16 @@ class Config:
 def check_config(config: Config) -> None:
     """Raise UserError for a value that cannot work, naming the field, the value and what is expected."""
     names = data.class_names(config.classes)
+    data.mask_values(config.classes)
+    if config.window not in ("", "file"):
+        images.parse_window(config.window)
     starts = config.init_weights or config.encoder_weights != "none"
     rules = [
         ("phantoms", config.phantoms >= 10, "at least 10"),
         ("channels", config.channels in (1, 3), "1 or 3"),
+        ("neighbours", config.neighbours in (0, 1), "0 or 1"),
+        ("neighbours", not config.neighbours or config.channels == 1, "0 for colour images"),
+        ("memory_gb", config.memory_gb >= 0, "at least 0"),
         ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),
         ("val_fraction", 0 <= config.val_fraction <= 0.5, "0 to 0.5"),
         ("labelled", config.labelled >= 0, "at least 0"),
@@ -119,7 +129,7 @@ def check_config(config: Config) -> None:
 def make_network(config: Config, names: list[str], folder: Path, resumed: bool) -> keras.Model:
     """Build the network that `config` describes, with the weights that it names to start from unless it goes on."""
     model = build_unet(
-        (config.image_size, config.image_size, config.channels),
+        (config.image_size, config.image_size, config.channels * (1 + 2 * config.neighbours)),
         data.channels_of(names),
         config.filters,
         config.depth,
@@ -152,30 +162,26 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-def assign_subsets(
-    config: Config, folder: Path, pairs: list[data.Pair], resumed: bool, extra: Sequence[data.Pair] = ()
-) -> np.ndarray:
+def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed: bool) -> np.ndarray:
     """Split the pairs, or reread the split of the run that goes on: an array of train, val, test ("" for new pairs).
 
-    All of `extra`, whose subsets follow, are train. A new run's earlier files are set aside here, when its data are
-    known to be good.
+    A new run's earlier files are set aside here, when its data are known to be good.
     """
     path = folder / "split.csv"
     if not resumed:
         fold = max(config.fold, 0)
         fractions = config.val_fraction, config.test_fraction
         subsets = data.split(pairs, *fractions, config.split_seed, config.folds, fold, config.labelled)
-        subsets += ["train"] * len(extra)
         if config.early_stop and "val" not in subsets:
             raise UserError(f"early_stop is {config.early_stop}; expected 0 where no image is for validation")
         set_aside(folder)
-        data.write_split(path, [*pairs, *extra], subsets)
+        data.write_split(path, pairs, subsets)
         return np.array(subsets)
     known = {pair.image: subset for pair, subset in zip(*data.read_split(path), strict=True)}
-    gone = sorted(set(known) - {pair.image for pair in (*pairs, *extra)})
+    gone = sorted(set(known) - {pair.image for pair in pairs})
     if gone:
         raise UserError(f"{path} names {gone[0]}, which is gone; put it back, or remove {folder} to start anew")
-    return np.array([known.get(pair.image, "") for pair in (*pairs, *extra)])
+    return np.array([known.get(pair.image, "") for pair in pairs])
 
 
 def train_run(config: Config, folder: Path) -> pd.DataFrame:
@@ -198,29 +204,32 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         leftover.unlink()
     # The network comes first: one that cannot be built is told before the data are read.
     model = make_network(config, names, folder, bool(history))
-    pairs, dataset = data.load_checked(data_dir, names, size, config.channels, config.cache_dir)
-    extra: list[data.Pair] = []
-    if config.extra_dir:
-        extra, more = data.load_checked(config.extra_dir, names, size, config.channels, config.cache_dir)
-        dataset = data.join(dataset, more)
-        known = {pair.patient for pair in pairs if pair.patient} & {pair.patient for pair in extra}
-        if known:
-            raise UserError(f"patient {min(known)} is in {data_dir} and in {config.extra_dir}; expected each in one")
-    subsets = assign_subsets(config, folder, pairs, bool(history), extra)
+    recipe = data.Recipe(names, size, config.channels, config.window, data.mask_values(config.classes))
+    pairs, dataset = data.load_checked(data_dir, recipe, config.cache_dir, config.memory_gb, config.extra_dir)
+    dataset = dataclasses.replace(dataset, neighbours=config.neighbours)
+    subsets = assign_subsets(config, folder, pairs, bool(history))
     write_config(config, folder)
-    rows = {subset: np.flatnonzero(subsets == subset) for subset in data.SUBSETS}
+    rows = {subset: dataset.slices_of(np.flatnonzero(subsets == subset)) for subset in data.SUBSETS}
     counts = ", ".join(f"{len(indices)} {subset}" for subset, indices in rows.items())
     print(f"{data_dir}: {counts}; {precision} on {utils.device_name()}; epoch {len(history) + 1} of {config.epochs}")
-    recorder = Recorder(config, folder, history, utils.make_facts(names, size, config.channels, mirror=config.mirror))
+    recorder = Recorder(config, folder, history, make_facts(config, names))
     fit(model, config, recorder, dataset, rows)
     utils.add_facts(best, mirror=config.mirror)  # a run that went on may have none better than before
-    own = rows["train"][rows["train"] < len(pairs)]  # phantoms have no say in it
+    extra = np.array([pair.subset == "extra" for pair in pairs])
+    own = rows["train"][~extra[dataset.pair[rows["train"]]]]  # phantoms have no say in it
     choose_cleaning(best, dataset, own, rows["val"])
     log = pd.DataFrame(history)
     draw.draw_curves(log, folder / "curves.png")
     score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""
     print(f"best epoch {best_epoch(history)}{score}, trained {log.seconds.sum():.0f} s: {best}")
     return log
+
+
+def make_facts(config: Config, names: list[str]) -> dict[str, Any]:
+    """Collect what a user of the model must know."""
+    more = {name: getattr(config, name) for name in ("window", "neighbours", "mirror")}
+    more["mask_values"] = data.mask_values(config.classes)
+    return utils.make_facts(names, (config.image_size, config.image_size), config.channels, **more)
 
 
 def write_config(config: Config, folder: Path) -> None:
@@ -273,15 +282,19 @@ def choose_cleaning(path: Path, dataset: data.Dataset, train: np.ndarray, val: n
     validation images the training images decide.
     """
     model, facts = utils.load_model(path)
-    truth = {i: images.shares_to_ids(dataset.masks[i]) for i in (*train, *val)}
-    classes = range(1, len(facts["classes"]) + 1)
-    parts = [images.usual_parts([truth[i] == k for i in train]) for k in classes]
+    train, val = (rows[:: max(1, len(rows) // 1000)] for rows in (train, val))  # a thousand tell enough
+    names = facts["classes"]
+
+    def truth(i: int) -> np.ndarray:
+        return images.shares_to_ids(dataset.take([i])[1][0])
+
+    parts = [images.usual_parts(truth(i) == k for i in train) for k in range(1, len(names) + 1)]
     scores = {"as they are": [], "cleaned": []}
     for i in val if len(val) else train:
-        probs = np.asarray(model.predict_on_batch(dataset.images[i : i + 1].astype(np.float32) / 255))[0]
+        probs = np.asarray(model.predict_on_batch(dataset.take([i])[0].astype(np.float32) / 255))[0]
         ids = images.to_ids(probs, facts["threshold"])
         for name, found in zip(scores, (ids, images.clean(ids, parts)), strict=True):
-            scores[name].append(metrics.score_classes(truth[i], found, facts["classes"])["dice"])
+            scores[name].append(metrics.score_classes(truth(i), found, names)["dice"])
     before, after = (float(np.mean(values)) for values in scores.values())
     if after >= before:
         utils.add_facts(path, clean=parts)
@@ -318,18 +331,36 @@ def cross_validate(config: Config) -> pd.DataFrame:
         table = score_fold(out_dir / f"fold{fold}")
         print(f"fold {fold}: test Dice {table.dice.mean():.4f}, {len(table)} images, trained {log.seconds.sum():.0f} s")
         tables.append(table.assign(fold=str(fold)))
-    summary = metrics.summarise(pd.concat(tables))
-    print(f"\n{sum(map(len, tables))} test images in {len(tables)} fold(s)\n{predict.format_summary(summary)}")
+    table = pd.concat(tables)
+    summary = metrics.summarise(table)
+    print(f"\n{len(table)} test images in {len(tables)} fold(s)\n{predict.format_summary(table)}")
     if config.fold == -1:
         with images.atomic(out_dir / "metrics.csv") as temporary:
-            pd.concat(tables).to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False)
         with images.atomic(out_dir / "summary.csv") as temporary:
             summary.to_csv(temporary, index_label="metric")
     return summary
 
 
+def take_over(config: Config) -> Config:
+    """Replace defaults by what the report that `config` names proposes. Raises UserError if it is none."""
+    if not config.from_report:
+        return config
+    try:
+        proposed = json.loads(Path(config.from_report).read_text())
+        new = {name: value for name, value in proposed.items() if getattr(config, name) == getattr(Config, name)}
+        wrong = [name for name, value in new.items() if type(value) is not type(getattr(Config, name))]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {new[wrong[0]]!r}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"from_report {config.from_report} cannot be taken ({error}); see data.py check") from None
+    print("from the report: " + ", ".join(f"{name} {value}" for name, value in new.items()))
+    return dataclasses.replace(config, **new)
+
+
 def train(config: Config) -> pd.DataFrame:
     """Train as `config` says: one run (returns its log) or folds (returns the summary). Raises UserError."""
+    config = take_over(config)
     check_config(config)
     return cross_validate(config) if config.folds else train_run(config, Path(config.out_dir))
 

@@ -21,14 +21,14 @@ def members():
 def test_it_is_small_and_says_what_it_is(members):
     assert BOX.stat().st_size <= 8 * 2**20
     facts = members[0][1]
-    assert facts["classes"] == ["foreground"] and facts["channels"] == 1 and facts["clean"] == [2]
+    assert facts["classes"] == ["lungs"] and facts["channels"] == 1 and facts["clean"] == [2]
 
 
 def test_it_finds_lungs_in_fresh_phantoms(members):
     scores = []
     for i in range(20):
         image, masks = phantom.phantom(np.random.default_rng((12345, i)))
-        result = next(predict.segment(members, [image if image.ndim == 3 else image[..., None]]))
+        result = next(predict.segment(members, [images.Scan(image.reshape(1, *image.shape[:2], 1))]))
         found = predict.decide(result.probs, members[0][1])
         scores.append(metrics.score_mask(masks.max(-1), found)["dice"])
     assert np.mean(scores) > 0.95 and min(scores) > 0.85

@@ -1,10 +1,13 @@
 import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
+from pydicom.data import data_manager
 
 import augment
 import data
@@ -59,7 +62,7 @@ def damage(discs):
     cv2.imwrite(str(folder / "disc09.png"), rgba)
     return {
         "disc00.png": "truncated",
-        "disc01.png": "expected a whole PNG",
+        "disc01.png": "expected PNG",
         "disc02.png": "1x1 pixels; expected at least",
         "disc03_mask.png": "36x40 pixels; its image disc03.png is 49x57 pixels",
         "disc04.png": "no mask of that stem",
@@ -87,21 +90,21 @@ def test_check_of_a_good_set(discs, capsys):
 def test_training_stops_on_the_same_problems(discs):
     said = damage(discs)
     with pytest.raises(UserError, match=r"7 problem\(s\)") as caught:
-        data.load_checked(discs, ["disc"], (32, 32), 1)
+        data.load_checked(discs, data.Recipe(["disc"], (32, 32)))
     assert all(name in str(caught.value) for name in list(said)[:7])
 
 
 def test_left_and_right_are_merged_or_kept(phantoms):
     pairs, _ = data.find_pairs(phantoms)
     merged, both = data.read_ids(pairs[0], ["lung"]), data.read_ids(pairs[0], ["left lung", "right lung"])
-    left, right = (images.read_mask(path) > 0 for path in pairs[0].masks)
+    left, right = (images.read_mask_scan(path) > 0 for path in pairs[0].masks)
     np.testing.assert_array_equal(merged, left | right)  # 255 + 255 did not wrap around
     np.testing.assert_array_equal(both == 1, left)
     np.testing.assert_array_equal(both == 2, right)
     swapped = data.read_ids(pairs[0], ["right lung", "left lung"])
     np.testing.assert_array_equal(swapped == 2, left)  # the name decides, not the order
     for names in (["lung", "heart"], ["left", "right", "heart"]):
-        with pytest.raises(UserError, match="expected one class, or two named left and right"):
+        with pytest.raises(UserError, match="masks of .*; expected one class, or l"):
             data.read_ids(pairs[0], names)
 
 
@@ -133,7 +136,7 @@ def test_mask_values_of_other_kinds_are_refused_with_advice(discs):
 def test_every_fault_of_a_pair_is_told(discs):
     (discs / "images" / "disc00.png").write_text("text")
     (discs / "masks" / "disc00_mask.png").write_text("text")
-    _, problems = data.load(data.find_pairs(discs)[0], ["disc"], (32, 32), 1)
+    _, problems = data.load(data.find_pairs(discs)[0], data.Recipe(["disc"], (32, 32)))
     assert len(problems) == 2 and "disc00.png" in problems[0] and "disc00_mask.png" in problems[1]
 
 
@@ -144,7 +147,7 @@ def test_names_that_a_table_cannot_hold_and_links_to_nowhere(discs):
         file.write(b"x")
     pairs, problems = data.find_pairs(discs)
     assert len(problems) == 1 and "unprintable" in problems[0]
-    _, problems = data.load(pairs, ["disc"], (32, 32), 1)
+    _, problems = data.load(pairs, data.Recipe(["disc"], (32, 32)))
     assert len(problems) == 2 and all("gone.png: cannot be opened" in problem for problem in problems)
 
 
@@ -154,7 +157,75 @@ def test_accents_may_be_composed_or_not(discs):
     assert data.find_pairs(discs)[1] == []
 
 
-@pytest.mark.parametrize("classes", ["", "a,,b", "a,a"])
+def write_class_folders(discs, names):
+    """Give each disc a mask for each class: of the first all of it, of the next the upper half."""
+    whole = {path.name: images.read_mask(path) for path in sorted((discs / "masks").iterdir())}
+    shutil.rmtree(discs / "masks")
+    for i, name in enumerate(names):
+        for file, mask in whole.items():
+            half = mask.copy()
+            half[len(half) // 2 :] *= i == 0
+            images.write(discs / "masks" / name / file, half)
+    return whole
+
+
+def test_each_class_may_have_a_folder_and_the_last_named_wins_what_is_of_both(discs, tmp_path):
+    whole = write_class_folders(discs, ["kidney", "cyst"])  # in the alphabet the other way round
+    pairs, problems = data.find_pairs(discs)
+    assert problems == []
+    for pair in pairs[:3]:
+        mask = whole[f"{pair.stem}_mask.png"] > 0
+        upper = np.arange(len(mask))[:, None] < len(mask) // 2
+        np.testing.assert_array_equal(data.read_ids(pair, ["kidney", "cyst"])[0], mask * (1 + upper))
+        assert set(np.unique(data.read_ids(pair, ["either"]))) == {0, 1}
+    data.write_split(tmp_path / "split.csv", pairs, ["train"] * len(pairs))
+    assert data.read_split(tmp_path / "split.csv")[0] == [data.Pair(pair.image, pair.masks) for pair in pairs]
+    with pytest.raises(UserError, match="masks of cyst, kidney; expected one class, or kidney, stone"):
+        data.read_ids(pairs[0], ["kidney", "stone"])
+
+
+def test_classes_may_be_grey_levels(discs):
+    pair = data.find_pairs(discs)[0][0]
+    mask = images.read_mask(pair.masks[0]) > 0
+    images.write(pair.masks[0], np.uint8(63 * mask))
+    for classes, expected in (("liver=63", mask), ("other=7,liver=63", 2 * mask)):
+        names, levels = data.class_names(classes), data.mask_values(classes)
+        np.testing.assert_array_equal(data.read_ids(pair, names, levels)[0], expected)
+    for classes in ("liver=62", "liver", "a=1,b=2"):
+        with pytest.raises(UserError, match="values 0, 63; expected"):
+            data.read_ids(pair, data.class_names(classes), data.mask_values(classes))
+    for classes in ("a=x", "a=0", "a=3,b=3"):
+        with pytest.raises(UserError, match="expected different grey levels"):
+            data.mask_values(classes)
+
+
+def test_patients_of_dicom_headers_stay_together(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(6):
+        header = pydicom.dcmread(Path(data_manager.__file__).parent / "test_files" / "CT_small.dcm")
+        header.PatientID, header.PixelData = f"patient {i // 2}", np.full((128, 128), i, np.int16).tobytes()
+        header.save_as(tmp_path / "images" / f"{i}.dcm")
+        images.write(tmp_path / "masks" / f"{i}.png", np.eye(128, dtype=np.uint8))
+    pairs, _ = data.load_checked(tmp_path, data.Recipe(["x"], (32, 32), window="0,10"))
+    patients = [pair.patient for pair in pairs]
+    assert patients[::2] == patients[1::2] and len(set(patients)) == 3
+    assert "patient" not in "".join(patients)
+    for path in (tmp_path / "images").iterdir():
+        header = pydicom.dcmread(path)
+        header.PatientID = "anonymous"
+        header.save_as(path)
+    pairs, _ = data.load_checked(tmp_path, data.Recipe(["x"], (32, 32), window="0,10"))
+    assert {pair.patient for pair in pairs} == {""}
+
+
+def test_an_image_without_the_window_asked_for_is_named(discs):
+    pairs, _ = data.find_pairs(discs)
+    _, problems = data.load(pairs[:2], data.Recipe(["disc"], (32, 32), window="file"))
+    assert len(problems) == 2 and "disc00.png: its header proposes no window" in problems[0]
+
+
+@pytest.mark.parametrize("classes", ["", "a,,b", "a,a", "a\\b"])
 def test_class_names_must_be_names(classes):
     with pytest.raises(UserError, match="expected 1 to 255 different names"):
         data.class_names(classes)
@@ -165,11 +236,11 @@ def test_class_names_must_be_names(classes):
 
 def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, monkeypatch):
     pairs, _ = data.find_pairs(discs)
-    first, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    first, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
     reads = []
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda content: reads.append(1) or decode(content))
-    again, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    decode = images.decode_scan
+    monkeypatch.setattr(images, "decode_scan", lambda content: reads.append(1) or decode(content))
+    again, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
     assert reads == []
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.masks, again.masks)
@@ -178,7 +249,7 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
     images.write(pairs[5].image, flipped)
     os.utime(pairs[5].image, ns=(1, 1))
     reads.clear()
-    changed, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    changed, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
     assert len(reads) == 2  # that image and its mask
     np.testing.assert_array_equal(changed.images[5], images.prepare(flipped, (32, 32), 1))
     np.testing.assert_array_equal(np.delete(changed.images, 5, 0), np.delete(first.images, 5, 0))
@@ -186,21 +257,21 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
 
 def test_a_damaged_cache_is_made_anew(discs, tmp_path):
     pairs, _ = data.find_pairs(discs)
-    first, _ = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
-    for path in (tmp_path / "cache").glob("*.npz"):
+    first, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
+    for path in (tmp_path / "cache").glob("*.rows"):
         path.write_bytes(path.read_bytes()[:-300])
-    again, problems = data.load(pairs, ["disc"], (32, 32), 1, tmp_path / "cache")
+    again, problems = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
     np.testing.assert_array_equal(first.images, again.images)
     assert problems == []
 
 
 def test_resized_masks_hold_the_share_of_each_pixel(discs):
     pairs, _ = data.find_pairs(discs)
-    dataset, _ = data.load(pairs, ["disc"], (24, 24), 1)
+    dataset, _ = data.load(pairs, data.Recipe(["disc"], (24, 24)))
     assert dataset.images.shape == (12, 24, 24, 1) and dataset.images.dtype == dataset.masks.dtype == np.uint8
     assert dataset.masks.shape == (12, 24, 24, 1) and len(np.unique(dataset.masks)) > 10
     for masks, ids in zip(dataset.masks, (data.read_ids(pair, ["disc"]) for pair in pairs), strict=True):
-        rows, columns = images.fit(ids.shape, (24, 24))
+        rows, columns = images.fit(ids.shape[1:], (24, 24))
         assert masks[rows, columns].mean() == pytest.approx(255 * ids.mean(), abs=0.5)
 
 
@@ -247,6 +318,16 @@ def test_every_image_is_tested_once_in_cross_validation():
     pairs = make_pairs(53)
     tested = [np.array(data.split(pairs, 0.15, 0.2, 0, folds=5, fold=i)) == "test" for i in range(5)]
     assert (np.sum(tested, axis=0) == 1).all()
+
+
+def test_cross_validation_leaves_a_fixed_test_set_alone():
+    fixed = ["test" if i % 3 == 0 else "train" for i in range(60)]
+    tested = np.zeros(60)
+    for fold in range(4):
+        subsets = np.array(data.split(make_pairs(60, subsets=fixed), 0.15, 0.2, seed=0, folds=4, fold=fold))
+        assert (subsets[np.array(fixed) == "test"] == "").all()
+        tested += subsets == "test"
+    assert (tested == (np.array(fixed) == "train")).all()
 
 
 def test_a_fixed_test_set_is_kept():
@@ -324,8 +405,13 @@ def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
 
 def make_dataset(pictures, ids):
     ids = np.asarray(ids)
-    masks = np.stack([255 * (ids == i) for i in range(1, max(1, ids.max()) + 1)], axis=-1)
-    return data.Dataset(np.asarray(pictures, np.uint8), masks.astype(np.uint8), pd.DataFrame())
+    return join(pictures, np.stack([255 * (ids == i) for i in range(1, max(1, ids.max()) + 1)], axis=-1))
+
+
+def join(pictures, masks):
+    pictures, each = np.asarray(pictures, np.uint8), np.arange(len(masks))
+    rows = np.concatenate([part.astype(np.uint8).reshape(len(each), -1) for part in (pictures, masks)], axis=1)
+    return data.Dataset(rows, each, each, pictures.shape[1:3], pictures.shape[-1], pd.DataFrame())
 
 
 def test_image_and_mask_are_augmented_alike():
@@ -400,12 +486,12 @@ def test_validation_is_neither_shuffled_nor_augmented():
 def test_a_border_pixel_has_shares_of_several_classes():
     masks = np.zeros((1, 8, 8, 2), np.uint8)
     masks[0, 0, 0] = 51, 102
-    dataset = data.Dataset(np.zeros((1, 8, 8, 1), np.uint8), masks, pd.DataFrame())
+    dataset = join(np.zeros((1, 8, 8, 1)), masks)
     batch = data.Batches(dataset, np.arange(1), ["a", "b"], 1)[0][1]
     np.testing.assert_allclose(batch[0, 0, 0], [0.4, 0.2, 0.4], atol=1e-6)
 
 
-@pytest.mark.parametrize("strength", ["mild", "strong"])
+@pytest.mark.parametrize("strength", ["mild", "strong", "free"])
 def test_augmented_masks_keep_borders_within_pixels(strength):
     y, x = np.mgrid[:64, :64]
     disc = (y - 30) ** 2 + (x - 30) ** 2 < 14**2

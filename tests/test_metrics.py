@@ -218,3 +218,9 @@ def test_runs_on_other_images_are_not_compared(tmp_path, script):
     ):
         done = script(tmp_path, "metrics.py", "compare", "a.csv", other)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_distances_in_different_units_are_not_averaged():
+    table = pd.DataFrame({"dice": [0.8, 0.9], "nsd": [0.5, 0.6], "hd95": [10.0, 30.0], "unit": ["mm", "pixels"]})
+    assert list(metrics.summarise(table).index) == ["dice"]
+    assert list(metrics.summarise(table.assign(unit="mm")).index) == ["dice", "nsd", "hd95"]

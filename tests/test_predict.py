@@ -16,6 +16,11 @@ from images import UserError
 from model import build_unet
 
 
+def scan(image):
+    """Make a scan of one image (H, W, C)."""
+    return images.Scan(image[None])
+
+
 @pytest.fixture(scope="module")
 def run(phantoms, tmp_path_factory):
     """A run folder with a small model that finds lungs in phantoms, more or less."""
@@ -80,11 +85,12 @@ def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     image = images.read(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
     large = images.resize(image, (512, 512))
-    small_ids, large_ids = (images.to_ids(result.probs, 0.5) for result in predict.segment(members, [image, large]))
+    results = predict.segment(members, [scan(image), scan(large)])
+    small_ids, large_ids = (images.to_ids(result.probs, 0.5) for result in results)
     assert small_ids.any()
     enlarged = images.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
-    assert next(predict.segment(members, [padded])).probs.shape == (256, 384, 1)
+    assert next(predict.segment(members, [scan(padded)])).probs.shape == (256, 384, 1)
 
 
 def test_bad_files_are_named_and_the_others_done(run, discs, tmp_path, script):
@@ -170,7 +176,7 @@ def test_an_output_that_is_a_file_is_told_in_a_line(run, discs, tmp_path, script
 
 def test_a_long_thin_image_gets_a_panel_of_bearable_size(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4000, 16, 1), dtype=np.uint8)
-    draw.draw_panel(tmp_path / "a.png", image, {"prediction": np.zeros((4000, 16), np.uint8)})
+    draw.draw_panel(tmp_path / "a.png", scan(image), {"prediction": np.zeros((1, 4000, 16), np.uint8)})
     assert max(images.read(tmp_path / "a.png").shape) < 2000
 
 
@@ -207,8 +213,8 @@ SURE = predict.Config(uncertainty=True)
 
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     members = [make_member(tmp_path, "a.h5"), make_member(tmp_path, "bb.h5")]
-    together = next(predict.segment(members, [picture()], SURE))
-    alone = [next(predict.segment([member], [picture()])).probs for member in members]
+    together = next(predict.segment(members, [scan(picture())], SURE))
+    alone = [next(predict.segment([member], [scan(picture())])).probs for member in members]
     np.testing.assert_allclose(together.probs, np.mean(alone, axis=0), atol=1e-5)
     spread = np.std(alone, axis=0)[..., 0]
     np.testing.assert_allclose(together.uncertainty, spread, atol=0.05)  # resized before, not after
@@ -217,7 +223,7 @@ def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
 
 def test_asking_for_the_uncertainty_changes_no_mask(tmp_path):
     member = make_member(tmp_path)
-    asked, plain = (next(predict.segment([member], [picture()], config)) for config in (SURE, predict.Config()))
+    asked, plain = (next(predict.segment([member], [scan(picture())], config)) for config in (SURE, predict.Config()))
     np.testing.assert_array_equal(asked.probs, plain.probs)
     assert asked.uncertainty.max() > 0 and plain.uncertainty is None and np.isnan(plain.disagreement)
 
@@ -226,9 +232,10 @@ def test_mirroring_is_symmetric(tmp_path):
     """With mirroring, the mirrored image gets the mirrored probabilities, left and right changing places."""
     member = make_member(tmp_path, classes=("left lung", "right lung"), mirror=True)
     image = picture(shape=(32, 32))
-    straight, mirrored = (next(predict.segment([member], [x])).probs for x in (image, image[:, ::-1].copy()))
+    straight, mirrored = (next(predict.segment([member], [scan(x)])).probs for x in (image, image[:, ::-1].copy()))
     np.testing.assert_allclose(mirrored[:, ::-1][..., [0, 2, 1]], straight, atol=1e-5)
-    unlike, _ = (next(predict.segment([(member[0], member[1] | {"mirror": False})], [x])).probs for x in (image, image))
+    one_way = [(member[0], member[1] | {"mirror": False})]
+    unlike = next(predict.segment(one_way, [scan(image)])).probs
     assert not np.allclose(unlike, straight, atol=1e-4)
 
 
@@ -339,7 +346,8 @@ def test_windows_of_a_network_that_looks_at_one_pixel_are_exact():
 def test_tiles_give_masks_of_the_images_own_size(tmp_path):
     make_member(tmp_path)
     for shape in ((33, 33), (150, 90), (20, 90)):  # at its own resolution: no pixel is enlarged
-        probs = next(predict.segment([make_member(tmp_path)], [picture(shape=shape)], predict.Config(tile=True))).probs
+        members = [make_member(tmp_path)]
+        probs = next(predict.segment(members, [scan(picture(shape=shape))], predict.Config(tile=True))).probs
         padded = np.zeros((1, *predict.tiled_size(shape, (32, 32)), 1), np.uint8)
         padded[0, : shape[0], : shape[1]] = images.prepare(picture(shape=shape), shape, 1)
         direct = predict.infer_tiled(make_member(tmp_path)[0], padded, (32, 32))[0, : shape[0], : shape[1]]

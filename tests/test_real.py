@@ -9,7 +9,7 @@ import train
 
 
 def test_montgomery_is_read_whole(real):
-    pairs, dataset = data.load_checked(real / "montgomery", ["left lung", "right lung"], (64, 64), 1)
+    pairs, dataset = data.load_checked(real / "montgomery", data.Recipe(["left lung", "right lung"], (64, 64)))
     assert len(pairs) == 138
     assert pd.Series([pair.label for pair in pairs]).value_counts().to_dict() == {"0": 80, "1": 58}
     columns = np.arange(64)

@@ -1,0 +1,425 @@
+"""DICOM, NIfTI and TIFF: known arrays, written by other libraries, come back equal; masks go back in kind."""
+
+import io
+import itertools
+import shutil
+import warnings
+from pathlib import Path
+
+import highdicom
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from nibabel import orientations
+from pydicom.data import data_manager
+
+import data
+import images
+import medical
+import predict
+from images import UserError
+
+FILES = Path(data_manager.__file__).parent / "test_files"
+
+
+def compressed() -> list[str]:
+    """Name pydicom's own test files whose pixels are compressed."""
+    names = []
+    for path in sorted(FILES.glob("*.dcm")):
+        header = pydicom.dcmread(path, force=True)
+        syntax = header.file_meta.get("TransferSyntaxUID")
+        if syntax and syntax.is_compressed and "PixelData" in header:
+            names.append(path.name)
+    return names
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pydicom's, about values in its own test files
+    COMPRESSED = compressed()
+TWELVE_BITS = ("JPEG-lossy.dcm", "JPGExtended.dcm")
+BROKEN = "JPEG2000-embedded-sequence-delimiter.dcm"  # made to try parsers: its codestream is none
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", [name for name in COMPRESSED if "rle" not in name.lower() and name != BROKEN])
+def test_compressed_pixels_are_what_gdcm_says(name):
+    """GDCM is another decoder, written in C++. It knows no JPEG of 12 bits: compared with the same image, blurred by
+    JPEG 2000."""
+    header = pydicom.dcmread(FILES / name)
+    pixels = medical.decode_dicom((FILES / name).read_bytes()).pixels.squeeze()
+    if name in TWELVE_BITS:
+        same = images.read_scan(FILES / "JPEG2000.dcm").pixels.squeeze()
+        assert np.corrcoef(pixels.ravel(), same.ravel())[0, 1] > 0.95
+        return
+    expected = pydicom.pixels.pixel_array(header, decoding_plugin="gdcm")
+    if expected.ndim == 2:
+        expected = expected * np.float32(header.get("RescaleSlope", 1)) + np.float32(header.get("RescaleIntercept", 0))
+    np.testing.assert_array_equal(pixels, expected.squeeze())
+
+
+@pytest.mark.parametrize("name", [name for name in COMPRESSED if "rle" in name.lower()])
+def test_run_length_pixels_are_those_of_the_uncompressed_file(name):
+    """Some of pydicom's files come in both ways; of the others the shape and the colours' spread are known."""
+    pixels = medical.decode_dicom((FILES / name).read_bytes()).pixels
+    if name == "MR_small_RLE.dcm":
+        np.testing.assert_array_equal(pixels, images.read_scan(FILES / "MR_small.dcm").pixels)
+    elif name.startswith("SC_rgb"):
+        frames = 2 if "2frame" in name else 1
+        assert pixels.shape == (frames, 100, 100, 3)
+        top = np.iinfo(pixels.dtype).max
+        assert pixels[0, 5, 50].tolist() == [top, 0, 0] and pixels[0, -5, 50].tolist() == [top, top, top]
+
+
+def test_all_syntaxes_are_there():
+    names = {pydicom.dcmread(FILES / name).file_meta.TransferSyntaxUID.name for name in COMPRESSED}
+    assert len(names) == 8
+    with pytest.raises(UserError, match="pixels cannot be decoded"):
+        images.read_scan(FILES / BROKEN)
+
+
+# ------------------------------------------------------------------------------------------- DICOM written by highdicom
+
+
+def ct_slice(position: float, number: int, uids: dict) -> pydicom.Dataset:
+    """Make one file of a CT series, 12 bits in HU: its grey levels tell its place."""
+    header = pydicom.Dataset()
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = pydicom.uid.CTImageStorage
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    for name, uid in uids.items():
+        setattr(header, name, uid)
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
+        setattr(header, name, "")
+    header.AccessionNumber, header.Modality, header.InstanceNumber = "", "CT", number
+    header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, position], [1, 0, 0, 0, 1, 0]
+    header.PixelSpacing, header.SliceThickness = [0.7, 0.8], 5
+    header.Rows, header.Columns, header.SamplesPerPixel, header.PhotometricInterpretation = 20, 24, 1, "MONOCHROME2"
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
+    header.RescaleSlope, header.RescaleIntercept = 2, -1024
+    header.WindowCenter, header.WindowWidth = [40, 300], [400, 1500]
+    header.PixelData = np.full((20, 24), round(position), np.uint16).tobytes()
+    return header
+
+
+@pytest.fixture
+def series(tmp_path):
+    """A folder of four CT slices, their names and numbers in another order than their places."""
+    uids = {n: pydicom.uid.generate_uid() for n in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    (tmp_path / "series").mkdir()
+    for number, position in enumerate((10, 2.5, 5, 7.5)):
+        ct_slice(position, number, uids).save_as(tmp_path / "series" / f"IM{number}", enforce_file_format=True)
+    return tmp_path / "series"
+
+
+def test_a_series_is_a_volume_in_the_order_of_its_places(series):
+    (series / "notes.txt").write_text("not DICOM")
+    scan = images.read_scan(series)
+    assert scan.pixels.shape == (4, 20, 24, 1)
+    assert scan.pixels[:, 0, 0, 0].tolist() == [2 * round(z) - 1024 for z in (2.5, 5, 7.5, 10)]  # HU
+    assert scan.spacing_mm == (2.5, 0.7, 0.8) and scan.window == (40, 400)
+
+
+def test_two_series_in_a_folder_are_refused(series):
+    (series / "IM9").write_bytes((FILES / "CT_small.dcm").read_bytes())
+    with pytest.raises(UserError, match="2 series of 2 sizes in one folder"):
+        images.read_scan(series)
+    (series / "IM9").write_bytes((series / "IM0").read_bytes())
+    with pytest.raises(UserError, match="show the same place"):
+        images.read_scan(series)
+
+
+def test_low_is_white_is_turned_round():
+    header = pydicom.dcmread(FILES / "CT_small.dcm")
+    straight = images.read_scan(FILES / "CT_small.dcm").pixels
+    header.PhotometricInterpretation = "MONOCHROME1"
+    buffer = io.BytesIO()
+    header.save_as(buffer)
+    turned = images.decode_scan(buffer.getvalue()).pixels
+    stored = header.pixel_array.astype(int)  # 16 bits with a sign: 5 becomes -6
+    expected = header.RescaleSlope * (-1 - stored) + header.RescaleIntercept
+    np.testing.assert_array_equal(turned[0, ..., 0], expected)
+    assert np.ptp(turned + straight) == 0
+
+
+def test_a_segmentation_refers_to_its_source_and_reads_back(series, tmp_path):
+    ids = np.zeros((4, 20, 24), np.uint8)
+    ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
+    path = images.write_mask(tmp_path / "out" / "case", ids, ["liver", "tumour"], series)
+    assert path.name == "case.dcm"
+    segmentation = highdicom.seg.segread(path)
+    assert [segmentation.get_segment_description(i).segment_label for i in (1, 2)] == ["liver", "tumour"]
+    headers = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda h: h.ImagePositionPatient[2])
+    uids = [header.SOPInstanceUID for header in headers]
+    found = segmentation.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=True)
+    np.testing.assert_array_equal(found, ids)
+    images.write_mask(tmp_path / "out" / "empty", 0 * ids, ["liver", "tumour"], series)
+
+
+def test_a_segmentation_serves_as_a_mask(series, tmp_path):
+    """What was predicted, perhaps corrected in a PACS, is trained on: empty slices and classes stay so."""
+    ids = np.zeros((4, 20, 24), np.uint8)
+    ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
+    for what in (ids, 0 * ids, np.where(ids == 2, 2, 0)):
+        path = images.write_mask(tmp_path / "masks" / "case", what, ["liver", "tumour"], series)
+        _, found = data.read_pair(data.Pair(series, (path,)), ["liver", "tumour"])
+        np.testing.assert_array_equal(found, what)
+    other = FILES / "CT_small.dcm"
+    path = images.write_mask(tmp_path / "masks" / "other", np.ones((1, 128, 128), np.uint8), ["liver"], other)
+    _, found = data.read_pair(data.Pair(other, (path,)), ["liver"])
+    assert found.all()
+    with pytest.raises(UserError, match=r"other\.dcm: not a segmentation of its image"):
+        data.read_pair(data.Pair(series, (path,)), ["liver"])
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "SC_rgb_jpeg.dcm", "examples_overlay.dcm"])
+def test_one_dicom_file_gets_a_segmentation(tmp_path, name):
+    shape = images.read_scan(FILES / name).pixels.shape[:3]
+    path = images.write_mask(tmp_path / "mask", np.ones(shape, np.uint8), ["thing"], FILES / name)
+    source, made = pydicom.dcmread(FILES / name), pydicom.dcmread(path)
+    assert made.Modality == "SEG" and made.StudyInstanceUID == source.StudyInstanceUID
+    assert (
+        made.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    )
+
+
+def test_segments_are_known_by_their_labels(series, tmp_path):
+    ids = np.zeros((4, 20, 24), np.uint8)
+    ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
+    path = images.write_mask(tmp_path / "masks" / "case", ids, ["tumour", "liver"], series)
+    _, found = data.read_pair(data.Pair(series, (path,)), ["liver", "tumour"])
+    np.testing.assert_array_equal(found, np.array([0, 2, 1])[ids])
+    with pytest.raises(UserError, match="segments tumour, liver; expected the classes liver, spleen"):
+        data.read_pair(data.Pair(series, (path,)), ["liver", "spleen"])
+
+
+def test_names_in_any_script_are_written(series, tmp_path):
+    for path in series.iterdir():
+        header = pydicom.dcmread(path)
+        header.SpecificCharacterSet, header.PatientName = "ISO_IR 100", "Müller^Jörg"
+        header.save_as(path)
+    path = images.write_mask(tmp_path / "mask", np.ones((4, 20, 24), np.uint8), ["печень"], series)
+    made = pydicom.dcmread(path)
+    assert str(made.PatientName) == "Müller^Jörg" and made.SegmentSequence[0].SegmentLabel == "печень"
+
+
+def test_where_no_segmentation_can_be_made_the_mask_is_a_tiff(tmp_path):
+    header = pydicom.dcmread(FILES / "CT_small.dcm")
+    del header.StudyInstanceUID
+    header.save_as(tmp_path / "a.dcm")
+    with pytest.raises(UserError, match=r"no DICOM segmentation can refer to it .*; its mask is .*mask\.tif instead"):
+        images.write_mask(tmp_path / "mask", np.ones((1, 128, 128), np.uint8), ["x"], tmp_path / "a.dcm")
+    assert (tifffile.imread(tmp_path / "mask.tif") == 255).all()
+
+
+def test_frames_have_grey_levels_and_spacing_of_their_own():
+    """Enhanced CT keeps slope, intercept, window and spacing in groups per frame."""
+    header, one = pydicom.dcmread(FILES / "CT_small.dcm"), pydicom.Dataset
+    stored = header.pixel_array
+    groups = []
+    for i in range(2):
+        values, window, measures, group = one(), one(), one(), one()
+        values.RescaleSlope, values.RescaleIntercept = 1 + i, -1024
+        window.WindowCenter, window.WindowWidth = 40, 400
+        measures.PixelSpacing, measures.SliceThickness = [0.5, 0.6], 3
+        group.PixelValueTransformationSequence, group.FrameVOILUTSequence = [values], [window]
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    for name in ("RescaleSlope", "RescaleIntercept", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"):
+        delattr(header, name)
+    header.PerFrameFunctionalGroupsSequence, header.NumberOfFrames = groups, 2
+    header.PixelData = np.stack([stored, stored]).tobytes()
+    buffer = io.BytesIO()
+    header.save_as(buffer)
+    scan = images.decode_scan(buffer.getvalue())
+    for i in range(2):
+        np.testing.assert_array_equal(scan.pixels[i, ..., 0], (1.0 + i) * stored - 1024)
+    assert scan.window == (40, 400) and scan.spacing_mm == (3, 0.5, 0.6)
+
+
+def test_a_lost_slice_is_told(series):
+    uids = {n: pydicom.dcmread(series / "IM0")[n].value for n in ("StudyInstanceUID", "SeriesInstanceUID")}
+    ct_slice(20, 9, uids | {"FrameOfReferenceUID": pydicom.uid.generate_uid()}).save_as(
+        series / "IM9", enforce_file_format=True
+    )
+    with pytest.raises(UserError, match="slices 2.5 to 10 mm apart; expected even steps: is a file missing"):
+        images.read_scan(series)
+
+
+def test_what_lies_beside_a_series_is_left_alone(series, tmp_path):
+    (series / "AUTORUN.INF").write_text("[autorun]")
+    (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "images").mkdir()
+    for name in ("1.2.840.1.1", "1.2.840.1.2"):
+        shutil.copytree(series, tmp_path / "images" / name)
+    problems = []
+    found = data.by_stem(tmp_path / "images", "", problems)
+    assert list(found) == ["1.2.840.1.1", "1.2.840.1.2"] and problems == []
+    assert images.read_scan(found["1.2.840.1.1"]).pixels.shape == (4, 20, 24, 1)
+
+
+def test_a_folder_of_slices_is_one_volume_and_one_of_images_is_not(series, tmp_path):
+    assert predict.list_inputs(series) == ([series], [])
+    (tmp_path / "images").mkdir()
+    for name in ("CT_small.dcm", "MR_small.dcm"):
+        shutil.copy(FILES / name, tmp_path / "images" / name)
+    assert len(predict.list_inputs(tmp_path / "images")[0]) == 2
+
+
+@pytest.mark.parametrize("turned", [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, -1]])
+def test_a_nifti_mask_of_a_series_fits_or_is_refused(tmp_path, turned):
+    """Axial slices fit; a prone patient's or sagittal ones lie otherwise in NIfTI, which is told, not mixed up."""
+    uids = {n: pydicom.uid.generate_uid() for n in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    (tmp_path / "series").mkdir()
+    along, down = np.array(turned[:3]), np.array(turned[3:])
+    axis = np.cross(along, down)
+    for i in range(4):
+        header = ct_slice(i, i, uids)
+        header.ImageOrientationPatient, header.ImagePositionPatient = turned, (5.0 * i * axis + (10, 20, 30)).tolist()
+        header.save_as(tmp_path / "series" / f"{i}", enforce_file_format=True)
+    ids = np.zeros((4, 20, 24), np.uint8)
+    ids[1, 3:6, 4:10] = 1
+    affine = np.eye(4)  # of columns, rows, slices, as dcm2niix writes it
+    affine[:3] = np.stack([0.8 * along, 0.7 * down, 5.0 * axis, (10, 20, 30)], axis=1)
+    affine = np.diag((-1, -1, 1, 1)) @ affine
+    (tmp_path / "masks").mkdir()
+    path = tmp_path / "masks" / "series.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
+    pair = data.Pair(tmp_path / "series", (path,))
+    if turned[0] == 1:
+        np.testing.assert_array_equal(data.read_pair(pair, ["x"])[1], ids)
+        affine[0, 0] *= 1.2  # wider pixels
+        nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
+    with pytest.raises(UserError, match=r"series\.nii\.gz: (its affine puts it elsewhere|4 slices|\d+ slices)"):
+        data.read_pair(pair, ["x"])
+
+
+def test_float_pixels_are_read():
+    header = pydicom.dcmread(FILES / "CT_small.dcm")
+    values = np.random.default_rng(0).normal(size=(128, 128)).astype(np.float32)
+    del header.PixelData, header.PixelRepresentation, header.BitsStored, header.HighBit
+    header.BitsAllocated, header.FloatPixelData = 32, values.tobytes()
+    del header.RescaleSlope, header.RescaleIntercept
+    buffer = io.BytesIO()
+    header.save_as(buffer)
+    np.testing.assert_array_equal(images.decode_scan(buffer.getvalue()).pixels[0, ..., 0], values)
+
+
+# --------------------------------------------------------------------------------------------------- NIfTI by nibabel
+
+
+def ball(shape=(24, 30, 20)) -> np.ndarray:
+    """An off-centre ellipsoid in a volume (x, y, z)."""
+    x, y, z = np.ogrid[tuple(map(slice, shape))]
+    return ((x - 8) / 5) ** 2 + ((y - 18) / 8) ** 2 + ((z - 6) / 4) ** 2 < 1
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_values_and_spacing_of_nifti(tmp_path, ending):
+    voxels = np.random.default_rng(0).normal(0, 300, (24, 30, 20)).astype(np.float32)
+    affine = np.diag([0.7, 0.8, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / f"a{ending}")
+    scan = images.read_scan(tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(scan.pixels[..., 0], voxels[::-1, ::-1].transpose(2, 1, 0))  # to left, posterior
+    assert scan.spacing_mm == pytest.approx((3.0, 0.8, 0.7))
+
+
+def test_a_mask_keeps_both_affines_of_its_image(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((24, 30, 20), np.int16), None)
+    image.set_sform(np.diag((1, 1, 3, 1)), 2)
+    shifted = np.diag((1.0, 1, 3, 1))
+    shifted[:3, 3] = 10
+    image.set_qform(shifted, 1)
+    nibabel.save(image, tmp_path / "a.nii")
+    path = images.write_mask(tmp_path / "mask", np.ones((20, 30, 24), np.uint8), ["x"], tmp_path / "a.nii")
+    mask = nibabel.load(path)
+    for name in ("sform", "qform"):
+        ours, theirs = (getattr(one, f"get_{name}")(coded=True) for one in (mask, image))
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1] == theirs[1]
+    assert mask.get_data_dtype() == np.uint8 and (np.asarray(mask.dataobj) == 1).all()
+
+
+ALL_WAYS = [  # 48 ways to store a volume
+    "".join(axes) for order in itertools.permutations(("RL", "AP", "SI")) for axes in itertools.product(*order)
+]
+
+
+@pytest.mark.parametrize("spacing", [(0.8, 0.8, 3.0), (3.0, 0.8, 0.8), (0.8, 3.0, 0.8), (1.0, 1.0, 1.0)])
+def test_a_volume_is_the_same_however_it_is_stored(tmp_path, spacing):
+    """Slices are those of the acquisition, and the mask that is written back lies where the object lies."""
+    voxels = nibabel.Nifti1Image(ball().astype(np.float32), np.diag([*spacing, 1.0]))
+    reference = None
+    for codes in ALL_WAYS:
+        turn = orientations.ornt_transform(orientations.io_orientation(voxels.affine), orientations.axcodes2ornt(codes))
+        stored = voxels.as_reoriented(turn)
+        nibabel.save(stored, tmp_path / "a.nii")
+        scan = images.read_scan(tmp_path / "a.nii")
+        reference = reference or scan
+        np.testing.assert_array_equal(scan.pixels, reference.pixels)
+        assert scan.spacing_mm == pytest.approx(reference.spacing_mm)
+        assert scan.spacing_mm[0] == max(spacing)
+        path = images.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 0, ["ball"], tmp_path / "a.nii")
+        mask = nibabel.load(path)
+        assert mask.affine.tolist() == nibabel.load(tmp_path / "a.nii").affine.tolist()
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(stored.dataobj))
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (20, 20, 1), (20, 20, 3, 1)])
+def test_odd_dimensions_of_nifti(tmp_path, shape):
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.uint8), np.eye(4)), tmp_path / "a.nii")
+    ids = images.read_scan(tmp_path / "a.nii").pixels[..., 0]
+    assert nibabel.load(images.write_mask(tmp_path / "mask", ids, ["x"], tmp_path / "a.nii")).shape == shape
+
+
+def test_a_film_of_volumes_is_refused(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.ones((20, 20, 3, 5), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(UserError, match="4 dimensions, .20, 20, 3, 5.; expected a volume"):
+        images.read_scan(tmp_path / "a.nii")
+
+
+# --------------------------------------------------------------------------------------------------- TIFF by tifffile
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+def test_pages_of_a_tiff_are_slices(tmp_path, kind, compression):
+    pages = np.random.default_rng(0).integers(0, 120, (5, 20, 31)).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", pages, compression=compression, photometric="minisblack")
+    scan = images.read_scan(tmp_path / "a.tif")
+    assert scan.pixels.dtype == kind and scan.spacing_mm is None
+    np.testing.assert_array_equal(scan.pixels[..., 0], pages)
+    path = images.write_mask(tmp_path / "mask", pages > 60, ["x"], tmp_path / "a.tif")
+    np.testing.assert_array_equal(tifffile.imread(path), 255 * (pages > 60))
+
+
+def test_spacing_of_a_tiff(tmp_path):
+    pages = np.zeros((3, 20, 31), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pages, imagej=True, resolution=(5, 4), metadata={"unit": "mm", "spacing": 2.5})
+    assert images.read_scan(tmp_path / "a.tif").spacing_mm == (2.5, 0.25, 0.2)
+    tifffile.imwrite(tmp_path / "b.tif", pages[0], resolution=(50, 40), resolutionunit="CENTIMETER")
+    assert images.read_scan(tmp_path / "b.tif").spacing_mm is None  # for a printer
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_a_tiff_is_read_as_stored_whatever_its_tags(tmp_path, kind):
+    rng, most = np.random.default_rng(0), np.iinfo(kind).max
+    grey, colour = rng.integers(0, 200, (20, 31)).astype(kind), rng.integers(0, 200, (20, 31, 3)).astype(kind)
+    tags = [(274, "H", 1, 3, True)]  # upside down, say viewers
+    tifffile.imwrite(tmp_path / "turned.tif", grey, photometric="minisblack", extratags=tags)
+    tifffile.imwrite(tmp_path / "white.tif", most - grey, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(colour, -1, 0), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "rgb.tif", colour, photometric="rgb")
+    for name, expected in (("turned", grey), ("white", grey), ("planes", colour), ("rgb", colour)):
+        pixels = images.read_scan(tmp_path / f"{name}.tif").pixels[0]
+        np.testing.assert_array_equal(pixels.squeeze(), expected)
+
+
+def test_a_tiff_pyramid_is_its_largest_picture(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 200, (64, 64), dtype=np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(picture, photometric="minisblack")
+        file.write(picture[::2, ::2], photometric="minisblack", subfiletype=1)
+    np.testing.assert_array_equal(images.read_scan(tmp_path / "a.tif").pixels[0, ..., 0], picture)
