@@ -212,7 +212,8 @@ def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np
         else:
             levels = levels or range(1, len(names) + 1)
             if not values <= {0, *levels}:
-                raise UserError(f"{path}: values {_some(values)}; expected class ids 0..{len(names)}{_other(levels)}")
+                expected = f"{_some({0, *levels})}, the values of --classes"
+                raise UserError(f"{path}: values {_some(values)}; expected {expected}{_advice(path, values)}")
             for i, level in enumerate(levels, 1):
                 ids[mask == level] = i
     return ids
@@ -228,21 +229,22 @@ def _targets(pair: Pair, names: Sequence[str]) -> list[int]:
     if folders == ["leftMask", "rightMask"]:
         folders = [next((name for name in known if side in name), side) for side in ("left", "right")]
     if sorted(folder.lower() for folder in folders) != sorted(known):
-        raise UserError(f"{pair.masks[0]}: masks of {', '.join(folders)}; expected one class, or {', '.join(known)}")
+        found, wanted = ", ".join(folders), ", ".join(known)
+        raise UserError(
+            f"{pair.masks[0].parents[1]}: folders of masks for {found}; --classes names {wanted}, or one for all"
+        )
     return [1 + known.index(folder.lower()) for folder in folders]
-
-
-def _other(levels: Sequence[int]) -> str:
-    """Say how masks with other values are named."""
-    given = list(levels) != list(range(1, len(levels) + 1))
-    return f" as --classes names them: 0, {_some(set(levels))}" if given else "; see --classes liver=63,tumour=126"
 
 
 def _advice(path: Path, values: set[float]) -> str:
     """Say what to do about mask values that are not binary."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
         return " (JPEG blurs masks: save them as PNG)"
-    return " (if they are class ids, name the classes: --classes liver,tumour)" if max(values) < 32 else ""
+    several = sorted(values - {0})
+    if len(several) > 8 or any(value < 1 or value != int(value) for value in several):
+        return ""
+    given = ",".join(f"NAME{i}={value:.0f}" for i, value in enumerate(several, 1))
+    return f' (if these are classes, name them: --classes "{given}")'
 
 
 def read_all(calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -322,6 +324,11 @@ def _load_pair(pair: Pair, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
     scan, ids = read_pair(pair, names, recipe.levels, recipe.window)
     pixels = scan.pixels
     pictures = images.prepare_scan(scan, size, recipe.channels, recipe.window)
+    if recipe.window and np.ptp(pictures) == 0 < np.ptp(pixels):
+        span = f"{pixels.min():g} to {pixels.max():g}"
+        raise UserError(
+            f"{pair.image}: nothing is seen in window {recipe.window} of grey levels {span}; choose another"
+        )
     masks = np.stack([images.prepare_mask(one, size, len(names)) for one in ids])
     shares = np.bincount(ids.ravel(), minlength=len(names) + 1) / ids.size
     facts = {"image": str(pair.image), "size": f"{pixels.shape[1]}x{pixels.shape[2]}", "slices": len(pixels)}
@@ -430,6 +437,8 @@ def load_checked(
         shown = "\n".join(f"  {problem}" for problem in problems[:20])
         rest = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise UserError(f"{len(problems)} problem(s) in {data_dir}; mend or remove these files:\n{shown}{rest}")
+    if note := merged_note(pairs, recipe.names):
+        print(note)
     pairs = name_patients(pairs, dataset)
     extra, known = ({pair.patient for pair in pairs if (pair.subset == "extra") == one} for one in (True, False))
     if extra & known - {""}:
@@ -445,6 +454,14 @@ def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
         return list(pairs)
     known = zip(pairs, dataset.facts.patient, strict=True)
     return [replace(pair, patient=pair.patient or patient) for pair, patient in known]
+
+
+def merged_note(pairs: Sequence[Pair], names: Sequence[str]) -> str:
+    """Tell that class folders become one class, where one is asked for; else nothing."""
+    folders = [path.parent.name for path in pairs[0].masks] if pairs else []
+    if len(names) > 1 or len(folders) < 2 or folders == ["leftMask", "rightMask"]:
+        return ""
+    return f'the masks of {", ".join(folders)} become one class; --classes "{",".join(folders)}" keeps them apart'
 
 
 def find_copies(dataset: Dataset) -> list[str]:
@@ -490,7 +507,10 @@ def _fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.ndarray
     """Give the indices of one of `folds` parts, equal in labels, patients kept together."""
     groups = [pair.patient or pair.stem for pair in pairs]
     if len(set(groups)) < folds:
-        raise UserError(f"{len(set(groups))} patients (or images) cannot be split in {folds} parts; add data")
+        raise UserError(
+            f"{len(set(groups))} patients (or images) are there when one of {folds} is to be set aside; add data, or "
+            "set aside none, --val-fraction 0 or --test-fraction 0, or a larger share"
+        )
     counts = Counter(pair.label for pair in pairs)
     common = counts.most_common(1)[0][0]
     labels = [
@@ -670,6 +690,8 @@ def check(
     pairs, problems = find_pairs(data_dir)
     dataset, unreadable = load(pairs, Recipe(names, (128, 128), levels=mask_values(classes)))
     lines = [describe(dataset, names)]
+    if note := merged_note(pairs, names):
+        lines.append(f"{'note':10} {note}")
     for name in ("patient", "label", "subset"):
         counts = Counter(getattr(pair, name) for pair in pairs if getattr(pair, name))
         if counts:
@@ -679,7 +701,8 @@ def check(
     print("\n".join([*lines, *(f"{'problem':10} {problem}" for problem in problems)]))
     given = {"data_dir": str(data_dir), "classes": classes}
     path = report.write(output, dataset, names, "\n".join(lines), problems, given)
-    print(f"{path}: pictures, and hyperparameters for `python train.py --from-report {path.with_suffix('.json')}`")
+    if len(dataset.facts):
+        print(f"{path}: pictures, and hyperparameters for `python train.py --from-report {path.with_suffix('.json')}`")
     if problems:
         raise UserError(f"{len(problems)} problem(s) in {data_dir}; mend or remove the files named above")
     print("no problems")

@@ -203,7 +203,8 @@ def read_scan(path: str | Path, window: str = "") -> Scan:
     if Path(path).is_dir():
         import medical
 
-        scan = medical.decode_series(_source_bytes(path))
+        files = medical.series_files(path)
+        scan = medical.decode_series([_read_bytes(file) for file in files], [file.name for file in files])
     else:
         scan = decode_scan(_read_bytes(path))
     if window == "file" and scan.window is None:
@@ -268,35 +269,39 @@ def write(path: str | Path, image: np.ndarray) -> None:
         temporary.write_bytes(cv2.imencode(Path(path).suffix, stored)[1].tobytes())
 
 
-def write_mask(path: str | Path, ids: np.ndarray, names: Sequence[str], source: str | Path) -> Path:
+def write_mask(
+    path: str | Path, ids: np.ndarray, names: Sequence[str], source: str | Path, levels: Sequence[int] = ()
+) -> Path:
     """Write class ids (S, H, W) of `source` (see `read_scan`) in its own kind; return the file.
 
     path: without an ending; NIfTI gets NIfTI with the same affine, DICOM a segmentation object that refers to it, TIFF
-    TIFF, anything else PNG. The latter two hold 0/255 for one class, else class ids. Raises UserError where a DICOM
-    header lacks what a segmentation must tell; the mask is then a TIFF.
+    TIFF, anything else PNG. levels: each class's value there, if not 1, 2 …; pictures of one class have 255. Raises
+    UserError where a DICOM header lacks what a segmentation must tell; the mask is then a TIFF.
     """
-    shown = list((255 if len(names) == 1 else 1) * ids.astype(np.uint8))
+    levels = list(levels) or list(range(1, len(names) + 1))
+    valued = np.array([0, *levels], np.uint8 if max(levels) < 256 else np.uint16)[ids.astype(int)]
+    pages = list(np.uint8(255) * ids.astype(np.uint8) if levels == [1] else valued)
     if Path(source).is_dir() or is_dicom(source):
         import medical
 
         try:
             medical.write_seg(Path(f"{path}.dcm"), ids, names, _source_bytes(source))
         except UserError as error:
-            write_pages(Path(f"{path}.tif"), shown)
+            write_pages(Path(f"{path}.tif"), pages)
             raise UserError(f"{error}; its mask is {path}.tif instead") from None
         return Path(f"{path}.dcm")
     if is_nifti(source):
         import medical
 
-        medical.write_nifti(Path(f"{path}.nii.gz"), ids, _read_bytes(source))
+        medical.write_nifti(Path(f"{path}.nii.gz"), valued, _read_bytes(source))
         return Path(f"{path}.nii.gz")
     return write_pages(
-        Path(f"{path}.tif" if Path(source).suffix.lower() in (".tif", ".tiff") else f"{path}.png"), shown
+        Path(f"{path}.tif" if Path(source).suffix.lower() in (".tif", ".tiff") else f"{path}.png"), pages
     )
 
 
 def write_pages(path: Path, pages: list[np.ndarray]) -> Path:
-    """Write uint8 pages (H, W), of which a PNG has one, atomically; return the path."""
+    """Write pages (H, W), uint8 or uint16, of which a PNG has one, atomically; return the path."""
     with atomic(path) as temporary:
         temporary.write_bytes(cv2.imencodemulti(path.suffix, pages)[1].tobytes())
     return path

@@ -9,16 +9,19 @@ import hashlib
 import io
 import itertools
 import logging
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import imagecodecs
 import numpy as np
 
 from images import Scan, UserError, atomic, check_size, is_dicom
 
+T = TypeVar("T")
 GZIP = b"\x1f\x8b"
 VERSION = "1"  # of this software, in the files that it writes
 SLICES = {0: (0, 2, 1), 1: (1, 2, 0), 2: (2, 1, 0)}  # which of x, y, z slices, rows and columns are
@@ -27,7 +30,7 @@ JPEG_COLOURS = {"RGB": "RGB", "YBR_FULL": "YCBCR", "YBR_FULL_422": "YCBCR"}
 
 def brief(error: Exception) -> str:
     """Shorten what another library said to its first line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    return textwrap.shorten(f"{type(error).__name__}: {error}".splitlines()[0], 160, placeholder=" …")
 
 
 def decode(content: bytes) -> Scan:
@@ -245,9 +248,9 @@ def sort_series(headers: Sequence[Any]) -> tuple[list[int], float | None]:
     if len(steps) and steps.min() < 1e-3:
         raise UserError("two files of the series show the same place; expected each once")
     if len(steps) and steps.max() > 1.5 * steps.min():
-        raise UserError(
-            f"slices {steps.min():.3g} to {steps.max():.3g} mm apart; expected even steps: is a file missing?"
-        )
+        before = headers[order[int(np.argmax(steps))]].get("InstanceNumber")
+        apart = f"slices are {steps.min():.3g} to {steps.max():.3g} mm apart, the widest gap after number {before}"
+        raise UserError(f"{apart}; expected even steps: is a file missing?")
     return order, float(np.median(steps)) if len(steps) else None
 
 
@@ -258,26 +261,39 @@ def series_files(folder: str | Path) -> list[Path]:
 
 
 def is_one_volume(files: Sequence[Path]) -> bool:
-    """Tell whether DICOM files are the slices of one series: several, each with its place in the patient."""
+    """Tell whether DICOM files are the slices of one series, not images of their own.
+
+    Raises UserError for slices of several series.
+    """
     import pydicom
 
-    series = set()
+    slices: Counter[str] = Counter()
     for file in files:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        series.add(header.get("SeriesInstanceUID"))
-        if len(series) > 1 or len(_numbers(header, "ImagePositionPatient")) != 3:
+        if len(_numbers(header, "ImagePositionPatient")) != 3:
             return False
-    return len(files) > 1
+        slices[str(header.get("SeriesInstanceUID"))] += 1
+    if len(slices) > 1 and max(slices.values()) > 1:
+        counts = ", ".join(map(str, slices.values()))
+        raise UserError(f"{len(slices)} series, of {counts} files; expected one: put each in a folder of its own")
+    return len(files) > 1 and len(slices) == 1
 
 
-def decode_series(contents: Sequence[bytes]) -> Scan:
-    """Decode the files of a DICOM series, a slice each: one volume. Raises UserError."""
+def decode_series(contents: Sequence[bytes], names: Sequence[str] = ()) -> Scan:
+    """Decode the files of a DICOM series, a slice each: one volume. Raises UserError, naming the file by `names`."""
     if not contents:
         raise UserError("a folder without DICOM files; expected those of one series")
-    headers = [read_dicom_header(content) for content in contents]
+
+    def named(read: Callable[[bytes], T], i: int) -> T:
+        try:
+            return read(contents[i])
+        except UserError as error:
+            raise UserError(f"{names[i] if names else f'file {i + 1}'}: {error}") from None
+
+    headers = [named(read_dicom_header, i) for i in range(len(contents))]
     order, step = sort_series(headers)
     check_size(sum(map(promised, headers)))
-    scans = [decode_dicom(contents[i]) for i in order]
+    scans = [named(decode_dicom, i) for i in order]
     if any(scan.pixels.shape != scans[0].pixels.shape for scan in scans):
         raise UserError("the files of the series have different numbers of frames or colours")
     spacing = scans[0].spacing_mm
@@ -380,7 +396,7 @@ def decode_nifti(content: bytes) -> Scan:
 
 
 def write_nifti(path: Path, ids: np.ndarray, source: bytes) -> None:
-    """Write a mask (S, H, W) of `decode_nifti`'s slices with the affine, shape and codes of the file it came from."""
+    """Write a mask (S, H, W), uint8 or uint16, of `decode_nifti`'s slices with the affines and shape of its file."""
     import nibabel
     from nibabel import orientations
 
@@ -388,9 +404,9 @@ def write_nifti(path: Path, ids: np.ndarray, source: bytes) -> None:
     axis, _, back = nifti_turns(image)
     voxels = orientations.apply_orientation(from_slices(ids, axis), back).reshape(image.shape)
     header = image.header.copy()  # both of its affines are kept
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(ids.dtype)
     header.set_slope_inter(1, 0)
-    mask = nibabel.Nifti1Image(voxels.astype(np.uint8), image.affine, header)
+    mask = nibabel.Nifti1Image(voxels, image.affine, header)
     with atomic(path) as temporary:
         temporary.write_bytes(gzip.compress(mask.to_bytes()) if path.name.endswith(".gz") else mask.to_bytes())
 

@@ -284,15 +284,16 @@ def segment_files(
     """
     paths, problems = list_inputs(Path(source))
     check_output([Path(output), Path(output) / "panels"], paths)
-    names, window = members[0][1]["classes"], members[0][1].get("window", "")
+    facts = members[0][1]
+    names, window, levels = facts["classes"], facts.get("window", ""), facts.get("mask_values", ())
     for chunk in read_each(paths, lambda path: path, lambda path: data.read_input(path, window), config.batch_size):
         good = split_errors(chunk, problems)
         results = segment(members, [scan for _, scan in good], config)
         for path, scan in good:
-            found = collect(results, len(scan.pixels), members[0][1])
+            found = collect(results, len(scan.pixels), facts)
             place, stem = Path(output), images.stem(path)
             try:
-                images.write_mask(place / stem, found.ids, names, path)
+                images.write_mask(place / stem, found.ids, names, path, levels)
             except UserError as error:
                 problems.append(f"{path}: {error}")
             parts = {"prediction": found.ids}
@@ -312,12 +313,13 @@ def list_inputs(source: Path) -> tuple[list[Path], list[str]]:
     """List the images of a file or folder, one per stem, and the problems. Raises UserError if there are none."""
     if not source.exists():
         raise UserError(f"{source} does not exist; --input takes an image file or a folder of them")
-    if source.is_file() or images.is_one_volume(source):
+    if source.is_file() or data.read_named(source, images.is_one_volume):
         return [source], []
     problems: list[str] = []
     paths = list(data.by_stem(source, "", problems).values())
     if not paths:
-        raise UserError(f"{source} has no image; expected files ending in {' '.join(images.SUFFIXES)}")
+        below = next((f", but {path.parent} has" for path in sorted(source.rglob("*")) if images.is_image(path)), "")
+        raise UserError(f"{source} has no image{below}; expected files ending in {' '.join(images.SUFFIXES)}")
     return paths, problems
 
 
@@ -361,7 +363,8 @@ def main(config: Config) -> None:
     if config.input:
         output = Path(config.output or "results/masks")
         problems = segment_files(members, config.input, output, config)
-        print(f"masks in {output}, panels in {output / 'panels'}")
+        if output.is_dir():
+            print(f"masks in {output}, panels in {output / 'panels'}")
     else:
         output = Path(config.output or "results")
         pairs, problems = pairs_to_score(config)

@@ -104,7 +104,7 @@ def test_left_and_right_are_merged_or_kept(phantoms):
     swapped = data.read_ids(pairs[0], ["right lung", "left lung"])
     np.testing.assert_array_equal(swapped == 2, left)  # the name decides, not the order
     for names in (["lung", "heart"], ["left", "right", "heart"]):
-        with pytest.raises(UserError, match="masks of .*; expected one class, or l"):
+        with pytest.raises(UserError, match="folders of masks for .*; --classes names l"):
             data.read_ids(pairs[0], names)
 
 
@@ -113,7 +113,7 @@ def test_class_ids_up_to_the_number_of_names(discs):
     images.write(path, (images.read(path)[..., 0] > 0).astype(np.uint8) * 3)
     pair = data.find_pairs(discs)[0][0]
     assert set(np.unique(data.read_ids(pair, ["a", "b", "c"]))) == {0, 3}
-    with pytest.raises(UserError, match=r"values 0, 3; expected class ids 0\.\.2"):
+    with pytest.raises(UserError, match=r"values 0, 3; expected 0, 1, 2, the values of --classes"):
         data.read_ids(pair, ["a", "b"])
 
 
@@ -123,7 +123,8 @@ def test_mask_values_of_other_kinds_are_refused_with_advice(discs):
     ids = np.random.default_rng(0).integers(0, 3, images.read(path).shape[:2])
     images.write(path, ids.astype(np.uint8))
     with pytest.raises(
-        UserError, match=r"values 0, 1, 2; expected 0/255 or 0/1 \(if they are class ids, name the classes"
+        UserError,
+        match=r"values 0, 1, 2; expected 0/255 or 0/1 \(if these are classes, name them: --classes \"NAME1=1,NAME2=2\"",
     ):
         data.read_ids(pair, ["one"])
     for values, dtype in ((ids - 1, np.int32), (ids * 0.85, np.float32)):
@@ -180,8 +181,26 @@ def test_each_class_may_have_a_folder_and_the_last_named_wins_what_is_of_both(di
         assert set(np.unique(data.read_ids(pair, ["either"]))) == {0, 1}
     data.write_split(tmp_path / "split.csv", pairs, ["train"] * len(pairs))
     assert data.read_split(tmp_path / "split.csv")[0] == [data.Pair(pair.image, pair.masks) for pair in pairs]
-    with pytest.raises(UserError, match="masks of cyst, kidney; expected one class, or kidney, stone"):
+    with pytest.raises(
+        UserError, match="folders of masks for cyst, kidney; --classes names kidney, stone, or one for all"
+    ):
         data.read_ids(pairs[0], ["kidney", "stone"])
+
+
+def test_class_folders_that_become_one_class_are_told(discs, tmp_path, capsys):
+    write_class_folders(discs, ["kidney", "cyst"])
+    data.load_checked(discs, data.Recipe(["x"], (32, 32)))
+    said = 'the masks of cyst, kidney become one class; --classes "cyst,kidney" keeps them apart'
+    assert said in capsys.readouterr().out
+    data.check(discs, output=tmp_path / "page")
+    assert said in capsys.readouterr().out
+    data.load_checked(discs, data.Recipe(["kidney", "cyst"], (32, 32)))
+    assert "become one" not in capsys.readouterr().out
+
+
+def test_a_window_that_shows_nothing_is_told(discs):
+    with pytest.raises(UserError, match=r"disc00\.png: nothing is seen in window 900,10 of grey levels \d+ to \d+"):
+        data.load_checked(discs, data.Recipe(["x"], (32, 32), window="900,10"))
 
 
 def test_classes_may_be_grey_levels(discs):

@@ -244,7 +244,9 @@ def test_a_lost_slice_is_told(series):
     ct_slice(20, 9, uids | {"FrameOfReferenceUID": pydicom.uid.generate_uid()}).save_as(
         series / "IM9", enforce_file_format=True
     )
-    with pytest.raises(UserError, match="slices 2.5 to 10 mm apart; expected even steps: is a file missing"):
+    with pytest.raises(
+        UserError, match="slices are 2.5 to 10 mm apart, the widest gap after number 0; expected even steps"
+    ):
         images.read_scan(series)
 
 
@@ -258,6 +260,31 @@ def test_what_lies_beside_a_series_is_left_alone(series, tmp_path):
     found = data.by_stem(tmp_path / "images", "", problems)
     assert list(found) == ["1.2.840.1.1", "1.2.840.1.2"] and problems == []
     assert images.read_scan(found["1.2.840.1.1"]).pixels.shape == (4, 20, 24, 1)
+
+
+def test_a_damaged_slice_is_named(series):
+    whole = (series / "IM2").read_bytes()
+    (series / "IM2").write_bytes(whole[: len(whole) - 500])
+    with pytest.raises(UserError, match="IM2: its pixels cannot be decoded"):
+        images.read_scan(series)
+
+
+def test_slices_of_two_series_in_a_folder_are_refused(series):
+    ct_slice(99, 9, {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4"}).save_as(
+        series / "scout", enforce_file_format=True
+    )
+    with pytest.raises(UserError, match="2 series, of 4, 1 files; expected one: put each in a folder of its own"):
+        predict.list_inputs(series)
+
+
+def test_masks_have_the_values_that_the_training_masks_had(tmp_path):
+    ids = np.zeros((3, 20, 24), np.uint8)
+    ids[1, 5:9], ids[2, 3:4] = 1, 2
+    nibabel.save(nibabel.Nifti1Image(np.zeros((24, 20, 3)), np.eye(4)), tmp_path / "a.nii")
+    tifffile.imwrite(tmp_path / "a.tif", ids, photometric="minisblack")
+    for source, levels in itertools.product(("a.nii", "a.tif"), ([63, 126], [300, 2])):
+        made = images.write_mask(tmp_path / "mask", ids, ["x", "y"], tmp_path / source, levels)
+        np.testing.assert_array_equal(images.read_mask_scan(made), np.array([0, *levels])[ids])
 
 
 def test_a_folder_of_slices_is_one_volume_and_one_of_images_is_not(series, tmp_path):
