@@ -60,6 +60,6 @@ def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> float:
 if __name__ == "__main__":
     import tyro
 
-    from utils import run_cli
+    from cli import run_cli
 
     run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"memory": memory}, description=__doc__))

@@ -724,6 +724,6 @@ def download(
 
 
 if __name__ == "__main__":
-    from utils import run_cli
+    from cli import run_cli
 
     run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"check": check, "download": download}, description=__doc__))

@@ -238,7 +238,7 @@ def uncertainty(run: Path) -> None:
 if __name__ == "__main__":
     import tyro
 
-    from utils import GOES_ON, run_cli
+    from cli import GOES_ON, run_cli
 
     commands = {"ablation": ablation, "few": few, "corruptions": corrupted, "uncertainty": uncertainty}
     run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__), GOES_ON)

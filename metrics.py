@@ -260,6 +260,6 @@ def _read_metrics(path: Path) -> pd.DataFrame:
 if __name__ == "__main__":
     import tyro
 
-    from utils import run_cli
+    from cli import run_cli
 
     run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"compare": compare}, description=__doc__))

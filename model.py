@@ -302,6 +302,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from utils import run
+    from cli import run
 
     run(main, Config)

@@ -289,6 +289,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from utils import run  # here, because only the script needs it and `images` and `phantom` load no Keras
+    from cli import run  # here, because only the script needs it
 
     run(main, Config)

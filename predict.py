@@ -25,6 +25,7 @@ import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
+import cli
 import data
 import draw
 import images
@@ -384,4 +385,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    cli.run(main, Config)

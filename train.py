@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 import augment
+import cli
 import data
 import draw
 import images
@@ -366,4 +367,4 @@ def train(config: Config) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    utils.run(train, Config, utils.GOES_ON)
+    cli.run(train, Config, cli.GOES_ON)

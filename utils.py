@@ -1,59 +1,26 @@
-"""What the scripts share: the command line's manners, precision, and the model file.
+"""What the scripts share: precision, and the model file.
 
 A model file is plain HDF5 as Keras writes it (architecture and weights, in float32), with one more attribute, `facts`:
 JSON that says how to use it (input size, channels, preparation, class names, threshold, versions, validation Dice).
 """
 
 import json
-import logging
 import os
 import platform
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import h5py
 import keras
 import numpy as np
-import tyro
 
 import images
 from images import UserError
 
-T = TypeVar("T")
-GOES_ON = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-
-
-def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
-    """Run a script: exit 0 when done, 2 with a message on the user's mistake, 130 on Ctrl-C; our faults trace back.
-
-    on_stop: what to say more after "stopped".
-    """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras would have us give up HDF5
-    try:
-        call()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\nstopped{on_stop}", file=sys.stderr)
-        sys.exit(130)
-
-
-def run(main: Callable[[T], Any], config_class: type[T], on_stop: str = "") -> None:
-    """Make a dataclass the command line of `main`: a flag per field, its comment as help; see `run_cli`."""
-    description = sys.modules[main.__module__].__doc__
-    run_cli(lambda: main(tyro.cli(config_class, description=description)), on_stop)
 
 
 # --------------------------------------------------------------------------------------------------------- precision

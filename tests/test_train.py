@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+import cli
 import data
 import predict
 import train
@@ -293,7 +294,7 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
     for argument, code in (("--help", 0), ("--epoch-count", 2)):
         monkeypatch.setattr(sys, "argv", ["train.py", argument])
         with pytest.raises(SystemExit) as caught:
-            utils.run(train.train, Config)
+            cli.run(train.train, Config)
         assert caught.value.code == code
     said = capsys.readouterr()
     assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err

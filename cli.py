@@ -1,0 +1,40 @@
+"""The manners of every script's command line: flags from a dataclass, messages instead of tracebacks, exit codes."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from images import UserError
+
+T = TypeVar("T")
+GOES_ON = "; the same command goes on from here"
+
+
+def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
+    """Run a script: exit 0 when done, 2 with a message on the user's mistake, 130 on Ctrl-C; our faults trace back.
+
+    on_stop: what to say more after "stopped".
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras would have us give up HDF5
+    try:
+        call()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nstopped{on_stop}", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(main: Callable[[T], Any], config_class: type[T], on_stop: str = "") -> None:
+    """Make a dataclass the command line of `main`: a flag per field, its comment as help; see `run_cli`."""
+    description = sys.modules[main.__module__].__doc__
+    run_cli(lambda: main(tyro.cli(config_class, description=description)), on_stop)
