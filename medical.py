@@ -415,7 +415,14 @@ def write_nifti(path: Path, ids: np.ndarray, source: bytes) -> None:
 
 
 def write_seg(path: Path, ids: np.ndarray, names: Sequence[str], contents: Sequence[bytes]) -> None:
-    """Write class ids (S, H, W) as a DICOM segmentation (one segment per class) that refers to its source's files.
+    """Write `encode_seg`'s file."""
+    content = encode_seg(ids, names, contents)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encode_seg(ids: np.ndarray, names: Sequence[str], contents: Sequence[bytes]) -> bytes:
+    """Make of class ids (S, H, W) a DICOM segmentation (one segment per class) that refers to its source's files.
 
     Raises UserError if the source lacks what DICOM wants of it.
     """
@@ -454,8 +461,9 @@ def write_seg(path: Path, ids: np.ndarray, names: Sequence[str], contents: Seque
         )
         segmentation.decode()  # the source's names, before
         segmentation.SpecificCharacterSet = "ISO_IR 192"  # which has the classes' names too
-        with atomic(path) as temporary:
-            segmentation.save_as(temporary)
+        buffer = io.BytesIO()
+        segmentation.save_as(buffer)
+        return buffer.getvalue()
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"no DICOM segmentation can refer to it ({brief(error)})") from error
 

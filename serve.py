@@ -1,0 +1,316 @@
+"""Serve a model: `python serve.py` offers export/unet.onnx over HTTP on this machine (run `python export.py` first).
+
+    POST /v1/segment                 an image file → its mask: PNG, or by Accept JSON (COCO RLE), GeoJSON, DICOM SEG
+    GET  /v1/model                   what is served
+    POST /v2/models/unet/infer       Open Inference Protocol v2, JSON and binary tensors (clients of Triton, KServe)
+    POST /v1/models/unet:predict     TensorFlow Serving's REST
+    POST /invocations, GET /ping     SageMaker; Vertex AI's routes follow its variables AIP_PREDICT_ROUTE and so on
+    GET  /                           a page to drop an image on
+    GET  /livez, /readyz, /metrics   for orchestrators and Prometheus
+
+Needs `pip install -r requirements-serve.txt`. Nothing is stored, and nothing of an image or its name is logged.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import numpy as np
+import uvicorn
+from fastapi import Request, Response
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.responses import FileResponse
+
+import images
+from images import Scan, UserError
+from serving import engine, guard, masks, tensors
+from serving.problems import Problem
+
+VERSION = "1"
+ANSWERS = ("image/png", "application/json", "application/geo+json", "application/dicom")
+OPEN = (
+    "/",
+    "/app.js",
+    "/style.css",
+    "/livez",
+    "/readyz",
+    "/ping",
+    "/v2/health/live",
+    "/v2/health/ready",
+)  # no key, never refused
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the service runs."""
+
+    model: str = "export/unet.onnx"  # beside its manifest.json
+    host: str = "127.0.0.1"  # another address needs keys and TLS
+    port: int = 8080
+    keys: str = ""  # file with a line per API key: its SHA-256 in hex
+    tls_cert: str = ""  # PEM files for HTTPS
+    tls_key: str = ""
+    client_ca: str = ""  # PEM file: only clients with a certificate of this authority are let in
+    insecure: bool = False  # serve other addresses without keys or TLS: behind a proxy that has both
+    max_body_mb: float = 64  # of a request, in 2**20 bytes
+    max_decoded_mb: float = 512  # of its decoded image
+    max_batch: int = 8  # images that are computed together, and at most in one tensor request
+    wait_ms: float = 2  # for others to compute together with
+    room: int = 64  # requests at a time; more are answered 503
+    timeout_s: float = 30  # for a request, then 504
+    threads: int = 0  # of an inference; 0 takes every core
+    drain_s: float = 5  # after SIGTERM /readyz says 503 for so long before connections are refused
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for what would be unsafe or cannot work."""
+    for name in ("max_body_mb", "max_decoded_mb", "max_batch", "room", "timeout_s"):
+        if not getattr(config, name) > 0:
+            raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
+    if bool(config.tls_cert) != bool(config.tls_key) or (config.client_ca and not config.tls_cert):
+        raise UserError("--tls-cert and --tls-key belong together, and --client-ca needs both")
+    try:
+        local = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
+    except ValueError:
+        local = False
+    if not local and not config.insecure and not (config.keys and config.tls_cert):
+        raise UserError(
+            f"host {config.host} is open to others; expected --keys and --tls-cert, or --insecure behind a proxy"
+        )
+
+
+class Service:
+    """A loaded network, its batcher, and whether it takes requests."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.network = engine.load(Path(config.model), config.threads)
+        self.metrics = guard.Metrics(self.network.sha256)
+        self.batcher = engine.Batcher(
+            self.network.run, config.max_batch, config.wait_ms / 1000, config.room, self.metrics.batch
+        )
+        self.ready = False
+        self.decoding = asyncio.Semaphore(max(1, (os.cpu_count() or 2) // 2))
+
+    async def warm_up(self) -> None:
+        """Run the network once; from then on the service is ready."""
+        await self.batcher(np.zeros((1, *self.network.input_shape), np.float32))
+        self.ready = True
+
+    async def in_thread(self, call: Any, *args: Any) -> Any:
+        """Do what takes a while beside the event loop; our errors become 400."""
+        async with self.decoding:
+            try:
+                return await asyncio.to_thread(call, *args)
+            except UserError as error:
+                raise Problem(400, str(error)) from None
+
+    async def segment(self, content: bytes) -> tuple[Scan, engine.Found]:
+        """Find the mask of an image file."""
+        scan = await self.in_thread(images.decode_scan, content)
+        prepared = await self.in_thread(self.network.prepare, scan)
+        probs = await self.batcher(prepared[None])
+        found = await self.in_thread(self.network.decide, probs[0], scan.pixels.shape[1:3])
+        self.metrics.seen(float(prepared.mean()), float((found.ids > 0).mean()), found.confidence)
+        return scan, found
+
+
+def choose_answer(accept: str) -> str:
+    """Choose the answer's kind by the header Accept, in its order. Raises Problem 406."""
+    for part in accept.split(","):
+        kind = part.partition(";")[0].strip().lower()
+        if kind in ANSWERS:
+            return kind
+        if kind in ("*/*", "image/*", ""):
+            return ANSWERS[0]
+    raise Problem(406, f"expected Accept to be one of {', '.join(ANSWERS)}")
+
+
+async def read_image(request: Request) -> bytes:
+    """Read the image file from a raw body, or from the only file of a form. Raises Problem."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        return await request.body()
+    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=0)
+    parser.spool_max_size = 2**62  # keeps files in memory: none on the disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError):
+        raise Problem(400, "a malformed form; expected one file") from None
+    files = [value for value in form.values() if not isinstance(value, str)]
+    if len(files) != 1:
+        raise Problem(400, f"{len(files)} files in the form; expected one")
+    return await files[0].read()
+
+
+def page(name: str) -> Callable[[], Response]:
+    """Make the route of a file in web/."""
+
+    def get() -> Response:
+        return FileResponse(Path(__file__).with_name("web") / name)
+
+    return get
+
+
+def make_app(config: Config) -> fastapi.FastAPI:
+    """Build the application. Raises UserError if the model cannot be loaded."""
+    service = Service(config)
+    network = service.network
+    names = network.facts["classes"]
+    images.MAX_BYTES = int(config.max_decoded_mb * 2**20)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        await service.warm_up()
+        yield
+        service.ready = False
+        await service.batcher.stop()
+
+    app = fastapi.FastAPI(title="U-Net segmentation", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+
+    @app.exception_handler(HTTPException)
+    async def elsewhere(request: Request, error: HTTPException) -> Response:
+        raise Problem(error.status_code, "no such route, or not with this method; GET /openapi.json lists them")
+
+    async def segment(request: Request) -> Response:
+        kind = choose_answer(request.headers.get("accept", ""))
+        content = await read_image(request)
+        scan, found = await service.segment(content)
+        if kind == "image/png":
+            areas = masks.describe(found.ids, names, scan.spacing_mm)
+            headers = {"X-Areas": guard.compact(areas), "X-Confidence": f"{found.confidence:.4f}"}
+            return Response(masks.to_png(found.ids, names), media_type=kind, headers=headers)
+        if kind == "application/dicom":
+            return Response(await service.in_thread(masks.to_seg, found.ids, names, content), media_type=kind)
+        write = masks.to_json if kind == "application/json" else masks.to_geojson
+        answer = write(found.ids, names, scan.spacing_mm, found.confidence)
+        return Response(guard.compact(answer), media_type=kind)
+
+    async def infer(request: Request) -> Response:
+        length = request.headers.get("inference-header-content-length")
+        content = await request.body()
+        asked = await service.in_thread(tensors.read_request, content, length, network, config.max_batch)
+        probs = await service.batcher(asked.batch)
+        body, headers = await service.in_thread(tensors.write_answer, probs, asked, network, VERSION)
+        return Response(body, headers=headers)
+
+    async def predict(request: Request) -> Response:
+        content = await request.body()
+        batch, by_row = await service.in_thread(tensors.read_instances, content, network, config.max_batch)
+        probs = await service.batcher(batch)
+        return Response(
+            await service.in_thread(tensors.write_predictions, probs, by_row), media_type="application/json"
+        )
+
+    def model() -> dict[str, Any]:
+        shown = ("classes", "image_size", "channels", "preparation", "threshold", "window", "mirror")
+        return {"name": tensors.MODEL, "version": VERSION, "sha256": network.sha256} | {
+            name: network.facts[name] for name in shown if name in network.facts
+        }
+
+    def live() -> dict[str, bool]:
+        return {"live": True}
+
+    def ready() -> dict[str, bool]:
+        if not service.ready:
+            raise Problem(503, "not ready", Retry_After="1")
+        return {"ready": True}
+
+    def server() -> dict[str, Any]:
+        return {"name": "unet", "version": VERSION, "extensions": ["binary_tensor_data"]}
+
+    def metadata() -> dict[str, Any]:
+        return tensors.metadata(network, VERSION)
+
+    def status() -> dict[str, Any]:
+        state = {"version": VERSION, "state": "AVAILABLE" if service.ready else "LOADING"}
+        return {"model_version_status": [state | {"status": {"error_code": "OK", "error_message": ""}}]}
+
+    def metrics() -> Response:
+        return Response(service.metrics.exposition(service.batcher.pending), media_type="text/plain; version=0.0.4")
+
+    here = f"/v2/models/{tensors.MODEL}"
+    for path, method, call in (
+        ("/v1/segment", "POST", segment),
+        ("/invocations", "POST", segment),
+        ("/v1/model", "GET", model),
+        ("/livez", "GET", live),
+        ("/readyz", "GET", ready),
+        ("/ping", "GET", ready),
+        ("/metrics", "GET", metrics),
+        ("/v2", "GET", server),
+        ("/v2/health/live", "GET", live),
+        ("/v2/health/ready", "GET", ready),
+        (here, "GET", metadata),
+        (f"{here}/ready", "GET", ready),
+        (f"{here}/infer", "POST", infer),
+        (f"{here}/versions/{VERSION}", "GET", metadata),
+        (f"{here}/versions/{VERSION}/ready", "GET", ready),
+        (f"{here}/versions/{VERSION}/infer", "POST", infer),
+        (f"/v1/models/{tensors.MODEL}", "GET", status),
+        (f"/v1/models/{tensors.MODEL}:predict", "POST", predict),
+        (os.environ.get("AIP_HEALTH_ROUTE", ""), "GET", ready),
+        (os.environ.get("AIP_PREDICT_ROUTE", ""), "POST", predict),
+    ):
+        if path:
+            app.add_api_route(path, call, methods=[method], response_model=None)
+    for name in ("index.html", "app.js", "style.css"):
+        route = "/" if name == "index.html" else f"/{name}"
+        app.add_api_route(route, page(name), methods=["GET"], response_model=None, include_in_schema=False)
+    open_paths = (*OPEN, os.environ.get("AIP_HEALTH_ROUTE") or "/livez")
+    keys = guard.read_keys(Path(config.keys)) if config.keys else None
+    app.add_middleware(
+        guard.Guard,
+        metrics=service.metrics,
+        keys=keys,
+        open_paths=open_paths,
+        max_body=int(config.max_body_mb * 2**20),
+        room=config.room,
+        timeout_s=config.timeout_s,
+    )
+    return app
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that says "not ready" for a while before it refuses connections."""
+
+    def __init__(self, settings: uvicorn.Config, service: Service) -> None:
+        super().__init__(settings)
+        self.service = service
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Drain: load balancers notice /readyz first."""
+        self.service.ready = False
+        await asyncio.sleep(self.service.config.drain_s)
+        await super().shutdown(sockets)
+
+
+def serve(config: Config) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises UserError."""
+    check_config(config)
+    app = make_app(config)
+    tls = {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key} if config.tls_cert else {}
+    if config.client_ca:
+        import ssl
+
+        tls |= {"ssl_ca_certs": config.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    settings = uvicorn.Config(
+        app, config.host, config.port, access_log=False, server_header=False, log_level="warning", **tls
+    )
+    print(f"http{'s' if tls else ''}://{config.host}:{config.port} serves {config.model}; Ctrl-C ends it", flush=True)
+    Server(settings, app.state.service).run()
+
+
+if __name__ == "__main__":
+    from cli import run
+
+    run(serve, Config)

@@ -1,0 +1,171 @@
+"""Run the exported network: verify and load it, gather requests into batches, prepare images, decide masks."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import images
+from images import Scan, UserError
+
+
+class Busy(Exception):
+    """The queue is full: try again later."""
+
+
+class Found(NamedTuple):
+    """What is found in one image."""
+
+    ids: np.ndarray  # (H, W) uint8 class ids, at the image's own size
+    confidence: float  # mean probability of what was decided
+
+
+@dataclass(frozen=True)
+class Network:
+    """The exported network and what a user of it must know."""
+
+    session: Any  # an onnxruntime.InferenceSession
+    facts: dict[str, Any]  # of the model file, see `utils.make_facts`
+    sha256: str
+    input_name: str
+    input_shape: tuple[int, ...]  # (H, W, C)
+    output_name: str
+    output_channels: int
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """Compute probabilities (N, H, W, K) of prepared images (N, H, W, C) float32."""
+        return self.session.run([self.output_name], {self.input_name: batch})[0]
+
+    def prepare(self, scan: Scan) -> np.ndarray:
+        """Make the network's input (H, W, C) of a scan of one slice. Raises UserError."""
+        if len(scan.pixels) != 1:
+            raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
+        window = self.facts.get("window", "")
+        prepared = images.prepare_scan(scan, self.input_shape[:2], self.facts["channels"], window)
+        return prepared[0].astype(np.float32) / 255
+
+    def decide(self, probs: np.ndarray, shape: tuple[int, int]) -> Found:
+        """Decide the mask of an image of `shape` (H, W) from its probabilities (h, w, K)."""
+        whole = images.restore(probs, shape)
+        ids = images.to_ids(whole, self.facts["threshold"])
+        ids = images.clean(ids, self.facts["clean"]) if self.facts.get("clean") else ids
+        sure = np.where(ids > 0, whole[..., 0], 1 - whole[..., 0]) if whole.shape[-1] == 1 else whole.max(-1)
+        return Found(ids, float(sure.mean()))
+
+
+def load(path: Path, threads: int = 0) -> Network:
+    """Load an ONNX file that `export.py` wrote, if its checksum is that of the manifest beside it.
+
+    threads: of one inference; 0 takes every core. Raises UserError.
+    """
+    import onnxruntime
+
+    try:
+        content = path.read_bytes()
+        manifest = json.loads(path.with_name("manifest.json").read_text())
+        expected = manifest["sha256"][path.name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} and its manifest.json cannot be read ({error}); run `python export.py`") from None
+    found = hashlib.sha256(content).hexdigest()
+    if not hmac.compare_digest(found, str(expected)):
+        raise UserError(f"{path} has checksum {found}; its manifest says {expected}. It was changed: export it anew")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"{path} is no network that ONNX Runtime loads ({error})") from None
+    entry, output = session.get_inputs()[0], session.get_outputs()[0]
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    if facts.get("preparation") != images.PREPARATION:
+        raise UserError(f"{path} expects images prepared by {facts.get('preparation')!r}, not {images.PREPARATION!r}")
+    return Network(session, facts, found, entry.name, tuple(entry.shape[1:]), output.name, output.shape[-1])
+
+
+class Batcher:
+    """Gather inputs of several requests for at most `wait_s` seconds, at most `most` of them, and run them together.
+
+    One thread runs the network, so the event loop never waits. `room` inputs may wait; one more raises Busy. What
+    nobody waits for any longer (its deadline passed) is not computed.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[np.ndarray], np.ndarray],
+        most: int = 8,
+        wait_s: float = 0.002,
+        room: int = 64,
+        observe: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self.run, self.most, self.wait_s, self.room, self.observe = run, most, wait_s, room, observe
+        self.waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future]] = asyncio.Queue()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self.task: asyncio.Task | None = None
+        self.pending = 0  # inputs that wait or are computed
+
+    def start(self) -> None:
+        """Begin to work, in the running event loop."""
+        self.task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Finish what waits, then end."""
+        while self.pending:
+            await asyncio.sleep(0.01)
+        if self.task:
+            self.task.cancel()
+        self.thread.shutdown()
+
+    async def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Compute probabilities (N, H, W, K) of prepared images (N, H, W, C). Raises Busy."""
+        if self.pending + len(batch) > max(self.room, len(batch)) and self.pending:
+            raise Busy
+        self.pending += len(batch)
+        future = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda _: self._done(len(batch)))
+        self.waiting.put_nowait((batch, future))
+        return await future
+
+    def _done(self, count: int) -> None:
+        self.pending -= count
+
+    async def _gather(self) -> list[tuple[np.ndarray, asyncio.Future]]:
+        """Take the first that waits, and what comes within `wait_s` after it."""
+        taken = [await self.waiting.get()]
+        end = time.monotonic() + self.wait_s
+        while sum(len(batch) for batch, _ in taken) < self.most:
+            try:
+                left = end - time.monotonic()
+                more = self.waiting.get_nowait() if left <= 0 else await asyncio.wait_for(self.waiting.get(), left)
+            except (asyncio.QueueEmpty, TimeoutError):
+                break
+            taken.append(more)
+        return [(batch, future) for batch, future in taken if not future.done()]
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            taken = await self._gather()
+            if not taken:
+                continue
+            start = time.monotonic()
+            try:
+                batch = np.concatenate([batch for batch, _ in taken])
+                results = await loop.run_in_executor(self.thread, self.run, batch)
+            except Exception as error:
+                for _, future in taken:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            self.observe(len(batch), time.monotonic() - start)
+            for batch, future in taken:
+                if not future.done():
+                    future.set_result(results[: len(batch)])
+                results = results[len(batch) :]

@@ -1,0 +1,20 @@
+"""Errors as RFC 9457 problem details, which quote nothing that a client sent."""
+
+import json
+from http import HTTPStatus
+
+
+class Problem(Exception):
+    """An answer that is not 200: the status, and what was found, expected, and to do."""
+
+    def __init__(self, status: int, detail: str, **headers: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def body_of(status: int, detail: str, request_id: str = "") -> bytes:
+    """Write application/problem+json; `error` is where the clients of v2 and TensorFlow Serving look."""
+    title = HTTPStatus(status).phrase
+    problem = {"type": "about:blank", "title": title, "status": status, "detail": detail, "error": detail}
+    return json.dumps(problem | ({"request_id": request_id} if request_id else {})).encode()

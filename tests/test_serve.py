@@ -1,0 +1,345 @@
+"""The service, as its clients see it: a real process on loopback, asked by curl-like requests and by real clients."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pydicom
+import pytest
+from conftest import ROOT
+from test_pacs import write_xray
+
+import data
+import export
+import images
+import metrics
+
+BOX = ROOT / "files" / "lungs.h5"
+HERE = "/v2/models/unet"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, phantoms):
+    """The model in the box, exported."""
+    folder = tmp_path_factory.mktemp("served") / "export"
+    export.export(export.Config(model=str(BOX), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=1))
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Running:
+    """A service in a process of its own."""
+
+    def __init__(self, exported: Path, folder: Path, *flags: str, scheme: str = "http", **client) -> None:
+        self.port, self.log = free_port(), folder / "log"
+        command = [sys.executable, ROOT / "serve.py", "--model", exported / "unet.onnx", "--port", str(self.port)]
+        environment = os.environ | {"TMPDIR": str(folder)}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--drain-s", "0", *flags], stdout=log, stderr=log, env=environment, cwd=folder
+            )
+        self.client = httpx.Client(base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=60, **client)
+        for _ in range(300):
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def stop(self) -> int:
+        self.client.close()
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def service(exported, tmp_path_factory):
+    running = Running(exported, tmp_path_factory.mktemp("service"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def xray(phantoms):
+    """A phantom's file and its lungs."""
+    pair = data.find_pairs(phantoms)[0][0]
+    return pair.image, data.read_ids(pair, ["lungs"])[0]
+
+
+def decode_rle(rle: dict) -> np.ndarray:
+    values = np.repeat(np.arange(len(rle["counts"])) % 2, rle["counts"])
+    return values.reshape(rle["size"], order="F").astype(np.uint8)
+
+
+def fill(feature: dict, shape: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    for part in feature["geometry"]["coordinates"]:
+        one = np.zeros(shape, np.uint8)
+        cv2.drawContours(one, [np.array(part[0])], -1, 1, cv2.FILLED)
+        for hole in part[1:]:
+            inner = np.zeros(shape, np.uint8)
+            cv2.drawContours(inner, [np.array(hole)], -1, 1, cv2.FILLED)
+            cv2.drawContours(inner, [np.array(hole)], -1, 0, 1)  # its ring is mask
+            one[inner > 0] = 0
+        mask |= one
+    return mask
+
+
+def test_a_mask_comes_in_every_form_and_is_that_of_predict(service, xray, script, tmp_path):
+    path, truth = xray
+    script(tmp_path, "predict.py", "--model", BOX, "--input", path, "--output", tmp_path / "out")
+    expected = images.read(tmp_path / "out" / f"{path.stem}.png")[..., 0] > 0
+    content = path.read_bytes()
+    png = service.client.post("/v1/segment", content=content)
+    assert png.status_code == 200 and png.headers["content-type"] == "image/png"
+    mask = images.decode(png.content)[..., 0] > 0
+    assert (mask == expected).mean() > 0.9999 and metrics.score_mask(truth, mask)["dice"] > 0.9
+    assert json.loads(png.headers["x-areas"])[0]["area_pixels"] == mask.sum()
+    form = service.client.post(
+        "/v1/segment", files={"image": ("a.png", content)}, headers={"Accept": "application/json"}
+    )
+    answer = form.json()
+    np.testing.assert_array_equal(decode_rle(answer["classes"][0]["rle"]), mask)
+    assert answer["classes"][0]["class"] == "lungs" and answer["classes"][0]["area_mm2"] is None
+    geo = service.client.post("/v1/segment", content=content, headers={"Accept": "application/geo+json"}).json()
+    np.testing.assert_array_equal(fill(geo["features"][0], mask.shape), mask)
+    assert service.client.post("/invocations", content=content).content == png.content  # SageMaker
+    assert service.client.get("/ping").status_code == 200
+
+
+def test_dicom_comes_back_as_a_segmentation_with_its_area(service, xray, tmp_path):
+    path, truth = xray
+    write_xray(tmp_path / "a.dcm", images.read(path)[..., 0])
+    content = (tmp_path / "a.dcm").read_bytes()
+    answer = service.client.post("/v1/segment", content=content, headers={"Accept": "application/dicom"})
+    made = pydicom.dcmread(io.BytesIO(answer.content))
+    assert made.Modality == "SEG" and metrics.score_mask(truth, made.pixel_array.squeeze())["dice"] > 0.9
+    told = service.client.post("/v1/segment", content=content, headers={"Accept": "application/json"}).json()
+    area = told["classes"][0]
+    assert area["area_mm2"] == pytest.approx(area["area_pixels"] * 0.7**2)
+    refused = service.client.post("/v1/segment", content=path.read_bytes(), headers={"Accept": "application/dicom"})
+    assert refused.status_code == 406 and refused.headers["content-type"] == "application/problem+json"
+
+
+def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
+    from tritonclient import http as triton
+
+    batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
+    expected = export.onnx_runner(exported / "unet.onnx")(batch)
+    client = triton.InferenceServerClient(f"127.0.0.1:{service.port}")
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("unet")
+    shown = client.get_model_metadata("unet")
+    assert shown["inputs"][0]["shape"] == [-1, 192, 192, 1] and shown["outputs"][0]["name"] == "probabilities"
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    for binary_in in (True, False):
+        for outputs in (None, [triton.InferRequestedOutput("probabilities", binary_data=not binary_in)]):
+            tensor = triton.InferInput(shown["inputs"][0]["name"], list(batch.shape), "FP32")
+            tensor.set_data_from_numpy(batch, binary_data=binary_in)
+            found = client.infer("unet", [tensor], outputs=outputs, request_id="7")
+            np.testing.assert_allclose(found.as_numpy("probabilities"), expected, atol=1e-6)
+            assert found.get_response()["id"] == "7"
+
+
+def test_tensorflow_servings_clients_are_answered(service, exported):
+    batch = np.random.default_rng(0).uniform(size=(2, 192, 192, 1)).astype(np.float32)
+    expected = export.onnx_runner(exported / "unet.onnx")(batch)
+    route = "/v1/models/unet:predict"
+    for body, key in (({"instances": batch.tolist()}, "predictions"), ({"inputs": batch.tolist()}, "outputs")):
+        answer = service.client.post(route, json=body)
+        np.testing.assert_allclose(answer.json()[key], expected, atol=1e-6)
+    assert service.client.get("/v1/models/unet").json()["model_version_status"][0]["state"] == "AVAILABLE"
+    assert "error" in service.client.post(route, json={"instances": [[1]]}).json()
+
+
+@pytest.mark.parametrize(
+    ("route", "content", "status"),
+    [
+        ("/v1/segment", b"", 400),
+        ("/v1/segment", b"no image", 400),
+        ("/v1/segment", cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes(), 400),
+        (f"{HERE}/infer", b"", 400),
+        (f"{HERE}/infer", b"[" * 200_000, 400),
+        (f"{HERE}/infer", b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,2],"data":[1]}]}', 400),
+        (f"{HERE}/infer", b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,192,192,1],"data":[1]}]}', 400),
+        (f"{HERE}/infer", b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1e9,192,192,1],"data":[]}]}', 400),
+        (f"{HERE}/infer", b'{"inputs":{}}', 400),
+        ("/v1/models/unet:predict", b'{"instances":[NaN]}', 400),
+        ("/v1/models/unet:predict", b'{"instances":[],"inputs":[]}', 400),
+        ("/v1/nothing", b"", 404),
+        ("/livez", b"", 405),
+    ],
+)
+def test_bad_requests_get_a_problem_and_no_traceback(service, route, content, status):
+    answer = service.client.post(route, content=content)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    told = answer.json()
+    assert told["status"] == status and told["detail"] and "Traceback" not in answer.text
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(exported, tmp_path):
+    running = Running(exported, tmp_path, "--max-body-mb", "1")
+    try:
+        assert running.client.post("/v1/segment", content=bytes(2**20 + 1)).status_code == 413
+        chunks = (bytes(2**18) for _ in range(6))
+        assert running.client.post("/v1/segment", content=chunks).status_code == 413
+        assert running.client.get("/readyz").status_code == 200
+    finally:
+        running.stop()
+
+
+def test_keys_are_asked_for_before_the_body(exported, tmp_path):
+    (tmp_path / "keys").write_text(f"# for tests\n{hashlib.sha256(b'open sesame').hexdigest()}\n")
+    running = Running(exported, tmp_path, "--keys", str(tmp_path / "keys"))
+    try:
+        with socket.create_connection(("127.0.0.1", running.port), 10) as raw:  # the body never comes
+            raw.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nX-API-Key: wrong\r\n\r\n")
+            assert raw.recv(100).startswith(b"HTTP/1.1 401")
+        assert running.client.get("/v1/model").status_code == 401
+        assert running.client.get("/metrics").status_code == 401
+        assert running.client.get("/livez").status_code == 200
+        for headers in ({"X-API-Key": "open sesame"}, {"Authorization": "Bearer open sesame"}):
+            assert running.client.get("/v1/model", headers=headers).status_code == 200
+    finally:
+        running.stop()
+
+
+def test_nothing_of_a_patient_is_left_anywhere(exported, tmp_path, xray):
+    running = Running(exported, tmp_path)
+    write_xray(tmp_path.parent / "sent.dcm", images.read(xray[0])[..., 0])
+    header = pydicom.dcmread(tmp_path.parent / "sent.dcm")
+    header.PatientName = header.PatientID = "Zebedee^Quux"
+    buffer = io.BytesIO()
+    header.save_as(buffer)
+    (tmp_path.parent / "sent.dcm").unlink()
+    contents = (buffer.getvalue(), b"Zebedee^Quux is no image", buffer.getvalue()[:3000])
+    try:
+        for content in contents:
+            for accept in ("application/json", "application/dicom"):
+                answer = running.client.post(
+                    "/v1/segment?name=Zebedee^Quux",
+                    files={"image": ("Zebedee^Quux.dcm", content)},
+                    headers={"Accept": accept, "X-Patient": "Zebedee^Quux"},
+                )
+                if answer.headers["content-type"] != "application/dicom":
+                    assert b"Zebedee" not in answer.content and b"Quux" not in answer.content
+        assert "Zebedee" not in running.client.get("/metrics").text
+    finally:
+        running.stop()
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"Zebedee" not in path.read_bytes(), path
+        assert "Zebedee" not in path.name
+
+
+def test_requests_together_get_the_answers_they_get_alone(service, phantoms):
+    contents = [path.read_bytes() for path in sorted((phantoms / "CXR_png").iterdir())[:6]]
+    alone = [service.client.post("/v1/segment", content=content).content for content in contents]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda content: service.client.post("/v1/segment", content=content), contents * 3))
+    for answer, expected in zip(answers, alone * 3, strict=True):
+        assert (images.decode(answer.content) == images.decode(expected)).mean() > 0.9999
+    assert "unet_batch_size_count" in service.client.get("/metrics").text
+
+
+def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp_path, xray):
+    running = Running(exported, tmp_path, "--room", "2")
+    content = xray[0].read_bytes()
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            jobs = [pool.submit(running.client.post, "/v1/segment", content=content) for _ in range(40)]
+            assert running.client.get("/livez").status_code == 200
+            answers = [job.result() for job in jobs]
+        codes = {answer.status_code for answer in answers}
+        assert codes == {200, 503}
+        assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
+        assert running.client.post("/v1/segment", content=content).status_code == 200
+    finally:
+        running.stop()
+
+
+def test_what_runs_is_finished_after_sigterm(exported, tmp_path, xray):
+    running = Running(exported, tmp_path, "--drain-s", "1")
+    answers = []
+    sender = threading.Thread(
+        target=lambda: answers.extend(
+            running.client.post("/v1/segment", content=xray[0].read_bytes()).status_code for _ in range(3)
+        )
+    )
+    sender.start()
+    time.sleep(0.05)
+    running.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert httpx.get(f"http://127.0.0.1:{running.port}/readyz").status_code == 503
+    sender.join()
+    assert answers == [200, 200, 200]
+    assert running.process.wait(30) in (0, -signal.SIGTERM)
+
+
+def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script):
+    for name in ("unet.onnx", "manifest.json"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    content = bytearray((tmp_path / "unet.onnx").read_bytes())
+    content[-100] ^= 1
+    (tmp_path / "unet.onnx").write_bytes(content)
+    done = script(tmp_path, "serve.py", "--model", "unet.onnx")
+    assert done.returncode == 2 and "It was changed: export it anew" in done.stderr
+    done = script(tmp_path, "serve.py", "--model", exported / "unet.onnx", "--host", "0.0.0.0")
+    assert done.returncode == 2 and "host 0.0.0.0 is open to others" in done.stderr
+    done = script(tmp_path, "serve.py", "--model", "nothing.onnx")
+    assert done.returncode == 2 and "run `python export.py`" in done.stderr
+
+
+def test_the_service_loads_no_keras():
+    code = "import sys, serve; sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'jax', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_tls_and_client_certificates(exported, tmp_path):
+    import ssl
+
+    import trustme
+
+    authority, stranger = trustme.CA(), trustme.CA()
+    cert, folder = authority.issue_cert("127.0.0.1"), tmp_path
+    cert.private_key_pem.write_to_path(folder / "key.pem")
+    cert.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+
+    def context(who: trustme.CA | None) -> ssl.SSLContext:
+        made = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        if who:
+            who.issue_cert("client@here").configure_cert(made)
+        return made
+
+    flags = ["--tls-cert", "cert.pem", "--tls-key", "key.pem", "--client-ca", "ca.pem"]
+    running = Running(exported, folder, *flags, scheme="https", verify=context(authority))
+    try:
+        for who in (None, stranger):
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"https://127.0.0.1:{running.port}/livez", verify=context(who))
+        old = context(authority)
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"https://127.0.0.1:{running.port}/livez", verify=old)
+        assert running.client.get("/livez").status_code == 200
+    finally:
+        running.stop()

@@ -1,0 +1,97 @@
+"""The page at /, in a real browser: an image is dropped in, its mask lies over it, nothing goes elsewhere."""
+
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from test_serve import Running, exported, xray  # noqa: F401 (fixtures)
+
+import images
+
+sync = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def page(exported, tmp_path_factory):  # noqa: F811
+    """The service's page in Chromium; its requests and complaints are kept in page.asked and page.said."""
+    chromium = shutil.which("chromium")
+    if not chromium:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium: apt-get install chromium")
+    running = Running(exported, tmp_path_factory.mktemp("page"))
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page()
+        page.asked, page.said = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.home = f"http://127.0.0.1:{running.port}/"
+        page.goto(page.home)
+        yield page
+        browser.close()
+    running.stop()
+
+
+def pixels(page) -> np.ndarray:
+    """Read the canvas: (H, W, 4)."""
+    flat, width = page.evaluate(
+        "() => { const c = document.getElementById('view'); const d = c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height); return [Array.from(d.data), c.width]; }"
+    )
+    return np.array(flat, np.uint8).reshape(-1, width, 4)
+
+
+def test_the_mask_lies_over_the_image(page, xray, tmp_path):  # noqa: F811
+    path, truth = xray
+    page.set_input_files("#file", path)
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.inner_text("#status") == "Done."
+    picture = images.read(path)[..., 0].astype(float)
+    page.fill("#opacity", "0")
+    page.dispatch_event("#opacity", "input")
+    np.testing.assert_allclose(pixels(page)[..., 0], picture, atol=2)
+    page.fill("#opacity", "100")
+    page.dispatch_event("#opacity", "input")
+    red = (np.abs(pixels(page)[..., :3].astype(int) - images.COLOURS[0]) < 3).all(-1)
+    assert 2 * (red & (truth > 0)).sum() / (red.sum() + (truth > 0).sum()) > 0.9
+    assert f"{red.sum()} pixels" in page.inner_text("#figures")
+    with page.expect_download() as download:
+        page.click("#download")
+    mask = (
+        images.read(download.value.path())[..., 0] > 0
+        if download.value.path().suffix
+        else cv2.imdecode(np.frombuffer(download.value.path().read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED) > 0
+    )
+    np.testing.assert_array_equal(mask, red)
+    shot = tmp_path / "page.png"
+    page.screenshot(path=shot, full_page=True)
+    assert images.read(shot).std() > 10
+
+
+def test_a_file_that_is_no_image_is_told(page, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    page.set_input_files("#file", tmp_path / "notes.png")
+    page.wait_for_selector("#status.error")
+    assert "Not done: unreadable" in page.inner_text("#status")
+    assert page.locator("#result").is_hidden()
+
+
+def test_nothing_is_asked_of_anyone_else_and_nothing_is_complained_of(page):
+    assert page.asked and all(url.startswith((page.home, "blob:" + page.home)) for url in page.asked)
+    assert not [line for line in page.said if "Content Security Policy" in line or "Uncaught" in line], page.said
+
+
+def test_it_works_by_keyboard_and_every_control_has_a_name(page):
+    names = page.evaluate(
+        "() => Array.from(document.querySelectorAll('input')).map(i => i.labels[0] && i.labels[0].textContent)"
+    )
+    assert all(names) and page.get_attribute("html", "lang") == "en"
+    page.focus("#file")
+    reached = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("() => document.activeElement.id"))
+    assert "opacity" in reached or page.locator("#result").is_hidden()

@@ -1,0 +1,102 @@
+// Sends one image to /v1/segment and draws the mask that comes back over it. Nothing is kept or sent elsewhere.
+
+const COLOURS = [[230, 60, 60], [60, 140, 240], [250, 190, 40], [70, 190, 90], [170, 90, 220], [60, 200, 200]];
+const at = (id) => document.getElementById(id);
+const state = { file: null, picture: null, mask: null, link: null };
+
+function say(text, wrong = false) {
+  at("status").textContent = text;
+  at("status").className = wrong ? "error" : "";
+}
+
+async function decode(blob) {
+  try {
+    return await createImageBitmap(blob);
+  } catch {
+    return null; // a browser cannot show DICOM or TIFF; the mask is drawn on black then
+  }
+}
+
+// Turn the mask, grey 0/255 for one class or class ids, into coloured pixels that are clear elsewhere.
+function paint(bitmap, classes) {
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = canvas.getContext("2d");
+  context.drawImage(bitmap, 0, 0);
+  const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
+  for (let i = 0; i < pixels.data.length; i += 4) {
+    const id = classes === 1 ? Number(pixels.data[i] > 0) : pixels.data[i];
+    const colour = COLOURS[(id - 1 + COLOURS.length) % COLOURS.length];
+    pixels.data.set(id ? [...colour, 255] : [0, 0, 0, 0], i);
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+function draw() {
+  const view = at("view");
+  view.width = state.mask.width;
+  view.height = state.mask.height;
+  const context = view.getContext("2d");
+  if (state.picture) context.drawImage(state.picture, 0, 0, view.width, view.height);
+  context.globalAlpha = at("opacity").value / 100;
+  context.drawImage(state.mask, 0, 0);
+}
+
+function tabulate(areas, confidence) {
+  const rows = areas.map((one) => {
+    const square = one.area_mm2 === null ? "" : `, ${(one.area_mm2 / 100).toFixed(1)} cm²`;
+    return [one.class, `${one.area_pixels} pixels${square}`];
+  });
+  rows.push(["confidence", confidence]);
+  at("figures").tBodies[0].replaceChildren(...rows.map((cells) => {
+    const row = document.createElement("tr");
+    for (const text of cells) row.insertCell().textContent = text;
+    return row;
+  }));
+  at("view").setAttribute("aria-label", `The mask over the image: ${rows.map((cells) => cells.join(" ")).join("; ")}`);
+}
+
+async function send() {
+  at("result").hidden = true;
+  say("Working …");
+  const headers = { Accept: "image/png" };
+  if (at("key").value) headers["X-API-Key"] = at("key").value;
+  let answer;
+  try {
+    answer = await fetch("v1/segment", { method: "POST", body: state.file, headers });
+  } catch {
+    return say("The service cannot be reached.", true);
+  }
+  at("key-row").hidden = answer.status !== 401;
+  if (!answer.ok) {
+    const problem = await answer.json().catch(() => ({ detail: `status ${answer.status}` }));
+    return say(`Not done: ${problem.detail}`, true);
+  }
+  const mask = await answer.blob();
+  const areas = JSON.parse(answer.headers.get("X-Areas"));
+  state.picture = await decode(state.file);
+  state.mask = paint(await createImageBitmap(mask), areas.length);
+  if (state.link) URL.revokeObjectURL(state.link);
+  state.link = at("download").href = URL.createObjectURL(mask);
+  tabulate(areas, answer.headers.get("X-Confidence"));
+  draw();
+  at("result").hidden = false;
+  say("Done.");
+}
+
+function take(file) {
+  if (!file) return;
+  state.file = file;
+  send();
+}
+
+at("file").addEventListener("change", (event) => take(event.target.files[0]));
+at("retry").addEventListener("click", send);
+at("opacity").addEventListener("input", draw);
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    document.body.classList.toggle("over", name === "dragover");
+    if (name === "drop") take(event.dataTransfer.files[0]);
+  });
+}
