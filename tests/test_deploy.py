@@ -1,0 +1,188 @@
+"""What stands in deploy/, tried with the real tools: nginx before two replicas, Prometheus and its alerts."""
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import yaml
+from conftest import ROOT
+from test_serve import Running, exported, free_port, xray  # noqa: F401 (fixtures)
+
+DEPLOY = ROOT / "deploy"
+
+
+def tool(name: str, package: str) -> str:
+    """Find a program; required in CI, else the test is skipped."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if not path:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {name}: apt-get install {package}")
+    return path
+
+
+def test_alerts_fire_when_they_should_and_only_then():
+    promtool = tool("promtool", "prometheus")
+    for command in (["check", "config", "--syntax-only", "prometheus.yaml"], ["test", "rules", "alerts_test.yaml"]):
+        done = subprocess.run([promtool, *command], cwd=DEPLOY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_and_the_alerts_ask_for_metrics_that_are_there(exported, tmp_path, xray):  # noqa: F811
+    running = Running(exported, tmp_path)
+    try:
+        running.client.post("/v1/segment", content=xray[0].read_bytes())
+        shown = running.client.get("/metrics").text
+    finally:
+        running.stop()
+    panels = json.loads((DEPLOY / "grafana" / "unet.json").read_text())["panels"]
+    asked = " ".join(target["expr"] for panel in panels for target in panel["targets"])
+    asked += (DEPLOY / "alerts.yaml").read_text()
+    import re
+
+    for name in set(re.findall(r"\bunet_[a-z_]+", asked)):
+        assert f"\n{name}" in shown, name
+
+
+def test_compose_and_kubernetes_files_name_what_exists():
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    for service in compose["services"].values():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0].removeprefix("./")
+            assert (DEPLOY / source).exists() or source in ("tls", "metrics_key"), source  # the user's own
+    kinds = [one["kind"] for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())]
+    assert kinds == ["Deployment", "Service", "HorizontalPodAutoscaler"]
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    for line in (DEPLOY / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            for name in line.split()[1:-1]:
+                assert (ROOT / name).exists() or name == "export"
+                assert any(entry.startswith(f"!{name}") for entry in ignored), name
+
+
+@pytest.fixture
+def proxy(exported, tmp_path):  # noqa: F811
+    """Two replicas behind nginx, set up by deploy/nginx.conf: the replicas and a client's address and trust."""
+    import trustme
+
+    nginx = tool("nginx", "nginx-light")
+    replicas = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        replicas.append(Running(exported, tmp_path / name, "--threads", "1"))
+    authority, port = trustme.CA(), free_port()
+    (tmp_path / "tls").mkdir()
+    cert = authority.issue_cert("127.0.0.1")
+    cert.private_key_pem.write_to_path(tmp_path / "tls" / "key.pem")
+    cert.cert_chain_pems[0].write_to_path(tmp_path / "tls" / "cert.pem")
+    text = (DEPLOY / "nginx.conf").read_text()
+    for old, new in (
+        ("unet1:8080", f"127.0.0.1:{replicas[0].port}"),
+        ("unet2:8080", f"127.0.0.1:{replicas[1].port}"),
+        ("listen 8443", f"listen 127.0.0.1:{port}"),
+        ("/tmp/nginx.pid", f"{tmp_path}/nginx.pid"),
+        ("events {}", f"error_log {tmp_path}/error.log; daemon off; events {{}}"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "nginx.conf").write_text(text)
+    command = [nginx, "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error.log"]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    process = subprocess.Popen(command)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    client = httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, timeout=60)
+    for _ in range(100):
+        try:
+            client.get("/livez")
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    yield replicas, client
+    client.close()
+    process.terminate()
+    process.wait(20)
+    for replica in replicas:
+        if replica.process.poll() is None:
+            replica.stop()
+
+
+def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tmp_path, xray):  # noqa: F811
+    (one, two), client = proxy
+    content, answers, end = xray[0].read_bytes(), [], threading.Event()
+
+    def ask() -> None:
+        while not end.is_set():
+            answers.append(client.post("/v1/segment", content=content).status_code)
+
+    assert client.get("/metrics").status_code == 404
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(ask) for _ in range(4)]
+        time.sleep(1)
+        one.process.kill()
+        one.process.wait()
+        time.sleep(2)
+        before = len(answers)
+        command = one.process.args
+        one.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+        for _ in range(200):
+            try:
+                if one.client.get("/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        time.sleep(3)
+        two.process.terminate()  # what it has begun is finished
+        time.sleep(2)
+        end.set()
+        for job in jobs:
+            job.result()
+    assert len(answers) > before > 10 and set(answers) == {200}, answers
+    assert two.process.wait(30) is not None
+
+
+def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
+    prometheus = tool("prometheus", "prometheus")
+    running, port = Running(exported, tmp_path), free_port()
+    running.client.post("/v1/segment", content=xray[0].read_bytes())
+    settings = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
+    settings["global"]["scrape_interval"] = "1s"
+    settings["rule_files"] = [str(DEPLOY / "alerts.yaml")]
+    settings["scrape_configs"][0].pop("authorization")
+    settings["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{running.port}"]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
+    with (tmp_path / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                prometheus,
+                f"--config.file={tmp_path}/prometheus.yml",
+                f"--storage.tsdb.path={tmp_path}/tsdb",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        found = []
+        for _ in range(100):
+            time.sleep(0.3)
+            try:
+                query = {"query": 'unet_requests_total{route="/v1/segment",status="200"}'}
+                found = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params=query).json()["data"]["result"]
+            except (httpx.TransportError, KeyError):
+                continue
+            if found:
+                break
+        assert found and float(found[0]["value"][1]) == 1
+        groups = httpx.get(f"http://127.0.0.1:{port}/api/v1/rules").json()["data"]["groups"]
+        assert {rule["health"] for rule in groups[0]["rules"]} <= {"ok", "unknown"}
+    finally:
+        process.terminate()
+        process.wait(30)
+        running.stop()
