@@ -7,10 +7,13 @@ import re
 from conftest import ROOT
 
 import experiments
+import export
 import phantom
 import predict
+import serve
 import train
 
+CONFIGS = (train.Config, predict.Config, phantom.Config, export.Config, serve.Config)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -26,9 +29,7 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_every_flag_exists():
-    fields = [
-        field.name for config in (train.Config, predict.Config, phantom.Config) for field in dataclasses.fields(config)
-    ]
+    fields = [field.name for config in CONFIGS for field in dataclasses.fields(config)]
     for call in (experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty):
         fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
