@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import imagecodecs
 import numpy as np
 
-from images import Scan, UserError, atomic, check_size, is_dicom
+from images import Scan, UserError, atomic, check_size, is_dicom, promised_pixels
 
 T = TypeVar("T")
+PLAIN = ("NONE", "LZW", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS", "CCITTRLE", "CCITT_T4", "CCITT_T6")  # TIFF's
+LARGEST_HEADER = 2**24  # bytes before the voxels of a NIfTI file
 GZIP = b"\x1f\x8b"
 VERSION = "1"  # of this software, in the files that it writes
 SLICES = {0: (0, 2, 1), 1: (1, 2, 0), 2: (2, 1, 0)}  # which of x, y, z slices, rows and columns are
@@ -52,15 +54,27 @@ def decode_tiff(content: bytes) -> Scan:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             pages = [page for page in file.pages if not page.is_reduced]  # a pyramid's smaller copies
             check_size(sum(page.size * page.dtype.itemsize for page in pages))
-            return Scan(np.stack([_tiff_page(page) for page in pages]), _tiff_spacing(file))
+            return Scan(np.stack([_tiff_page(page, content) for page in pages]), _tiff_spacing(file))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"unreadable as TIFF ({brief(error)})") from None
 
 
-def _tiff_page(page: Any) -> np.ndarray:
+def _check_segments(page: Any, content: bytes) -> None:
+    """Raise ValueError for a page whose parts have sizes of their own, not the page's: a bomb could hide there."""
+    if page.compression.name not in PLAIN and page.compression.name != "JPEG":
+        raise ValueError(f"compressed by {page.compression.name}; save it with deflate, LZW or JPEG")
+    largest = (page.tilewidth or page.imagewidth) * (page.tilelength or page.rowsperstrip or page.imagelength)
+    parts = zip(page.dataoffsets, page.databytecounts, strict=True) if page.compression.name == "JPEG" else ()
+    for start, count in parts:
+        if promised_pixels(content[start : start + count]) > 2 * max(largest, 64):
+            raise ValueError("a JPEG in it is larger than its page")
+
+
+def _tiff_page(page: Any, content: bytes) -> np.ndarray:
     """Decode a page as stored: (H, W, C), more is brighter. Its orientation tag is ignored."""
+    _check_segments(page, content)
     pixels = page.asarray()
     pixels = {"YX": lambda: pixels[..., None], "YXS": lambda: pixels, "SYX": lambda: np.moveaxis(pixels, 0, -1)}[
         page.axes
@@ -130,7 +144,7 @@ def read_dicom_header(content: bytes) -> Any:
     except Exception as error:
         raise UserError(f"unreadable as DICOM ({brief(error)})") from None
     if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise UserError(f"a DICOM file without an image ({header.get('Modality') or 'no modality'})")
+        raise UserError("a DICOM file without an image, a report or a plan perhaps; expected one with pixels")
     check_size(size)
     return header
 
@@ -309,8 +323,22 @@ def open_nifti(content: bytes) -> Any:
     import nibabel
 
     stream = io.BytesIO(content)
+    stream = gzip.GzipFile(fileobj=stream) if content[:2] == GZIP else stream
     try:
-        image = nibabel.Nifti1Image.from_stream(gzip.GzipFile(fileobj=stream) if content[:2] == GZIP else stream)
+        head = stream.read(352)
+        header = nibabel.Nifti1Header(head[:348], check=False)
+        start = max(352, int(header["vox_offset"]))
+        check_size(*header.get_data_shape(), max(4, header.get_data_dtype().itemsize))
+        if start > LARGEST_HEADER:
+            raise UserError(f"its voxels start {start} bytes in; expected at most {LARGEST_HEADER}")
+        size = start + int(np.prod(header.get_data_shape(), dtype=object)) * header.get_data_dtype().itemsize
+        # Without its extensions, which nibabel would read whatever size they claim.
+        image = nibabel.Nifti1Image.from_bytes(head[:348] + bytes(4) + stream.read(size - 352))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"unreadable as NIfTI ({brief(error)})") from None
+    try:
         shape = image.shape[:3] + tuple(side for side in image.shape[3:] if side > 1)
         placed = np.isfinite(nibabel.orientations.io_orientation(image.affine)).all()
     except Exception as error:
@@ -461,10 +489,16 @@ def encode_seg(ids: np.ndarray, names: Sequence[str], contents: Sequence[bytes])
         )
         segmentation.decode()  # the source's names, before
         segmentation.SpecificCharacterSet = "ISO_IR 192"  # which has the classes' names too
+<<<<<<< HEAD
         buffer = io.BytesIO()
         segmentation.save_as(buffer)
         return buffer.getvalue()
     except (AttributeError, ValueError, KeyError, TypeError) as error:
+=======
+        with atomic(path) as temporary:
+            segmentation.save_as(temporary)
+    except Exception as error:  # of many kinds, where a header is damaged
+>>>>>>> main
         raise UserError(f"no DICOM segmentation can refer to it ({brief(error)})") from error
 
 

@@ -14,7 +14,9 @@ Needs `pip install -r requirements-serve.txt`. Nothing is stored, and nothing of
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import os
+import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +111,8 @@ class Service:
         async with self.decoding:
             try:
                 return await asyncio.to_thread(call, *args)
-            except UserError as error:
-                raise Problem(400, str(error)) from None
+            except UserError as error:  # what stands in brackets is another library's, and may quote the file
+                raise Problem(400, str(error).partition(" (")[0]) from None
 
     async def segment(self, content: bytes) -> tuple[Scan, engine.Found]:
         """Find the mask of an image file."""
@@ -118,7 +120,8 @@ class Service:
         prepared = await self.in_thread(self.network.prepare, scan)
         probs = await self.batcher(prepared[None])
         found = await self.in_thread(self.network.decide, probs[0], scan.pixels.shape[1:3])
-        self.metrics.seen(float(prepared.mean()), float((found.ids > 0).mean()), found.confidence)
+        share = await self.in_thread(lambda: float((found.ids > 0).mean()))
+        self.metrics.seen(float(prepared.mean()), share, found.confidence)
         return scan, found
 
 
@@ -186,13 +189,13 @@ def make_app(config: Config) -> fastapi.FastAPI:
         content = await read_image(request)
         scan, found = await service.segment(content)
         if kind == "image/png":
-            areas = masks.describe(found.ids, names, scan.spacing_mm)
+            areas = await service.in_thread(masks.describe, found.ids, names, scan.spacing_mm)
             headers = {"X-Areas": guard.compact(areas), "X-Confidence": f"{found.confidence:.4f}"}
-            return Response(masks.to_png(found.ids, names), media_type=kind, headers=headers)
+            return Response(await service.in_thread(masks.to_png, found.ids, names), media_type=kind, headers=headers)
         if kind == "application/dicom":
             return Response(await service.in_thread(masks.to_seg, found.ids, names, content), media_type=kind)
         write = masks.to_json if kind == "application/json" else masks.to_geojson
-        answer = write(found.ids, names, scan.spacing_mm, found.confidence)
+        answer = await service.in_thread(write, found.ids, names, scan.spacing_mm, found.confidence)
         return Response(guard.compact(answer), media_type=kind)
 
     async def infer(request: Request) -> Response:
@@ -297,6 +300,9 @@ class Server(uvicorn.Server):
 def serve(config: Config) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UserError."""
     check_config(config)
+    warnings.simplefilter("ignore")  # the readers' quote what stands in a file
+    for name in ("pydicom", "nibabel", "highdicom", "tifffile"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     app = make_app(config)
     tls = {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key} if config.tls_cert else {}
     if config.client_ca:

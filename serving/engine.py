@@ -49,6 +49,8 @@ class Network:
         if len(scan.pixels) != 1:
             raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
         window = self.facts.get("window", "")
+        if window == "file" and scan.window is None:
+            raise UserError("its header proposes no window, which this model asks for")
         prepared = images.prepare_scan(scan, self.input_shape[:2], self.facts["channels"], window)
         return prepared[0].astype(np.float32) / 255
 

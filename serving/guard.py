@@ -13,6 +13,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from starlette.requests import ClientDisconnect
+
 from images import UserError
 from serving.engine import Busy
 from serving.problems import Problem, body_of
@@ -35,8 +37,8 @@ def compact(value: Any) -> str:
 def read_keys(path: Path) -> list[bytes]:
     """Read the SHA-256 of each API key, a line each in hex. Raises UserError."""
     try:
-        lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-        keys = [bytes.fromhex(line) for line in lines if line]
+        lines = [line.split("#")[0].split() for line in path.read_text().splitlines()]
+        keys = [bytes.fromhex(line[0]) for line in lines if line]  # sha256sum puts a name behind
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as keys ({error}); expected a SHA-256 in hex per line") from None
     if not keys or any(len(key) != 32 for key in keys):
@@ -117,6 +119,8 @@ class Guard:
             await self._refuse(answer, status, Problem(503, "too much to do; try again", Retry_After="1"), request_id)
         except TimeoutError:
             await self._refuse(answer, status, Problem(504, f"not done in {self.timeout_s:g} s"), request_id)
+        except ClientDisconnect:
+            status[0] = status[0] or 499  # as nginx counts who hangs up
         except Exception as error:  # our fault: told without what it quotes
             print(compact({"request_id": request_id, "error": type(error).__name__}), file=sys.stderr, flush=True)
             await self._refuse(answer, status, Problem(500, "a fault of the service"), request_id)
@@ -138,7 +142,7 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:18]) > self.max_body:
             raise Problem(413, f"the body is larger than {self.max_body} bytes")
-        if self.inside >= self.room:
+        if self.inside >= self.room and scope["path"] != "/metrics":
             raise Problem(503, "too many requests at a time; try again", Retry_After="1")
         received = 0
 
@@ -163,7 +167,7 @@ class Guard:
             return
         bearer = headers.get("authorization", "")
         given = headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
-        digest = hashlib.sha256(given.encode()).digest()
+        digest = hashlib.sha256(given.encode("latin-1")).digest()  # the bytes that came
         if sum([hmac.compare_digest(digest, key) for key in self.keys]) == 0:
             raise Problem(
                 401, "no API key that is known; expected X-API-Key or Authorization: Bearer", WWW_Authenticate="Bearer"

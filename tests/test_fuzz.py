@@ -138,6 +138,23 @@ def spoilt_jpeg() -> bytes:
     return sized[:20] + b"abc" + sized[20:]
 
 
+def jpeg_in_tiff() -> bytes:
+    """A TIFF of 64 x 64 pixels whose JPEG claims 40000 x 40000."""
+    content = bytearray(tiff(np.zeros((64, 64), np.uint8), compression="jpeg", photometric="minisblack"))
+    frame = content.rindex(b"\xff\xc0")
+    struct.pack_into(">HH", content, frame + 5, 40_000, 40_000)
+    return bytes(content)
+
+
+def nifti_extension() -> bytes:
+    """A NIfTI whose extension claims 1.6 GB, most of it compressed away."""
+    image = nibabel.Nifti1Image(np.zeros((32, 32, 2), np.uint8), np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[348] = 1
+    struct.pack_into("<f", content, 108, 1.6e9 + 352)
+    return gzip.compress(bytes(content[:352]) + struct.pack("<ii", 1_600_000_000, 6) + bytes(2 * 10**8))
+
+
 IN_A_PROCESS = """
 import resource, sys
 import images, medical
@@ -150,7 +167,10 @@ except images.UserError as error:
 """
 
 
-@pytest.mark.parametrize("bomb", [png_bomb, animated_png, spoilt_jpeg, nifti_bomb, dicom_bomb, tiff_bomb])
+@pytest.mark.parametrize(
+    "bomb",
+    [png_bomb, animated_png, spoilt_jpeg, jpeg_in_tiff, nifti_bomb, nifti_extension, dicom_bomb, tiff_bomb],
+)
 def test_bombs_are_refused_before_they_are_decoded(bomb):
     content = bomb()
     assert len(content) < 10**6
