@@ -489,16 +489,10 @@ def encode_seg(ids: np.ndarray, names: Sequence[str], contents: Sequence[bytes])
         )
         segmentation.decode()  # the source's names, before
         segmentation.SpecificCharacterSet = "ISO_IR 192"  # which has the classes' names too
-<<<<<<< HEAD
         buffer = io.BytesIO()
         segmentation.save_as(buffer)
         return buffer.getvalue()
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
-=======
-        with atomic(path) as temporary:
-            segmentation.save_as(temporary)
     except Exception as error:  # of many kinds, where a header is damaged
->>>>>>> main
         raise UserError(f"no DICOM segmentation can refer to it ({brief(error)})") from error
 
 

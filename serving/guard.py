@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
 from starlette.requests import ClientDisconnect
 
 from images import UserError
