@@ -51,7 +51,7 @@ def deployed(model: keras.Model, facts: dict[str, Any]) -> keras.Model:
         mirrored = ops.flip(model(ops.flip(inputs, axis=2)), axis=2)
         order = mirrored_ids(facts["classes"])
         probs = (probs + (mirrored if len(order) == 2 else ops.take(mirrored, order.astype("int32"), axis=-1))) / 2
-    return keras.Model(inputs, keras.layers.Identity(name="probabilities")(probs))
+    return keras.Model(inputs, keras.layers.Identity(name="probabilities", dtype="float32")(probs))
 
 
 # -------------------------------------------------------------------------------------------------------------- ONNX
