@@ -187,7 +187,7 @@ def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[str]]:
 def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np.ndarray:
     """Read a pair's masks as uint8 class ids (S, H, W) in 0..len(names). Raises UserError naming the file.
 
-    levels: the classes' values in a mask of several, if these are not 1, 2 …
+    levels: the classes' values in a mask, if these are not 1, 2 …
     """
     targets = _targets(pair, names)
     masks = read_all(

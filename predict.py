@@ -5,8 +5,8 @@
     python predict.py --model "files/run/fold*/model.h5" …             several models, averaged
     python predict.py --input PATH --output DIR        masks DIR/<stem>.png, panels DIR/panels/<stem>.png
 
-Masks have the image's own size and kind: PNG or TIFF (0/255 for one class, class ids for several), NIfTI, DICOM SEG. A
-bad file is reported and the others are done; the exit code is then 2.
+Masks have the image's own size and kind: PNG or TIFF (0/255 for one class), NIfTI, DICOM SEG, with the
+training masks' values. A bad file is reported and the others are done; the exit code is then 2.
 """
 
 import glob
@@ -82,7 +82,7 @@ def load_members(config: Config) -> list[Member]:
     """
     members = [utils.load_model(path) for path in model_paths(config)]
     for name in ("classes", "channels", "image_size", "window", "neighbours"):
-        values = {json.dumps(facts.get(name)) for _, facts in members}
+        values = {json.dumps(facts.get(name) or None) for _, facts in members}  # older files lack some
         if len(values) > 1:
             raise UserError(f"the models' {name} are {' and '.join(sorted(values))}; an ensemble needs the same")
     if config.uncertainty and len(members) == 1 and mirrored_ids(members[0][1]["classes"]) is None:
