@@ -29,6 +29,7 @@ import predict
 import utils
 from augment import mirrored_ids
 from images import UserError
+from serving.engine import open_session
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green, blue, as OpenCV's
 
@@ -85,9 +86,7 @@ def rename_output(graph: Any, name: str) -> None:
 
 def onnx_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Open an ONNX file: prepared images (N, H, W, C) float32 → probabilities (N, H, W, K)."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = open_session(path.read_bytes())
     name = session.get_inputs()[0].name
     return lambda prepared: session.run(None, {name: prepared})[0]
 

@@ -6,6 +6,7 @@ two percentiles (so 8-bit, 16-bit, dark and bright files look alike), and the re
 
 import os
 import struct
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,13 +41,18 @@ class Scan:
     patient: str = ""  # a DICOM file's, hashed
 
 
+def brief(error: BaseException) -> str:
+    """Shorten what another library said to its first line."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}".splitlines()[0], 160, placeholder=" …")
+
+
 def check_size(*factors: int) -> None:
     """Raise UserError if the product, bytes that a file's header promises, is nothing or more than MAX_BYTES."""
     size = float(np.prod(np.float64(factors)))
     if not size > 0:
         raise UserError("unreadable or truncated: its header promises no pixels")
     if size > MAX_BYTES:
-        raise UserError(f"its header promises {size / 2**30:.2g} GiB; expected at most {MAX_BYTES >> 30} GiB")
+        raise UserError(f"its header promises {size / 2**30:.2g} GiB; expected at most {MAX_BYTES / 2**30:.2g} GiB")
 
 
 @contextmanager
@@ -407,8 +413,8 @@ def to_ids(probs: np.ndarray, threshold: float) -> np.ndarray:
 
 def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Label the connected parts of a mask (H, W): labels 1.. (H, W), largest part first, and their sizes in pixels."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
-    sizes = np.bincount(labels.ravel(), minlength=count)[1:]
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    sizes = boxes[1:, cv2.CC_STAT_AREA]
     order = np.argsort(-sizes, kind="stable")
     rank = np.zeros(count, np.int32)
     rank[1 + order] = 1 + np.arange(count - 1)

@@ -9,7 +9,6 @@ import hashlib
 import io
 import itertools
 import logging
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 import imagecodecs
 import numpy as np
 
-from images import Scan, UserError, atomic, check_size, is_dicom, promised_pixels
+from images import Scan, UserError, atomic, brief, check_size, is_dicom, promised_pixels
 
 T = TypeVar("T")
 PLAIN = ("NONE", "LZW", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS", "CCITTRLE", "CCITT_T4", "CCITT_T6")  # TIFF's
@@ -28,11 +27,6 @@ GZIP = b"\x1f\x8b"
 VERSION = "1"  # of this software, in the files that it writes
 SLICES = {0: (0, 2, 1), 1: (1, 2, 0), 2: (2, 1, 0)}  # which of x, y, z slices, rows and columns are
 JPEG_COLOURS = {"RGB": "RGB", "YBR_FULL": "YCBCR", "YBR_FULL_422": "YCBCR"}
-
-
-def brief(error: Exception) -> str:
-    """Shorten what another library said to its first line."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}".splitlines()[0], 160, placeholder=" …")
 
 
 def decode(content: bytes) -> Scan:
@@ -53,7 +47,7 @@ def decode_tiff(content: bytes) -> Scan:
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             pages = [page for page in file.pages if not page.is_reduced]  # a pyramid's smaller copies
-            check_size(sum(page.size * page.dtype.itemsize for page in pages))
+            check_size(sum(page.size * max(8, 2 * page.dtype.itemsize) for page in pages))  # 8: a palette's colours
             return Scan(np.stack([_tiff_page(page, content) for page in pages]), _tiff_spacing(file))
     except UserError:
         raise
@@ -179,7 +173,8 @@ def decode_dicom(content: bytes) -> Scan:
             lowest = -int(header.PixelRepresentation) << int(header.BitsStored) - 1
             ends = np.array([lowest, lowest + (1 << int(header.BitsStored)) - 1]).reshape(1, 1, 2, 1)
             total = float(rescale(ends, header).sum())
-            pixels, window = total - pixels, window and (total - window[0], window[1])
+            np.subtract(total, pixels, out=pixels)
+            window = window and (total - window[0], window[1])
         patient = hashlib.sha256(str(header.get("PatientID") or "").encode()).hexdigest()[:16]
         return Scan(pixels, _dicom_spacing(header), window, patient if header.get("PatientID") else "")
     except Exception as error:
@@ -196,7 +191,10 @@ def rescale(stored: np.ndarray, header: Any) -> np.ndarray:
         np.float32([(_look_up(header, name, frame) or (usual,))[0] for frame in range(len(stored))])
         for name, usual in (("RescaleSlope", 1), ("RescaleIntercept", 0))
     )
-    return stored.astype(np.float32) * slope[:, None, None, None] + intercept[:, None, None, None]
+    levels = stored.astype(np.float32)
+    levels *= slope[:, None, None, None]  # in place, as volumes are large
+    levels += intercept[:, None, None, None]
+    return levels
 
 
 def _numbers(header: Any, name: str) -> tuple[float, ...]:

@@ -16,11 +16,14 @@ import contextlib
 import ipaddress
 import logging
 import os
+import ssl
 import warnings
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fastapi
 import numpy as np
@@ -31,10 +34,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse
 
 import images
-from images import Scan, UserError
+from images import UserError
 from serving import engine, guard, masks, tensors
+from serving.engine import Found
 from serving.problems import Problem
 
+T = TypeVar("T")
 VERSION = "1"
 ANSWERS = ("image/png", "application/json", "application/geo+json", "application/dicom")
 OPEN = (
@@ -62,7 +67,8 @@ class Config:
     client_ca: str = ""  # PEM file: only clients with a certificate of this authority are let in
     insecure: bool = False  # serve other addresses without keys or TLS: behind a proxy that has both
     max_body_mb: float = 64  # of a request, in 2**20 bytes
-    max_decoded_mb: float = 512  # of its decoded image
+    max_megapixels: float = 32  # of an image, in 2**20; fewer where a model has more than one class
+    workers: int = 2  # images decoded and masks written at a time; each takes up to 16 bytes a pixel
     max_batch: int = 8  # images that are computed together, and at most in one tensor request
     wait_ms: float = 2  # for others to compute together with
     room: int = 64  # requests at a time; more are answered 503
@@ -73,7 +79,7 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for what would be unsafe or cannot work."""
-    for name in ("max_body_mb", "max_decoded_mb", "max_batch", "room", "timeout_s"):
+    for name in ("max_body_mb", "max_megapixels", "workers", "max_batch", "room", "timeout_s"):
         if not getattr(config, name) > 0:
             raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
     if bool(config.tls_cert) != bool(config.tls_key) or (config.client_ca and not config.tls_cert):
@@ -98,31 +104,42 @@ class Service:
         self.batcher = engine.Batcher(
             self.network.run, config.max_batch, config.wait_ms / 1000, config.room, self.metrics.batch
         )
+        self.workers = ThreadPoolExecutor(config.workers, thread_name_prefix="images")
         self.ready = False
-        self.decoding = asyncio.Semaphore(max(1, (os.cpu_count() or 2) // 2))
 
     async def warm_up(self) -> None:
         """Run the network once; from then on the service is ready."""
         await self.batcher(np.zeros((1, *self.network.input_shape), np.float32))
         self.ready = True
 
-    async def in_thread(self, call: Any, *args: Any) -> Any:
-        """Do what takes a while beside the event loop; our errors become 400."""
-        async with self.decoding:
-            try:
-                return await asyncio.to_thread(call, *args)
-            except UserError as error:  # what stands in brackets is another library's, and may quote the file
-                raise Problem(400, str(error).partition(" (")[0]) from None
+    async def in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        """Do what takes a while beside the event loop; our errors become 400.
 
-    async def segment(self, content: bytes) -> tuple[Scan, engine.Found]:
-        """Find the mask of an image file."""
-        scan = await self.in_thread(images.decode_scan, content)
-        prepared = await self.in_thread(self.network.prepare, scan)
-        probs = await self.batcher(prepared[None])
-        found = await self.in_thread(self.network.decide, probs[0], scan.pixels.shape[1:3])
-        share = await self.in_thread(lambda: float((found.ids > 0).mean()))
-        self.metrics.seen(float(prepared.mean()), share, found.confidence)
-        return scan, found
+        A thread that runs past its request's deadline keeps its place among the workers, as it keeps its memory.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.workers, call, *args)
+        except UserError as error:
+            raise Problem(400, without_quotes(error)) from None
+
+    async def segment(self, content: bytes, write: Callable[[Found], T]) -> T:
+        """Find the mask of an image file and `write` it. Large arrays live only while a worker is at them."""
+        prepared = await self.in_thread(self.network.read, content)
+        probs = await self.batcher(prepared.batch)
+
+        def finish() -> tuple[T, float, float]:
+            found = self.network.decide(probs, prepared)
+            return write(found), float((found.ids > 0).mean()), found.confidence
+
+        answer, share, confidence = await self.in_thread(finish)
+        self.metrics.seen(float(prepared.batch.mean()), share, confidence)
+        return answer
+
+
+def without_quotes(error: UserError) -> str:
+    """Give our own words of a message, without those of another library, which may quote the file."""
+    said = error.__context__
+    return str(error).replace(f" ({images.brief(said)})", "") if said else str(error)
 
 
 def choose_answer(accept: str) -> str:
@@ -167,7 +184,7 @@ def make_app(config: Config) -> fastapi.FastAPI:
     service = Service(config)
     network = service.network
     names = network.facts["classes"]
-    images.MAX_BYTES = int(config.max_decoded_mb * 2**20)
+    images.MAX_BYTES = int(16 * config.max_megapixels * 2**20)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
@@ -184,19 +201,21 @@ def make_app(config: Config) -> fastapi.FastAPI:
     async def elsewhere(request: Request, error: HTTPException) -> Response:
         raise Problem(error.status_code, "no such route, or not with this method; GET /openapi.json lists them")
 
+    def write(kind: str, content: bytes, found: Found) -> Response:
+        ids, spacing = found.ids, found.spacing_mm
+        if kind == "image/png":
+            areas = guard.compact(masks.describe(ids, names, spacing))
+            headers = {"X-Areas": areas, "X-Confidence": f"{found.confidence:.4f}"}
+            return Response(masks.to_png(ids, names), media_type=kind, headers=headers)
+        if kind == "application/dicom":
+            return Response(masks.to_seg(ids, names, content), media_type=kind)
+        describe = masks.to_json if kind == "application/json" else masks.to_geojson
+        return Response(guard.compact(describe(ids, names, spacing, found.confidence)), media_type=kind)
+
     async def segment(request: Request) -> Response:
         kind = choose_answer(request.headers.get("accept", ""))
         content = await read_image(request)
-        scan, found = await service.segment(content)
-        if kind == "image/png":
-            areas = await service.in_thread(masks.describe, found.ids, names, scan.spacing_mm)
-            headers = {"X-Areas": guard.compact(areas), "X-Confidence": f"{found.confidence:.4f}"}
-            return Response(await service.in_thread(masks.to_png, found.ids, names), media_type=kind, headers=headers)
-        if kind == "application/dicom":
-            return Response(await service.in_thread(masks.to_seg, found.ids, names, content), media_type=kind)
-        write = masks.to_json if kind == "application/json" else masks.to_geojson
-        answer = await service.in_thread(write, found.ids, names, scan.spacing_mm, found.confidence)
-        return Response(guard.compact(answer), media_type=kind)
+        return await service.segment(content, partial(write, kind, content))
 
     async def infer(request: Request) -> Response:
         length = request.headers.get("inference-header-content-length")
@@ -306,12 +325,14 @@ def serve(config: Config) -> None:
     app = make_app(config)
     tls = {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key} if config.tls_cert else {}
     if config.client_ca:
-        import ssl
-
         tls |= {"ssl_ca_certs": config.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     settings = uvicorn.Config(
         app, config.host, config.port, access_log=False, server_header=False, log_level="warning", **tls
     )
+    try:
+        settings.load()
+    except OSError as error:  # an SSLError is one
+        raise UserError(f"--tls-cert, --tls-key or --client-ca cannot be read as PEM ({error})") from None
     print(f"http{'s' if tls else ''}://{config.host}:{config.port} serves {config.model}; Ctrl-C ends it", flush=True)
     Server(settings, app.state.service).run()
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import images
-from images import Scan, UserError
+from images import UserError
 
 
 class Busy(Exception):
     """The queue is full: try again later."""
+
+
+class Prepared(NamedTuple):
+    """What the network and the answer need of an image, whose own pixels may be a hundred times as many."""
+
+    batch: np.ndarray  # (1, h, w, C) float32 in [0, 1]
+    shape: tuple[int, int]  # (H, W) of the image
+    spacing_mm: tuple[float, float, float] | None
 
 
 class Found(NamedTuple):
@@ -26,6 +35,7 @@ class Found(NamedTuple):
 
     ids: np.ndarray  # (H, W) uint8 class ids, at the image's own size
     confidence: float  # mean probability of what was decided
+    spacing_mm: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -44,23 +54,35 @@ class Network:
         """Compute probabilities (N, H, W, K) of prepared images (N, H, W, C) float32."""
         return self.session.run([self.output_name], {self.input_name: batch})[0]
 
-    def prepare(self, scan: Scan) -> np.ndarray:
-        """Make the network's input (H, W, C) of a scan of one slice. Raises UserError."""
+    def read(self, content: bytes) -> Prepared:
+        """Decode an image file of one slice and prepare it. Raises UserError."""
+        scan = images.decode_scan(content)
+        shape, window = scan.pixels.shape[1:3], self.facts.get("window", "")
         if len(scan.pixels) != 1:
             raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
-        window = self.facts.get("window", "")
+        images.check_size(*shape, 4 * max(4, 2 * self.output_channels + 2))  # what its mask takes to make, in float32
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
         prepared = images.prepare_scan(scan, self.input_shape[:2], self.facts["channels"], window)
-        return prepared[0].astype(np.float32) / 255
+        return Prepared(prepared.astype(np.float32) / 255, shape, scan.spacing_mm)
 
-    def decide(self, probs: np.ndarray, shape: tuple[int, int]) -> Found:
-        """Decide the mask of an image of `shape` (H, W) from its probabilities (h, w, K)."""
-        whole = images.restore(probs, shape)
+    def decide(self, probs: np.ndarray, prepared: Prepared) -> Found:
+        """Decide an image's mask from its probabilities (1, h, w, K)."""
+        whole = images.restore(probs[0], prepared.shape)
         ids = images.to_ids(whole, self.facts["threshold"])
         ids = images.clean(ids, self.facts["clean"]) if self.facts.get("clean") else ids
         sure = np.where(ids > 0, whole[..., 0], 1 - whole[..., 0]) if whole.shape[-1] == 1 else whole.max(-1)
-        return Found(ids, float(sure.mean()))
+        return Found(ids, float(sure.mean()), prepared.spacing_mm)
+
+
+def open_session(content: bytes, threads: int = 0) -> Any:
+    """Open an ONNX file with ONNX Runtime on the CPU; threads 0 takes every core."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or it tells Microsoft of every start, and keeps a file
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def load(path: Path, threads: int = 0) -> Network:
@@ -68,8 +90,6 @@ def load(path: Path, threads: int = 0) -> Network:
 
     threads: of one inference; 0 takes every core. Raises UserError.
     """
-    import onnxruntime
-
     try:
         content = path.read_bytes()
         manifest = json.loads(path.with_name("manifest.json").read_text())
@@ -79,10 +99,8 @@ def load(path: Path, threads: int = 0) -> Network:
     found = hashlib.sha256(content).hexdigest()
     if not hmac.compare_digest(found, str(expected)):
         raise UserError(f"{path} has checksum {found}; its manifest says {expected}. It was changed: export it anew")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = open_session(content, threads)
     except Exception as error:
         raise UserError(f"{path} is no network that ONNX Runtime loads ({error})") from None
     entry, output = session.get_inputs()[0], session.get_outputs()[0]
@@ -111,6 +129,7 @@ class Batcher:
         self.waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future]] = asyncio.Queue()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.task: asyncio.Task | None = None
+        self.next: tuple[np.ndarray, asyncio.Future] | None = None  # taken, but too many for the batch before
         self.pending = 0  # inputs that wait or are computed
 
     def start(self) -> None:
@@ -139,14 +158,17 @@ class Batcher:
         self.pending -= count
 
     async def _gather(self) -> list[tuple[np.ndarray, asyncio.Future]]:
-        """Take the first that waits, and what comes within `wait_s` after it."""
-        taken = [await self.waiting.get()]
-        end = time.monotonic() + self.wait_s
-        while sum(len(batch) for batch, _ in taken) < self.most:
+        """Take the first that waits, and what comes within `wait_s` after it and fits with it."""
+        taken = [self.next or await self.waiting.get()]
+        self.next, end = None, time.monotonic() + self.wait_s
+        while (room := self.most - sum(len(batch) for batch, _ in taken)) > 0:
             try:
                 left = end - time.monotonic()
                 more = self.waiting.get_nowait() if left <= 0 else await asyncio.wait_for(self.waiting.get(), left)
             except (asyncio.QueueEmpty, TimeoutError):
+                break
+            if len(more[0]) > room:
+                self.next = more
                 break
             taken.append(more)
         return [(batch, future) for batch, future in taken if not future.done()]

@@ -25,6 +25,7 @@ SAFETY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+BODIES = 4  # largest bodies that may be held at a time; more small ones
 SHARES = [i / 20 for i in range(1, 21)]
 
 
@@ -93,7 +94,8 @@ class Guard:
         timeout_s: float,
     ) -> None:
         self.app, self.metrics, self.keys, self.open_paths = app, metrics, keys, open_paths
-        self.max_body, self.room, self.timeout_s, self.inside = max_body, room, timeout_s, 0
+        self.max_body, self.room, self.timeout_s = max_body, room, timeout_s
+        self.inside = self.held = 0  # requests, and bytes of their bodies
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -149,8 +151,11 @@ class Guard:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
+            self.held += len(message.get("body", b""))
             if received > self.max_body:
                 raise Problem(413, f"the body is larger than {self.max_body} bytes")
+            if self.held > BODIES * self.max_body:
+                raise Problem(503, "too many large bodies at a time; try again", Retry_After="1")
             return message
 
         self.inside += 1
@@ -159,6 +164,7 @@ class Guard:
                 await self.app(scope, counted, send)
         finally:
             self.inside -= 1
+            self.held -= received
 
     def _check_key(self, headers: dict[str, str]) -> None:
         """Raise Problem 401 unless a key that is known comes with the request; every known one is compared."""

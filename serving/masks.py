@@ -41,7 +41,7 @@ def _closed(ring: list[list[int]]) -> list[list[int]]:
 
 def describe(ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] | None) -> list[dict[str, Any]]:
     """Tell each class's area in pixels, and in mm² where the rows' and columns' spacing is known."""
-    areas = np.bincount(ids.ravel(), minlength=len(names) + 1)[1:].tolist()
+    areas = [int(np.count_nonzero(ids == number)) for number in range(1, len(names) + 1)]
     unit = None if spacing_mm is None else float(spacing_mm[-1] * spacing_mm[-2])
     return [
         {"class": name, "area_pixels": area, "area_mm2": None if unit is None else area * unit}

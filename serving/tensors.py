@@ -23,8 +23,15 @@ class Request(NamedTuple):
     binary: bool  # whether the answer's tensor comes as raw bytes
 
 
-def read_json(content: bytes) -> dict[str, Any]:
-    """Parse a JSON object of finite numbers. Raises Problem 400."""
+def read_json(content: bytes, network: Network, most: int) -> dict[str, Any]:
+    """Parse a JSON object of finite numbers, of no more and in no more lists than `most` images have.
+
+    Raises Problem 400, 413.
+    """
+    height, width, channels = network.input_shape
+    longest, lists = 32 * most * height * width * channels, most * (height * width + height + 1)
+    if len(content) > longest + 4096 or content.count(b"[") + content.count(b"{") > lists + 256:
+        raise Problem(413, f"the body's JSON is larger than {most} images need; send binary tensors, or fewer images")
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number")
@@ -103,7 +110,7 @@ def read_request(content: bytes, json_length: str | None, network: Network, most
         if not json_length.isascii() or not json_length.isdecimal() or int(json_length[:12]) > len(content):
             raise Problem(400, "Inference-Header-Content-Length is not the length of the body's JSON")
         length = int(json_length[:12])
-    asked, raw = read_json(content[:length]), content[length:]
+    asked, raw = read_json(content[:length], network, most), content[length:]
     inputs, name = asked.get("inputs"), asked.get("id") or ""
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Problem(400, f"expected one input, {network.input_name}")
@@ -143,7 +150,7 @@ def write_answer(probs: np.ndarray, request: Request, network: Network, version:
 
 def read_instances(content: bytes, network: Network, most: int) -> tuple[np.ndarray, bool]:
     """Read TensorFlow Serving's predict request: the batch, and whether it came by rows. Raises Problem 400."""
-    asked = read_json(content)
+    asked = read_json(content, network, most)
     if asked.get("signature_name", "serving_default") != "serving_default":
         raise Problem(400, "that signature is not here; expected serving_default")
     by_row = "instances" in asked
