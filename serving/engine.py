@@ -34,7 +34,7 @@ class Found(NamedTuple):
     """What is found in one image."""
 
     ids: np.ndarray  # (H, W) uint8 class ids, at the image's own size
-    confidence: float  # mean probability of what was decided
+    confidence: float  # mean probability of what was decided, before cleaning
     spacing_mm: tuple[float, float, float] | None
 
 
@@ -71,7 +71,9 @@ class Network:
         whole = images.restore(probs[0], prepared.shape)
         ids = images.to_ids(whole, self.facts["threshold"])
         ids = images.clean(ids, self.facts["clean"]) if self.facts.get("clean") else ids
-        sure = np.where(ids > 0, whole[..., 0], 1 - whole[..., 0]) if whole.shape[-1] == 1 else whole.max(-1)
+        own = probs[0][images.fit(prepared.shape, probs.shape[1:3])]  # without padding
+        decided = images.to_ids(own, self.facts["threshold"]) > 0
+        sure = np.where(decided, own[..., 0], 1 - own[..., 0]) if own.shape[-1] == 1 else own.max(-1)
         return Found(ids, float(sure.mean()), prepared.spacing_mm)
 
 

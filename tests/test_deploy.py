@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 import threading
@@ -144,7 +145,13 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
         for job in jobs:
             job.result()
     assert len(answers) > before > 10 and set(answers) == {200}, answers
-    assert two.process.wait(30) is not None
+    assert two.process.wait(30) in (0, -signal.SIGTERM)
+    large = client.post("/v1/segment", content=bytes(65 * 2**20))
+    assert large.status_code == 413 and large.headers["content-type"] == "application/problem+json"
+    one.process.terminate()
+    one.process.wait(30)
+    away = client.post("/v1/segment", content=content)
+    assert away.status_code == 503 and away.headers["retry-after"] == "1" and away.json()["status"] == 503
 
 
 def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
