@@ -35,7 +35,7 @@ from starlette.responses import FileResponse
 
 import images
 from images import UserError
-from serving import engine, guard, masks, tensors
+from serving import engine, guard, masks, schema, tensors
 from serving.engine import Found
 from serving.problems import Problem
 
@@ -199,7 +199,8 @@ def make_app(config: Config) -> fastapi.FastAPI:
 
     @app.exception_handler(HTTPException)
     async def elsewhere(request: Request, error: HTTPException) -> Response:
-        raise Problem(error.status_code, "no such route, or not with this method; GET /openapi.json lists them")
+        told = "no such route, or not with this method; GET /openapi.json lists them"
+        raise Problem(error.status_code, told, **(error.headers or {}))
 
     def write(kind: str, content: bytes, found: Found) -> Response:
         ids, spacing = found.ids, found.spacing_mm
@@ -284,7 +285,7 @@ def make_app(config: Config) -> fastapi.FastAPI:
         (os.environ.get("AIP_PREDICT_ROUTE", ""), "POST", predict),
     ):
         if path:
-            app.add_api_route(path, call, methods=[method], response_model=None)
+            app.add_api_route(path, call, methods=[method], response_model=None, **schema.describe(call.__name__))
     for name in ("index.html", "app.js", "style.css"):
         route = "/" if name == "index.html" else f"/{name}"
         app.add_api_route(route, page(name), methods=["GET"], response_model=None, include_in_schema=False)

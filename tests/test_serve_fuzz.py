@@ -1,7 +1,10 @@
-"""Two thousand malformed requests: no answer of 500, no traceback, memory bounded, and right answers afterwards."""
+"""Two thousand malformed requests, and those of schemathesis: no answer of 500, no traceback, memory bounded, and right answers afterwards."""
 
 import io
 import json
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,6 +68,24 @@ def test_the_largest_images_at_a_time_take_a_bounded_memory(exported, tmp_path):
         assert memory(running.process.pid) - before < 1.8
     finally:
         running.stop()
+
+
+def test_schemathesis_finds_no_fault(service, tmp_path):
+    place = f"http://127.0.0.1:{service.port}/openapi.json"
+    command = [
+        Path(sys.executable).with_name("schemathesis"),
+        "run",
+        place,
+        "--phases",
+        "coverage,fuzzing",
+        "--seed",
+        "1",
+    ]
+    rules = ["--checks", "all", "--exclude-checks", "positive_data_acceptance,negative_data_rejection"]  # any bytes fit
+    done = subprocess.run([*command, *rules, "-n", "200"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
+    generated, passed = map(int, re.search(r"(\d+) generated, (\d+) passed", done.stdout).groups())
+    assert generated == passed > 1000
 
 
 def test_damaged_requests(service, xray):  # noqa: F811
