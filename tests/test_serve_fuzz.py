@@ -1,4 +1,4 @@
-"""Two thousand malformed requests, and those of schemathesis: no answer of 500, no traceback, memory bounded, and right answers afterwards."""
+"""Malformed requests, two thousand and schemathesis': no answer of 500, no traceback, memory bounded, right answers after."""
 
 import io
 import json
