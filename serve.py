@@ -70,7 +70,6 @@ class Config:
     max_megapixels: float = 32  # of an image, in 2**20; fewer where a model has more than one class
     workers: int = 2  # images decoded and masks written at a time; each takes up to 16 bytes a pixel
     max_batch: int = 8  # images that are computed together, and at most in one tensor request
-    wait_ms: float = 2  # for others to compute together with
     room: int = 64  # requests at a time; more are answered 503
     timeout_s: float = 30  # for a request, then 504
     threads: int = 0  # of an inference; 0 takes every core
@@ -101,9 +100,7 @@ class Service:
         self.config = config
         self.network = engine.load(Path(config.model), config.threads)
         self.metrics = guard.Metrics(self.network.sha256)
-        self.batcher = engine.Batcher(
-            self.network.run, config.max_batch, config.wait_ms / 1000, config.room, self.metrics.batch
-        )
+        self.batcher = engine.Batcher(self.network.run, config.max_batch, config.room, self.metrics.batch)
         self.workers = ThreadPoolExecutor(config.workers, thread_name_prefix="images")
         self.ready = False
 
@@ -254,6 +251,9 @@ def make_app(config: Config) -> fastapi.FastAPI:
     def metadata() -> dict[str, Any]:
         return tensors.metadata(network, VERSION)
 
+    def configuration() -> dict[str, Any]:
+        return tensors.config(network, config.max_batch)
+
     def status() -> dict[str, Any]:
         state = {"version": VERSION, "state": "AVAILABLE" if service.ready else "LOADING"}
         return {"model_version_status": [state | {"status": {"error_code": "OK", "error_message": ""}}]}
@@ -274,6 +274,7 @@ def make_app(config: Config) -> fastapi.FastAPI:
         ("/v2/health/live", "GET", live),
         ("/v2/health/ready", "GET", ready),
         (here, "GET", metadata),
+        (f"{here}/config", "GET", configuration),
         (f"{here}/ready", "GET", ready),
         (f"{here}/infer", "POST", infer),
         (f"{here}/versions/{VERSION}", "GET", metadata),

@@ -113,7 +113,7 @@ def load(path: Path, threads: int = 0) -> Network:
 
 
 class Batcher:
-    """Gather inputs of several requests for at most `wait_s` seconds, at most `most` of them, and run them together.
+    """Run the inputs of several requests together, at most `most`: those that came while the batch before was computed.
 
     One thread runs the network, so the event loop never waits. `room` inputs may wait; one more raises Busy. What
     nobody waits for any longer (its deadline passed) is not computed.
@@ -123,11 +123,10 @@ class Batcher:
         self,
         run: Callable[[np.ndarray], np.ndarray],
         most: int = 8,
-        wait_s: float = 0.002,
         room: int = 64,
         observe: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        self.run, self.most, self.wait_s, self.room, self.observe = run, most, wait_s, room, observe
+        self.run, self.most, self.room, self.observe = run, most, room, observe
         self.waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future]] = asyncio.Queue()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.task: asyncio.Task | None = None
@@ -160,15 +159,10 @@ class Batcher:
         self.pending -= count
 
     async def _gather(self) -> list[tuple[np.ndarray, asyncio.Future]]:
-        """Take the first that waits, and what comes within `wait_s` after it and fits with it."""
-        taken = [self.next or await self.waiting.get()]
-        self.next, end = None, time.monotonic() + self.wait_s
-        while (room := self.most - sum(len(batch) for batch, _ in taken)) > 0:
-            try:
-                left = end - time.monotonic()
-                more = self.waiting.get_nowait() if left <= 0 else await asyncio.wait_for(self.waiting.get(), left)
-            except (asyncio.QueueEmpty, TimeoutError):
-                break
+        """Take the first that waits, and what else waits and fits with it."""
+        taken, self.next = [self.next or await self.waiting.get()], None
+        while (room := self.most - sum(len(batch) for batch, _ in taken)) > 0 and not self.waiting.empty():
+            more = self.waiting.get_nowait()
             if len(more[0]) > room:
                 self.next = more
                 break

@@ -143,6 +143,8 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:18]) > self.max_body:
             raise Problem(413, f"the body is larger than {self.max_body} bytes")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise Problem(415, "a compressed body; expected one without Content-Encoding")
         if self.inside >= self.room and scope["path"] != "/metrics":
             raise Problem(503, "too many requests at a time; try again", Retry_After="1")
         received = 0

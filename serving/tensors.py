@@ -29,7 +29,7 @@ def read_json(content: bytes, network: Network, most: int) -> dict[str, Any]:
     Raises Problem 400, 413.
     """
     height, width, channels = network.input_shape
-    longest, lists = 32 * most * height * width * channels, most * (height * width + height + 1)
+    longest, lists = 64 * most * height * width * channels, most * (height * width + height + 1)
     if len(content) > longest + 4096 or content.count(b"[") + content.count(b"{") > lists + 256:
         raise Problem(413, f"the body's JSON is larger than {most} images need; send binary tensors, or fewer images")
 
@@ -54,6 +54,19 @@ def metadata(network: Network, version: str) -> dict[str, Any]:
     }
     shown = {key: [{"name": name, "datatype": "FP32", "shape": [-1, *shape]}] for key, (name, shape) in tensors.items()}
     return {"name": MODEL, "versions": [version], "platform": "onnxruntime_onnx", **shown}
+
+
+def config(network: Network, most: int) -> dict[str, Any]:
+    """Describe the network as Triton does to its own tools."""
+
+    def side(name: str, channels: int) -> list[dict[str, Any]]:
+        return [{"name": name, "data_type": "TYPE_FP32", "dims": [*network.input_shape[:2], channels]}]
+
+    tensors = {
+        "input": side(network.input_name, network.input_shape[2]),
+        "output": side(network.output_name, network.output_channels),
+    }
+    return {"name": MODEL, "platform": "onnxruntime_onnx", "max_batch_size": most, **tensors}
 
 
 def _shape(value: Any, network: Network, most: int) -> tuple[int, ...]:
@@ -126,8 +139,8 @@ def read_request(content: bytes, json_length: str | None, network: Network, most
             raise Problem(400, "the input has no data, or bytes follow the JSON without binary_data_size")
         tensor = _numbers(entry["data"], shape)
     else:
-        if type(size) is not int or size != len(raw) or size != 4 * math.prod(shape):
-            raise Problem(400, f"{len(raw)} raw bytes; expected {4 * math.prod(shape)}, and binary_data_size to say so")
+        if "data" in entry or type(size) is not int or size != len(raw) or size != 4 * math.prod(shape):
+            raise Problem(400, f"{len(raw)} raw bytes; expected {4 * math.prod(shape)}, binary_data_size, no data")
         tensor = np.frombuffer(raw, "<f4").reshape(shape)
     return Request(_finite(tensor), name, _wants_binary(asked, network))
 

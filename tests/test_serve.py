@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import gzip
 import hashlib
 import io
 import json
@@ -192,7 +193,7 @@ def test_tensorflow_servings_clients_are_answered(service, exported):
         (f"{HERE}/infer", b'{"inputs":{}}', 400),
         (f"{HERE}/infer", b'{"inputs":[' + b"[]," * 10**6 + b"[]]}", 413),
         ("/v1/models/unet:predict", b'{"instances":[NaN]}', 400),
-        ("/v1/models/unet:predict", b'{"instances":[' + b"0," * 5 * 10**6 + b"0]}", 413),
+        ("/v1/models/unet:predict", b'{"instances":[' + b"0," * 10**7 + b"0]}", 413),
         ("/v1/models/unet:predict", b'{"instances":[],"inputs":[]}', 400),
         ("/v1/nothing", b"", 404),
         ("/livez", b"", 405),
@@ -215,6 +216,11 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(exported, tmp_pat
         assert running.client.get("/readyz").status_code == 200
     finally:
         running.stop()
+
+
+def test_a_compressed_body_is_named_as_such(service):
+    answer = service.client.post("/v1/segment", content=gzip.compress(b"x"), headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 415 and "Content-Encoding" in answer.json()["detail"]
 
 
 def test_large_bodies_at_a_time_are_bounded(exported, tmp_path):
