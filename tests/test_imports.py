@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "export": {"augment", "cli", "images", "phantom", "predict", "utils"},
     "recorder": {"images", "utils"},
     "corruptions": {"images"},
-    "benchmark": {"images"},
+    "benchmark": {"images", "phantom"},
     "experiments": {"corruptions", "data", "images", "metrics", "predict", "recorder"},
     "train": {
         "augment",

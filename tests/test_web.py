@@ -3,7 +3,6 @@
 import os
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 from test_serve import Running, exported, xray  # noqa: F401 (fixtures)
@@ -60,11 +59,7 @@ def test_the_mask_lies_over_the_image(page, xray, tmp_path):  # noqa: F811
     assert f"{red.sum()} pixels" in page.inner_text("#figures")
     with page.expect_download() as download:
         page.click("#download")
-    mask = (
-        images.read(download.value.path())[..., 0] > 0
-        if download.value.path().suffix
-        else cv2.imdecode(np.frombuffer(download.value.path().read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED) > 0
-    )
+    mask = images.decode(download.value.path().read_bytes())[..., 0] > 0
     np.testing.assert_array_equal(mask, red)
     shot = tmp_path / "page.png"
     page.screenshot(path=shot, full_page=True)
@@ -84,14 +79,41 @@ def test_nothing_is_asked_of_anyone_else_and_nothing_is_complained_of(page):
     assert not [line for line in page.said if "Content Security Policy" in line or "Uncaught" in line], page.said
 
 
-def test_it_works_by_keyboard_and_every_control_has_a_name(page):
+def test_it_works_by_keyboard_and_every_control_has_a_name(page, xray):  # noqa: F811
     names = page.evaluate(
         "() => Array.from(document.querySelectorAll('input')).map(i => i.labels[0] && i.labels[0].textContent)"
     )
     assert all(names) and page.get_attribute("html", "lang") == "en"
+    page.set_input_files("#file", xray[0])
+    page.wait_for_selector("#result:not([hidden])")
     page.focus("#file")
     reached = []
-    for _ in range(4):
+    for _ in range(2):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("() => document.activeElement.id"))
-    assert "opacity" in reached or page.locator("#result").is_hidden()
+    assert reached == ["opacity", "download"]
+    before = page.input_value("#opacity")
+    page.focus("#opacity")
+    page.keyboard.press("ArrowLeft")
+    assert page.input_value("#opacity") != before
+
+
+def test_a_late_answer_is_not_drawn_over_another_image(page, xray, phantoms, tmp_path):  # noqa: F811
+    first, second = sorted((phantoms / "CXR_png").iterdir())[:2]
+    expected = []
+    for path in (first, second):
+        page.set_input_files("#file", path)
+        page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Done')")
+        expected.append(page.inner_text("#figures"))
+    assert expected[0] != expected[1]
+    held = []
+    page.route("**/v1/segment", lambda route: held.append(route) if not held else route.continue_())
+    page.set_input_files("#file", first)  # its answer is held back
+    page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Working')")
+    page.set_input_files("#file", second)
+    page.wait_for_selector("#result:not([hidden])")
+    with page.expect_response("**/v1/segment"):
+        held[0].continue_()
+    page.wait_for_timeout(500)
+    assert page.inner_text("#figures") == expected[1]
+    page.unroute("**/v1/segment")

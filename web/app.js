@@ -11,7 +11,7 @@ function say(text, wrong = false) {
 
 async function decode(blob) {
   try {
-    return await createImageBitmap(blob);
+    return await createImageBitmap(blob, { imageOrientation: "none" }); // as the service sees it
   } catch {
     return null; // a browser cannot show DICOM or TIFF; the mask is drawn on black then
   }
@@ -37,7 +37,7 @@ function draw() {
   view.width = state.mask.width;
   view.height = state.mask.height;
   const context = view.getContext("2d");
-  if (state.picture) context.drawImage(state.picture, 0, 0, view.width, view.height);
+  if (state.picture) context.drawImage(state.picture, 0, 0);
   context.globalAlpha = at("opacity").value / 100;
   context.drawImage(state.mask, 0, 0);
 }
@@ -57,16 +57,18 @@ function tabulate(areas, confidence) {
 }
 
 async function send() {
+  const file = state.file; // another one may be dropped before this one's answer is there
   at("result").hidden = true;
   say("Working …");
   const headers = { Accept: "image/png" };
   if (at("key").value) headers["X-API-Key"] = at("key").value;
   let answer;
   try {
-    answer = await fetch("v1/segment", { method: "POST", body: state.file, headers });
+    answer = await fetch("v1/segment", { method: "POST", body: file, headers });
   } catch {
-    return say("The service cannot be reached.", true);
+    return file === state.file && say("The service cannot be reached.", true);
   }
+  if (file !== state.file) return;
   at("key-row").hidden = answer.status !== 401;
   if (!answer.ok) {
     const problem = await answer.json().catch(() => ({ detail: `status ${answer.status}` }));
@@ -74,14 +76,16 @@ async function send() {
   }
   const mask = await answer.blob();
   const areas = JSON.parse(answer.headers.get("X-Areas"));
-  state.picture = await decode(state.file);
-  state.mask = paint(await createImageBitmap(mask), areas.length);
+  const [picture, bitmap] = await Promise.all([decode(file), createImageBitmap(mask)]);
+  if (file !== state.file) return;
+  state.picture = picture && picture.width === bitmap.width && picture.height === bitmap.height ? picture : null;
+  state.mask = paint(bitmap, areas.length);
   if (state.link) URL.revokeObjectURL(state.link);
   state.link = at("download").href = URL.createObjectURL(mask);
   tabulate(areas, answer.headers.get("X-Confidence"));
   draw();
   at("result").hidden = false;
-  say("Done.");
+  say(state.picture ? "Done." : "Done. This browser cannot show the image: its mask lies on black.");
 }
 
 function take(file) {
