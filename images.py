@@ -411,26 +411,20 @@ def to_ids(probs: np.ndarray, threshold: float) -> np.ndarray:
     return np.argmax(probs, axis=-1).astype(np.uint8)
 
 
-def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Label the connected parts of a mask (H, W): labels 1.. (H, W), largest part first, and their sizes in pixels."""
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    sizes = boxes[1:, cv2.CC_STAT_AREA]
-    order = np.argsort(-sizes, kind="stable")
-    rank = np.zeros(count, np.int32)
-    rank[1 + order] = 1 + np.arange(count - 1)
-    return rank[labels], sizes[order]
-
-
 def usual_parts(masks: Iterable[np.ndarray]) -> int:
     """Count the connected parts that 95 % of the masks (H, W) do not exceed; at least 1."""
-    return max(1, int(np.quantile([len(_parts(mask)[1]) for mask in masks], 0.95, method="inverted_cdf")))
+    counts = [cv2.connectedComponents(mask.astype(np.uint8))[0] - 1 for mask in masks]
+    return max(1, int(np.quantile(counts, 0.95, method="inverted_cdf")))
 
 
 def clean(ids: np.ndarray, parts: list[int]) -> np.ndarray:
     """Keep each class's `parts[class - 1]` largest parts in ids (H, W), then fill holes that hold no other class."""
     cleaned = ids.copy()
     for i, count in enumerate(parts, 1):
-        cleaned[_parts(ids == i)[0] > count] = 0
+        found, labels = cv2.connectedComponents((ids == i).astype(np.uint8))
+        if found - 1 > count:
+            sizes = np.bincount(labels.ravel())[1:]
+            cleaned[np.isin(labels, 1 + np.argsort(-sizes, kind="stable")[count:])] = 0
     for i in range(1, len(parts) + 1):
         filled = (cleaned == i).astype(np.uint8)
         outlines, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

@@ -329,7 +329,14 @@ def serve(config: Config) -> None:
     if config.client_ca:
         tls |= {"ssl_ca_certs": config.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     settings = uvicorn.Config(
-        app, config.host, config.port, access_log=False, server_header=False, log_level="warning", **tls
+        app,
+        config.host,
+        config.port,
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        timeout_keep_alive=75,  # longer than a proxy's, or it would ask on a connection that is just closed
+        **tls,
     )
     try:
         settings.load()

@@ -83,7 +83,7 @@ def open_session(content: bytes, threads: int = 0) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or os.cpu_count() or 1  # 0 would tie them to cores that others use too
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
