@@ -135,13 +135,13 @@ def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: flo
     """
     picture = phantom.phantom(np.random.default_rng(0))[0]
     content = cv2.imencode(".png", images.resize(picture, (SIDE, SIDE)))[1].tobytes()
-    network = engine.load(Path(model))
+    network, run = engine.load(Path(model))
     zeros = np.zeros((1, *network.input_shape), np.float32)
 
     def bare() -> float:
         start = time.perf_counter()
         images.decode_scan(content)
-        network.run(zeros)
+        run(zeros)
         return time.perf_counter() - start
 
     alone, served = [], []

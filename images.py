@@ -127,7 +127,8 @@ def decode_scan(data: bytes) -> Scan:
         raise UserError(f"{height}x{width} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}")
     if channels not in (1, 3, 4):
         raise UserError(f"{channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
-    if not np.isfinite(scan.pixels).all():
+    kind = scan.pixels.dtype.kind
+    if kind not in "buif" or (kind == "f" and not np.isfinite(scan.pixels).all()):
         raise UserError("NaN or infinite pixels; expected finite numbers")
     return scan
 

@@ -117,8 +117,8 @@ def decode_frame(src: bytes, runner: Any) -> bytearray:
         imagecodecs.jpegls_decode(src, out=out)
     elif runner.transfer_syntax in uid.JPEG2000TransferSyntaxes:
         size = tuple(int.from_bytes(src[i : i + 4]) for i in (12, 8))  # of the SIZ marker, which comes first
-        if size != out.shape[:2]:
-            raise ValueError(f"a frame of {size} pixels in a file of {out.shape[:2]}")
+        if size != out.shape[:2] or int.from_bytes(src[40:42]) != runner.samples_per_pixel:
+            raise ValueError(f"a frame of {size} pixels in a file of {out.shape[:2]}, or other colours")
         out[...] = imagecodecs.jpeg2k_decode(src)
     else:
         imagecodecs.jpeg_decode(src, colorspace=colours, outcolorspace="RGB" if colours else None, out=out)
@@ -156,11 +156,17 @@ def decode_dicom(content: bytes) -> Scan:
     from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 
     header = read_dicom_header(content)
-    for syntax in (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, uid.JPEG2000Lossless, uid.JPEG2000):
+    ours = (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, uid.JPEG2000Lossless, uid.JPEG2000)
+    for syntax in ours:
         if "imagecodecs" not in get_decoder(syntax).available_plugins:
             get_decoder(syntax).add_plugin("imagecodecs", (__name__, "decode_frame"))
     try:
-        stored, colours, window = pixel_array(header), int(header.get("SamplesPerPixel") or 1), None
+        plugin = "imagecodecs" if header.file_meta.TransferSyntaxUID in ours else ""  # whatever else is installed
+        stored, colours, window = (
+            pixel_array(header, decoding_plugin=plugin),
+            int(header.get("SamplesPerPixel") or 1),
+            None,
+        )
         if header.get("PhotometricInterpretation") == "PALETTE COLOR":
             stored = apply_color_lut(stored, header)
             colours = stored.shape[-1]
@@ -219,8 +225,9 @@ def _look_up(header: Any, name: str, frame: int = 0) -> tuple[float, ...]:
 def _dicom_spacing(header: Any) -> tuple[float, float, float] | None:
     """Give the millimetres between slices, rows and columns, where the file says so."""
     plane = _look_up(header, "PixelSpacing") or _look_up(header, "ImagerPixelSpacing")
-    between = _look_up(header, "SpacingBetweenSlices") or _look_up(header, "SliceThickness") or (1.0,)
-    spacing = (*between, *plane)
+    names = ("SpacingBetweenSlices", "SliceThickness")
+    between = next((found[0] for name in names if (found := _look_up(header, name)) and found[0] > 0), 1.0)
+    spacing = (between, *plane)
     return spacing if len(spacing) == 3 and min(spacing) > 0 else None
 
 

@@ -14,16 +14,12 @@ Needs `pip install -r requirements-serve.txt`. Nothing is stored, and nothing of
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import os
 import ssl
-import warnings
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fastapi
 import numpy as np
@@ -33,13 +29,11 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse
 
-import images
 from images import UserError
 from serving import engine, guard, masks, schema, tensors
-from serving.engine import Found
 from serving.problems import Problem
+from serving.workers import Workers
 
-T = TypeVar("T")
 VERSION = "1"
 ANSWERS = ("image/png", "application/json", "application/geo+json", "application/dicom")
 OPEN = (
@@ -68,7 +62,7 @@ class Config:
     insecure: bool = False  # serve other addresses without keys or TLS: behind a proxy that has both
     max_body_mb: float = 64  # of a request, in 2**20 bytes
     max_megapixels: float = 32  # of an image, in 2**20; fewer where a model has more than one class
-    workers: int = 2  # images decoded and masks written at a time; each takes up to 16 bytes a pixel
+    workers: int = 2  # processes that decode images and write masks; each may take 32 bytes a pixel of the largest
     max_batch: int = 8  # images that are computed together, and at most in one tensor request
     room: int = 64  # requests at a time; more are answered 503
     timeout_s: float = 30  # for a request, then 504
@@ -98,45 +92,33 @@ class Service:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.network = engine.load(Path(config.model), config.threads)
+        self.network, run = engine.load(Path(config.model), config.threads)
         self.metrics = guard.Metrics(self.network.sha256)
-        self.batcher = engine.Batcher(self.network.run, config.max_batch, config.room, self.metrics.batch)
-        self.workers = ThreadPoolExecutor(config.workers, thread_name_prefix="images")
+        self.batcher = engine.Batcher(run, config.max_batch, config.room, self.metrics.batch)
+        self.workers = Workers(config.workers, int(config.max_megapixels * 2**20))
         self.ready = False
 
-    async def warm_up(self) -> None:
-        """Run the network once; from then on the service is ready."""
+    async def start(self) -> None:
+        """Start the workers and run the network once; from then on the service is ready."""
+        self.batcher.start()
+        await self.workers.start()
         await self.batcher(np.zeros((1, *self.network.input_shape), np.float32))
         self.ready = True
 
-    async def in_thread(self, call: Callable[..., T], *args: Any) -> T:
-        """Do what takes a while beside the event loop; our errors become 400.
+    async def stop(self) -> None:
+        """Finish what has begun."""
+        self.ready = False
+        await self.batcher.stop()
+        await self.workers.stop()
 
-        A thread that runs past its request's deadline keeps its place among the workers, as it keeps its memory.
-        """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.workers, call, *args)
-        except UserError as error:
-            raise Problem(400, without_quotes(error)) from None
-
-    async def segment(self, content: bytes, write: Callable[[Found], T]) -> T:
-        """Find the mask of an image file and `write` it. Large arrays live only while a worker is at them."""
-        prepared = await self.in_thread(self.network.read, content)
+    async def segment(self, content: bytes, kind: str) -> Response:
+        """Find the mask of an image file."""
+        prepared = await self.workers(self.network.read, content)
         probs = await self.batcher(prepared.batch)
-
-        def finish() -> tuple[T, float, float]:
-            found = self.network.decide(probs, prepared)
-            return write(found), float((found.ids > 0).mean()), found.confidence
-
-        answer, share, confidence = await self.in_thread(finish)
-        self.metrics.seen(float(prepared.batch.mean()), share, confidence)
-        return answer
-
-
-def without_quotes(error: UserError) -> str:
-    """Give our own words of a message, without those of another library, which may quote the file."""
-    said = error.__context__
-    return str(error).replace(f" ({images.brief(said)})", "") if said else str(error)
+        source = content if kind == "application/dicom" else b""
+        body, headers, share, sure = await self.workers(masks.answer, self.network, probs, prepared, kind, source)
+        self.metrics.seen(float(prepared.batch.mean()), share, sure)
+        return Response(body, media_type=kind, headers=headers)
 
 
 def choose_answer(accept: str) -> str:
@@ -180,16 +162,12 @@ def make_app(config: Config) -> fastapi.FastAPI:
     """Build the application. Raises UserError if the model cannot be loaded."""
     service = Service(config)
     network = service.network
-    names = network.facts["classes"]
-    images.MAX_BYTES = int(16 * config.max_megapixels * 2**20)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
-        await service.warm_up()
+        await service.start()
         yield
-        service.ready = False
-        await service.batcher.stop()
+        await service.stop()
 
     app = fastapi.FastAPI(title="U-Net segmentation", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -199,37 +177,23 @@ def make_app(config: Config) -> fastapi.FastAPI:
         told = "no such route, or not with this method; GET /openapi.json lists them"
         raise Problem(error.status_code, told, **(error.headers or {}))
 
-    def write(kind: str, content: bytes, found: Found) -> Response:
-        ids, spacing = found.ids, found.spacing_mm
-        if kind == "image/png":
-            areas = guard.compact(masks.describe(ids, names, spacing))
-            headers = {"X-Areas": areas, "X-Confidence": f"{found.confidence:.4f}"}
-            return Response(masks.to_png(ids, names), media_type=kind, headers=headers)
-        if kind == "application/dicom":
-            return Response(masks.to_seg(ids, names, content), media_type=kind)
-        describe = masks.to_json if kind == "application/json" else masks.to_geojson
-        return Response(guard.compact(describe(ids, names, spacing, found.confidence)), media_type=kind)
-
     async def segment(request: Request) -> Response:
         kind = choose_answer(request.headers.get("accept", ""))
-        content = await read_image(request)
-        return await service.segment(content, partial(write, kind, content))
+        return await service.segment(await read_image(request), kind)
 
     async def infer(request: Request) -> Response:
         length = request.headers.get("inference-header-content-length")
         content = await request.body()
-        asked = await service.in_thread(tensors.read_request, content, length, network, config.max_batch)
+        asked = await service.workers(tensors.read_request, content, length, network, config.max_batch)
         probs = await service.batcher(asked.batch)
-        body, headers = await service.in_thread(tensors.write_answer, probs, asked, network, VERSION)
+        body, headers = await service.workers(tensors.write_answer, probs, asked, network, VERSION)
         return Response(body, headers=headers)
 
     async def predict(request: Request) -> Response:
         content = await request.body()
-        batch, by_row = await service.in_thread(tensors.read_instances, content, network, config.max_batch)
+        batch, by_row = await service.workers(tensors.read_instances, content, network, config.max_batch)
         probs = await service.batcher(batch)
-        return Response(
-            await service.in_thread(tensors.write_predictions, probs, by_row), media_type="application/json"
-        )
+        return Response(await service.workers(tensors.write_predictions, probs, by_row), media_type="application/json")
 
     def model() -> dict[str, Any]:
         shown = ("classes", "image_size", "channels", "preparation", "threshold", "window", "mirror")
@@ -321,9 +285,6 @@ class Server(uvicorn.Server):
 def serve(config: Config) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UserError."""
     check_config(config)
-    warnings.simplefilter("ignore")  # the readers' quote what stands in a file
-    for name in ("pydicom", "nibabel", "highdicom", "tifffile"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     app = make_app(config)
     tls = {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key} if config.tls_cert else {}
     if config.client_ca:

@@ -17,6 +17,8 @@ import numpy as np
 import images
 from images import UserError
 
+LONGEST = 65_535  # pixels of a side; PNG's writer ends at a million
+
 
 class Busy(Exception):
     """The queue is full: try again later."""
@@ -40,9 +42,8 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """The exported network and what a user of it must know."""
+    """What a user of the exported network must know."""
 
-    session: Any  # an onnxruntime.InferenceSession
     facts: dict[str, Any]  # of the model file, see `utils.make_facts`
     sha256: str
     input_name: str
@@ -50,16 +51,14 @@ class Network:
     output_name: str
     output_channels: int
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """Compute probabilities (N, H, W, K) of prepared images (N, H, W, C) float32."""
-        return self.session.run([self.output_name], {self.input_name: batch})[0]
-
     def read(self, content: bytes) -> Prepared:
         """Decode an image file of one slice and prepare it. Raises UserError."""
         scan = images.decode_scan(content)
         shape, window = scan.pixels.shape[1:3], self.facts.get("window", "")
         if len(scan.pixels) != 1:
             raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
+        if max(shape) > LONGEST:
+            raise UserError(f"{shape[0]}x{shape[1]} pixels; expected at most {LONGEST} a side")
         images.check_size(*shape, 4 * max(4, 2 * self.output_channels + 2))  # what its mask takes to make, in float32
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
@@ -83,14 +82,16 @@ def open_session(content: bytes, threads: int = 0) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1  # 0 would tie them to cores that others use too
+    # 0 would tie them to cores that others use too.
+    options.intra_op_num_threads = threads or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def load(path: Path, threads: int = 0) -> Network:
+def load(path: Path, threads: int = 0) -> tuple[Network, Callable[[np.ndarray], np.ndarray]]:
     """Load an ONNX file that `export.py` wrote, if its checksum is that of the manifest beside it.
 
-    threads: of one inference; 0 takes every core. Raises UserError.
+    threads: of one inference; 0 takes every core. Returns also the function that computes probabilities (N, H, W, K)
+    of prepared images (N, H, W, C) float32. Raises UserError.
     """
     try:
         content = path.read_bytes()
@@ -109,7 +110,8 @@ def load(path: Path, threads: int = 0) -> Network:
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     if facts.get("preparation") != images.PREPARATION:
         raise UserError(f"{path} expects images prepared by {facts.get('preparation')!r}, not {images.PREPARATION!r}")
-    return Network(session, facts, found, entry.name, tuple(entry.shape[1:]), output.name, output.shape[-1])
+    network = Network(facts, found, entry.name, tuple(entry.shape[1:]), output.name, output.shape[-1])
+    return network, lambda batch: session.run([output.name], {entry.name: batch})[0]
 
 
 class Batcher:
@@ -143,11 +145,11 @@ class Batcher:
             await asyncio.sleep(0.01)
         if self.task:
             self.task.cancel()
-        self.thread.shutdown()
+        self.thread.shutdown(wait=False)
 
     async def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Compute probabilities (N, H, W, K) of prepared images (N, H, W, C). Raises Busy."""
-        if self.pending + len(batch) > max(self.room, len(batch)) and self.pending:
+        if self.pending and self.pending + len(batch) > self.room:
             raise Busy
         self.pending += len(batch)
         future = asyncio.get_running_loop().create_future()
@@ -179,12 +181,12 @@ class Batcher:
             try:
                 batch = np.concatenate([batch for batch, _ in taken])
                 results = await loop.run_in_executor(self.thread, self.run, batch)
+                self.observe(len(batch), time.monotonic() - start)
             except Exception as error:
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(error)
                 continue
-            self.observe(len(batch), time.monotonic() - start)
             for batch, future in taken:
                 if not future.done():
                     future.set_result(results[: len(batch)])

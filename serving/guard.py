@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import hmac
-import json
 import sys
 import time
 import uuid
@@ -16,22 +15,18 @@ from starlette.requests import ClientDisconnect
 
 from images import UserError
 from serving.engine import Busy
-from serving.problems import Problem, body_of
+from serving.problems import Problem, body_of, compact
 
 SAFETY = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
 BODIES = 4  # largest bodies that may be held at a time; more small ones
 SHARES = [i / 20 for i in range(1, 21)]
-
-
-def compact(value: Any) -> str:
-    """Write JSON in ASCII without blanks, fit for a header."""
-    return json.dumps(value, separators=(",", ":"))
 
 
 def read_keys(path: Path) -> list[bytes]:

@@ -1,12 +1,34 @@
 """Write a mask for a client: PNG, COCO run lengths, GeoJSON polygons, DICOM segmentation; its areas."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
-from serving.problems import Problem
+from serving.engine import Network, Prepared
+from serving.problems import Problem, compact
+
+
+def answer(
+    network: Network, probs: np.ndarray, prepared: Prepared, kind: str, source: bytes
+) -> tuple[bytes, dict[str, str], float, float]:
+    """Decide an image's mask and write it as `kind`: the body, headers, its share of the pixels, the confidence.
+
+    Raises Problem 406, UserError.
+    """
+    found = network.decide(probs, prepared)
+    ids, names, headers = found.ids, network.facts["classes"], {}
+    if kind == "image/png":
+        areas = compact(describe(ids, names, found.spacing_mm))
+        body, headers = to_png(ids, names), {"X-Areas": areas, "X-Confidence": f"{found.confidence:.4f}"}
+    elif kind == "application/dicom":
+        body = to_seg(ids, names, source)
+    else:
+        write = to_json if kind == "application/json" else to_geojson
+        body = compact(write(ids, names, found.spacing_mm, found.confidence)).encode()
+    return body, headers, float((ids > 0).mean()), found.confidence
 
 
 def to_png(ids: np.ndarray, names: Sequence[str]) -> bytes:
@@ -25,7 +47,7 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 def polygons(mask: np.ndarray) -> dict[str, Any]:
     """Outline a mask (H, W) in {0, 1} as a GeoJSON MultiPolygon with holes, joining pixels' centres (x, y)."""
     outlines, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [[*outline[:, 0].tolist(), outline[0, 0].tolist()] for outline in outlines]
+    rings = [[*outline[::-1, 0].tolist(), outline[-1, 0].tolist()] for outline in outlines]  # RFC 7946's direction
     parts = {i: [ring] for i, ring in enumerate(rings) if tree[0, i, 3] < 0}
     for i, ring in enumerate(rings):
         if tree[0, i, 3] >= 0:
@@ -43,6 +65,7 @@ def describe(ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] 
     """Tell each class's area in pixels, and in mm² where the rows' and columns' spacing is known."""
     areas = [int(np.count_nonzero(ids == number)) for number in range(1, len(names) + 1)]
     unit = None if spacing_mm is None else float(spacing_mm[-1] * spacing_mm[-2])
+    unit = unit if unit is None or math.isfinite(unit * ids.size) else None  # JSON has no infinity
     return [
         {"class": name, "area_pixels": area, "area_mm2": None if unit is None else area * unit}
         for name, area in zip(names, areas, strict=True)

@@ -2,15 +2,21 @@
 
 import json
 from http import HTTPStatus
+from typing import Any
 
 
 class Problem(Exception):
     """An answer that is not 200: the status, and what was found, expected, and to do."""
 
     def __init__(self, status: int, detail: str, **headers: str) -> None:
-        super().__init__(detail)
+        super().__init__(status, detail)  # by which it is made again after it left a worker
         self.status, self.detail = status, detail
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def compact(value: Any) -> str:
+    """Write JSON in ASCII without blanks, fit for a header."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def body_of(status: int, detail: str, request_id: str = "") -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from serving.engine import Network
 from serving.problems import Problem
 
+MOST_NUMBERS = 2**20  # of an answer as JSON
 MODEL = "unet"  # the name under which the network is served
 
 
@@ -113,6 +114,12 @@ def _wants_binary(asked: dict[str, Any], network: Network) -> bool:
     return binary
 
 
+def _check_json_answer(count: int, network: Network) -> None:
+    """Raise Problem 413 if the answer to `count` images would be too long as JSON."""
+    if count * math.prod(network.input_shape[:2]) * network.output_channels > MOST_NUMBERS:
+        raise Problem(413, "the answer would be too long as JSON; ask for binary tensors, or send fewer images")
+
+
 def read_request(content: bytes, json_length: str | None, network: Network, most: int) -> Request:
     """Read a v2 inference request of at most `most` images. Raises Problem 400.
 
@@ -142,7 +149,10 @@ def read_request(content: bytes, json_length: str | None, network: Network, most
         if "data" in entry or type(size) is not int or size != len(raw) or size != 4 * math.prod(shape):
             raise Problem(400, f"{len(raw)} raw bytes; expected {4 * math.prod(shape)}, binary_data_size, no data")
         tensor = np.frombuffer(raw, "<f4").reshape(shape)
-    return Request(_finite(tensor), name, _wants_binary(asked, network))
+    binary = _wants_binary(asked, network)
+    if not binary:
+        _check_json_answer(shape[0], network)
+    return Request(_finite(tensor), name, binary)
 
 
 def write_answer(probs: np.ndarray, request: Request, network: Network, version: str) -> tuple[bytes, dict[str, str]]:
@@ -177,8 +187,8 @@ def read_instances(content: bytes, network: Network, most: int) -> tuple[np.ndar
     if not isinstance(data, list):
         raise Problem(400, "the images are no list; expected numbers nested as N, H, W, C")
     shape = _shape([len(data), *network.input_shape], network, most)
-    tensor = _numbers(data, shape)
-    return _finite(tensor), by_row
+    _check_json_answer(shape[0], network)
+    return _finite(_numbers(data, shape)), by_row
 
 
 def write_predictions(probs: np.ndarray, by_row: bool) -> bytes:

@@ -72,11 +72,16 @@ async function send() {
   at("key-row").hidden = answer.status !== 401;
   if (!answer.ok) {
     const problem = await answer.json().catch(() => ({ detail: `status ${answer.status}` }));
-    return say(`Not done: ${problem.detail}`, true);
+    return say(`Not done: ${problem.detail ?? problem.title}`, true);
   }
-  const mask = await answer.blob();
-  const areas = JSON.parse(answer.headers.get("X-Areas"));
-  const [picture, bitmap] = await Promise.all([decode(file), createImageBitmap(mask)]);
+  let mask, areas, picture, bitmap;
+  try {
+    mask = await answer.blob();
+    areas = JSON.parse(answer.headers.get("X-Areas"));
+    [picture, bitmap] = await Promise.all([decode(file), createImageBitmap(mask)]);
+  } catch {
+    return file === state.file && say("The answer cannot be shown.", true);
+  }
   if (file !== state.file) return;
   state.picture = picture && picture.width === bitmap.width && picture.height === bitmap.height ? picture : null;
   state.mask = paint(bitmap, areas.length);
