@@ -116,8 +116,9 @@ def decode_frame(src: bytes, runner: Any) -> bytearray:
     if runner.transfer_syntax in uid.JPEGLSTransferSyntaxes:
         imagecodecs.jpegls_decode(src, out=out)
     elif runner.transfer_syntax in uid.JPEG2000TransferSyntaxes:
-        size = tuple(int.from_bytes(src[i : i + 4]) for i in (12, 8))  # of the SIZ marker, which comes first
-        if size != out.shape[:2] or int.from_bytes(src[40:42]) != runner.samples_per_pixel:
+        start = max(0, src.find(b"\xff\x4f\xff\x51"))  # of the codestream and its SIZ marker; some are wrapped in JP2
+        size = tuple(int.from_bytes(src[start + i : start + i + 4]) for i in (12, 8))
+        if size != out.shape[:2] or int.from_bytes(src[start + 40 : start + 42]) != runner.samples_per_pixel:
             raise ValueError(f"a frame of {size} pixels in a file of {out.shape[:2]}, or other colours")
         out[...] = imagecodecs.jpeg2k_decode(src)
     else:

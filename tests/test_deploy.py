@@ -1,10 +1,12 @@
 """What stands in deploy/, tried with the real tools: nginx before two replicas, Prometheus and its alerts."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -66,7 +68,8 @@ def proxy(exported, tmp_path):  # noqa: F811
     replicas = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        replicas.append(Running(exported, tmp_path / name, "--threads", "1"))
+        (tmp_path / name / "keys").write_text(hashlib.sha256(b"key").hexdigest())
+        replicas.append(Running(exported, tmp_path / name, "--threads", "1", "--keys", str(tmp_path / name / "keys")))
     authority, port = trustme.CA(), free_port()
     (tmp_path / "tls").mkdir()
     cert = authority.issue_cert("127.0.0.1")
@@ -89,7 +92,7 @@ def proxy(exported, tmp_path):  # noqa: F811
     process = subprocess.Popen(command)
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
-    client = httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, timeout=60)
+    client = httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, timeout=60, headers={"X-API-Key": "key"})
     for _ in range(100):
         try:
             client.get("/livez")
@@ -108,7 +111,14 @@ def proxy(exported, tmp_path):  # noqa: F811
 def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tmp_path, xray):  # noqa: F811
     (one, two), client = proxy
     assert client.get("/metrics").status_code == 404
-    script = f'wrk.method = "POST"; wrk.body = io.open("{xray[0]}", "rb"):read("*a")'
+    for headers, status in (({"X-API-Key": "no"}, 401), ({}, 200)):
+        assert client.get("/v1/model", headers=headers).status_code == status
+    raw = socket.create_connection(("127.0.0.1", client.base_url.port))
+    with ssl._create_unverified_context().wrap_socket(raw) as secure:  # the body never comes
+        secure.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert secure.recv(100).startswith(b"HTTP/1.1 401")
+    assert client.get("/livez", headers={"X-API-Key": ""}).status_code == 200
+    script = f'wrk.headers["X-API-Key"] = "key"; wrk.method = "POST"; wrk.body = io.open("{xray[0]}", "rb"):read("*a")'
     (tmp_path / "post.lua").write_text(script)
     load = [tool("wrk", "wrk"), "-t1", "-c4", "-d15s", "--timeout=30s", "-s", tmp_path / "post.lua"]
     with subprocess.Popen([*load, str(client.base_url.join("/v1/segment"))], stdout=subprocess.PIPE, text=True) as wrk:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -260,6 +261,7 @@ def test_keys_are_asked_for_before_the_body(exported, tmp_path):
 
 def test_nothing_of_a_patient_is_left_anywhere(exported, tmp_path, tmp_path_factory, xray):
     running, place = Running(exported, tmp_path), tmp_path_factory.mktemp("sent") / "sent.dcm"
+    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20))  # a larger temporary file would fail
     write_xray(place, images.read(xray[0])[..., 0])
     header = pydicom.dcmread(place)
     header.PatientName = header.PatientID = "Zebedee^Quux"
@@ -287,9 +289,8 @@ def test_nothing_of_a_patient_is_left_anywhere(exported, tmp_path, tmp_path_fact
                 refused += answer.status_code == 400
                 if answer.headers["content-type"] != "application/dicom":
                     assert b"Zebedee" not in answer.content and b"Quux" not in answer.content
+                assert answer.status_code in (200, 400, 406), answer.text
                 assert not [path for path in tmp_path.rglob("*") if path != running.log]
-                opened = [str(path.readlink()) for path in Path(f"/proc/{running.process.pid}/fd").iterdir()]
-                assert not [name for name in opened if "deleted" in name]  # a temporary file without a name
         assert 10 < refused < 2 * len(contents)
         assert "Zebedee" not in running.client.get("/metrics").text
     finally:
