@@ -132,6 +132,9 @@ def test_a_mask_comes_in_every_form_and_is_that_of_predict(service, xray, script
     assert answer["classes"][0]["class"] == "lungs" and answer["classes"][0]["area_mm2"] is None
     geo = service.client.post("/v1/segment", content=content, headers={"Accept": "application/geo+json"}).json()
     np.testing.assert_array_equal(fill(geo["features"][0], mask.shape), mask)
+    for outer, *holes in geo["features"][0]["geometry"]["coordinates"]:  # counterclockwise, as RFC 7946 has it
+        assert cv2.contourArea(np.float32(outer), oriented=True) > 0 or len(outer) < 6
+        assert all(cv2.contourArea(np.float32(hole), oriented=True) < 0 for hole in holes)
     assert service.client.post("/invocations", content=content).content == png.content  # SageMaker
     assert service.client.get("/ping").status_code == 200
 

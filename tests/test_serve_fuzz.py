@@ -103,7 +103,7 @@ def large_nifti() -> bytes:
 
 
 def many_frames() -> bytes:
-    """A DICOM file of a million frames of one pixel each, which take long."""
+    """A DICOM file of ten million frames of one pixel each, which take long."""
     header = pydicom.dcmread(FILES / "CT_small.dcm")
     header.Rows, header.Columns, header.NumberOfFrames, header.PixelData = 1, 1, 10**7, bytes(2 * 10**7)
     buffer = io.BytesIO()

@@ -66,6 +66,22 @@ def test_the_mask_lies_over_the_image(page, xray, tmp_path):  # noqa: F811
     assert images.read(shot).std() > 10
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_picture_with_an_orientation_tag_lies_as_its_mask_does(page, xray, tmp_path, ending):  # noqa: F811
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture = Image.open(xray[0]).convert("L")
+    picture.save(tmp_path / f"turned.{ending}", exif=exif, quality=95)
+    page.set_input_files("#file", tmp_path / f"turned.{ending}")
+    page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Done')")
+    page.fill("#opacity", "0")
+    page.dispatch_event("#opacity", "input")
+    assert np.abs(pixels(page)[..., 0] - np.asarray(picture, float)).mean() < 3
+    page.fill("#opacity", "40")
+
+
 def test_a_file_that_is_no_image_is_told(page, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     page.set_input_files("#file", tmp_path / "notes.png")

@@ -9,9 +9,25 @@ function say(text, wrong = false) {
   at("status").className = wrong ? "error" : "";
 }
 
-async function decode(blob) {
+// Take the orientation tag out of a JPEG (its APP1 segments) or PNG (eXIf): browsers turn the picture by it, the service
+// does not, and the mask would lie elsewhere.
+function asStored(buffer) {
+  const bytes = new Uint8Array(buffer), view = new DataView(buffer);
+  if (bytes[0] === 0xff && bytes[1] === 0xd8) {
+    for (let i = 2; i + 4 < bytes.length && bytes[i] === 0xff && bytes[i + 1] !== 0xda; i += 2 + view.getUint16(i + 2)) {
+      if (bytes[i + 1] === 0xe1) bytes[i + 1] = 0xef; // APP15, which nobody reads
+    }
+  } else if (bytes[0] === 0x89 && bytes[1] === 0x50) {
+    for (let i = 8; i + 12 < bytes.length; i += 12 + view.getUint32(i)) {
+      if (view.getUint32(i + 4) === 0x65584966) return [bytes.subarray(0, i), bytes.subarray(i + 12 + view.getUint32(i))];
+    }
+  }
+  return [bytes];
+}
+
+async function decode(file) {
   try {
-    return await createImageBitmap(blob, { imageOrientation: "none" }); // as the service sees it
+    return await createImageBitmap(new Blob(asStored(await file.arrayBuffer())));
   } catch {
     return null; // a browser cannot show DICOM or TIFF; the mask is drawn on black then
   }
