@@ -101,7 +101,8 @@ class Service:
     async def start(self) -> None:
         """Start the workers and run the network once; from then on the service is ready."""
         self.batcher.start()
-        await self.workers.start()
+        self.workers.start()
+        await asyncio.gather(*(self.workers(os.getpid) for _ in range(self.config.workers)))  # until they answer
         await self.batcher(np.zeros((1, *self.network.input_shape), np.float32))
         self.ready = True
 
@@ -109,7 +110,7 @@ class Service:
         """Finish what has begun."""
         self.ready = False
         await self.batcher.stop()
-        await self.workers.stop()
+        self.workers.stop()
 
     async def segment(self, content: bytes, kind: str) -> Response:
         """Find the mask of an image file."""

@@ -1,13 +1,13 @@
 """Processes that do what clients' files and numbers ask for: bounded in memory, ended when a request's time is over."""
 
 import asyncio
+import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -22,24 +22,16 @@ BYTES = 32  # of memory for a pixel of the largest image
 TOO_MUCH = "more memory than the service gives one request; expected a smaller image, or fewer numbers"
 
 
-def begin(pixels: int) -> int:
-    """Prepare this process for files of strangers, of at most so many pixels; return its id."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which finishes what has begun
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()  # it must not stay behind
-    quiet()
-    cv2.setNumThreads(1)
-    images.MAX_BYTES = 16 * pixels
+def bound_memory(more: int) -> None:
+    """Let this process have so many bytes more than it has now. Only Linux can tell; elsewhere nothing is done."""
     try:
         import resource
-        from pathlib import Path
 
         lines = Path("/proc/self/status").read_text().splitlines()
-        now = next(int(line.split()[1]) for line in lines if line.startswith("VmData")) * 1024
-        resource.setrlimit(resource.RLIMIT_DATA, (now + BYTES * pixels, now + BYTES * pixels))
-    except (ImportError, OSError):  # no Linux: the sizes that headers promise are the only bound
-        pass
-    return os.getpid()
+    except (ImportError, OSError):
+        return
+    now = next(int(line.split()[1]) for line in lines if line.startswith("VmData")) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))
 
 
 def do(call: Callable[..., T], *args: Any) -> T:
@@ -53,53 +45,86 @@ def do(call: Callable[..., T], *args: Any) -> T:
         raise Problem(413, TOO_MUCH) from None
 
 
+def work(pipe: Connection, pixels: int) -> None:
+    """Do what comes through the pipe until it is closed; images have at most so many pixels."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which finishes what has begun
+    quiet()
+    cv2.setNumThreads(1)
+    images.MAX_BYTES = 16 * pixels
+    bound_memory(BYTES * pixels)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            call, args = pipe.recv()
+            try:
+                answer = do(call, *args)
+            except Exception as error:
+                answer = error
+            pipe.send(answer)
+
+
+class Worker:
+    """A process that does one thing at a time."""
+
+    def __init__(self, pixels: int) -> None:
+        context = multiprocessing.get_context("spawn")  # with nothing of ours: no connection, no key, no thread
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, pixels), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.thread = ThreadPoolExecutor(1)
+
+    async def ask(self, call: Callable[..., T], *args: Any) -> T:
+        """Let it call, without holding up the event loop. Raises EOFError or ConnectionError if the process ends."""
+
+        def wait() -> Any:
+            self.pipe.send((call, args))
+            return self.pipe.recv()
+
+        answer = await asyncio.get_running_loop().run_in_executor(self.thread, wait)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self.process.kill()
+        self.thread.shutdown(wait=False)
+
+
 class Workers:
-    """A number of processes, each of which does one thing at a time."""
+    """A number of them."""
 
     def __init__(self, count: int, pixels: int) -> None:
         self.count, self.pixels = count, pixels
-        self.free: asyncio.Queue[tuple[ProcessPoolExecutor, int]] = asyncio.Queue()
-        self.hiring: set[asyncio.Task] = set()
+        self.all: set[Worker] = set()
+        self.free: asyncio.Queue[Worker] = asyncio.Queue()
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start them."""
-        await asyncio.gather(*(self._hire() for _ in range(self.count)))
+        for _ in range(self.count):
+            self.free.put_nowait(self._hire())
 
-    async def _hire(self) -> None:
-        while True:
-            process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-            try:
-                number = await asyncio.get_running_loop().run_in_executor(process, begin, self.pixels)
-            except BrokenProcessPool:  # the machine is short of memory, perhaps
-                await asyncio.sleep(1)
-                continue
-            self.free.put_nowait((process, number))
-            return
+    def _hire(self) -> Worker:
+        worker = Worker(self.pixels)
+        self.all.add(worker)
+        return worker
 
     async def __call__(self, call: Callable[..., T], *args: Any) -> T:
         """Do something that takes a while. Raises Problem 413 if it takes too much memory, and what `call` raises."""
-        process, number = await self.free.get()
+        worker = await self.free.get()
         try:
-            result = await asyncio.get_running_loop().run_in_executor(process, do, call, *args)
-        except (asyncio.CancelledError, BrokenProcessPool) as error:  # its time is over; or it died
+            return await worker.ask(call, *args)
+        except (asyncio.CancelledError, EOFError, ConnectionError) as error:  # its time is over; or it died
+            worker.end()
+            self.all.discard(worker)
+            worker = self._hire()
             if isinstance(error, asyncio.CancelledError):
-                os.kill(number, signal.SIGKILL)
-            process.shutdown(wait=False)
-            task = asyncio.create_task(self._hire())
-            self.hiring.add(task)
-            task.add_done_callback(self.hiring.discard)
-            if isinstance(error, BrokenProcessPool):
-                raise Problem(413, TOO_MUCH) from None
-            raise
-        except BaseException:
-            self.free.put_nowait((process, number))
-            raise
-        self.free.put_nowait((process, number))
-        return result
+                raise
+            raise Problem(413, TOO_MUCH) from None
+        finally:
+            self.free.put_nowait(worker)
 
-    async def stop(self) -> None:
-        """End them, once nothing is asked any longer."""
-        for task in self.hiring:
-            task.cancel()
-        while not self.free.empty():
-            await asyncio.to_thread(self.free.get_nowait()[0].shutdown)
+    def stop(self) -> None:
+        """End them."""
+        for worker in self.all:
+            worker.end()

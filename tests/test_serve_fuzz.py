@@ -130,7 +130,7 @@ def test_workers_do_not_stay_behind(exported, tmp_path):  # noqa: F811
     running = Running(exported, tmp_path)
     pid = running.process.pid
     family = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    assert len(family) > 2
+    assert len(family) >= 2
     running.process.kill()
     running.process.wait()
     for _ in range(100):
