@@ -34,7 +34,11 @@ def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
         sys.exit(130)
 
 
+def parse(config_class: type[T]) -> T:
+    """Make a dataclass the command line of the script that it stands in: a flag per field, its comment as help."""
+    return tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
+
+
 def run(main: Callable[[T], Any], config_class: type[T], on_stop: str = "") -> None:
-    """Make a dataclass the command line of `main`: a flag per field, its comment as help; see `run_cli`."""
-    description = sys.modules[main.__module__].__doc__
-    run_cli(lambda: main(tyro.cli(config_class, description=description)), on_stop)
+    """Run `main` by its command line; see `parse` and `run_cli`."""
+    run_cli(lambda: main(parse(config_class)), on_stop)

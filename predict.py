@@ -19,26 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import keras
-import numpy as np
-import pandas as pd
-from scipy import stats
-from tqdm import tqdm
-
 import cli
-import data
-import draw
-import images
-import metrics
-import utils
-from augment import mirrored_ids
-from images import Scan, UserError
-
-T = TypeVar("T")
-
-
-Member = tuple[keras.Model, dict[str, Any]]  # a model and its facts
-IN_THE_BOX = "files/lungs.h5"
 
 
 @dataclass(frozen=True)
@@ -54,6 +35,30 @@ class Config:
     clean: bool = True  # drop small parts and fill holes, where the model file says that it helps
     uncertainty: bool = False  # also tell where several models, or mirroring, disagree
     batch_size: int = 8  # images at once
+
+
+if __name__ == "__main__":  # --help and wrong flags are answered before what takes seconds to import
+    CONFIG = cli.parse(Config)
+
+import keras
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tqdm import tqdm
+
+import data
+import draw
+import images
+import metrics
+import utils
+from augment import mirrored_ids
+from images import Scan, UserError
+
+T = TypeVar("T")
+
+
+Member = tuple[keras.Model, dict[str, Any]]  # a model and its facts
+IN_THE_BOX = "files/lungs.h5"
 
 
 class Segmentation(NamedTuple):
@@ -385,4 +390,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run_cli(lambda: main(CONFIG))

@@ -12,23 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
-import pandas as pd
-
-import augment
 import cli
-import data
-import draw
-import images
-import metrics
-import phantom
-import predict
-import utils
-from augment import mirrored_ids
-from images import UserError
-from model import build_unet, freeze_encoder
-from recorder import Recorder, best_epoch, finished, read_history, set_aside
 
 
 @dataclass(frozen=True)
@@ -82,6 +66,27 @@ class Config:
     # Output
     out_dir: str = "files"  # the run folder
     tensorboard: bool = False  # also write OUT_DIR/tensorboard (needs `pip install tensorboard`)
+
+
+if __name__ == "__main__":  # --help and wrong flags are answered before what takes seconds to import
+    CONFIG = cli.parse(Config)
+
+import keras
+import numpy as np
+import pandas as pd
+
+import augment
+import data
+import draw
+import images
+import metrics
+import phantom
+import predict
+import utils
+from augment import mirrored_ids
+from images import UserError
+from model import build_unet, freeze_encoder
+from recorder import Recorder, best_epoch, finished, read_history, set_aside
 
 
 def check_config(config: Config) -> None:
@@ -367,4 +372,4 @@ def train(config: Config) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    cli.run(train, Config, cli.GOES_ON)
+    cli.run_cli(lambda: train(CONFIG), cli.GOES_ON)

@@ -87,3 +87,17 @@ def test_every_script_is_in_the_table():
 def test_images_and_phantoms_load_no_keras():
     code = "import sys, images, phantom; sys.exit(any(m in sys.modules for m in ('keras', 'tensorflow', 'jax')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["train", "predict"])
+@pytest.mark.parametrize("flag", ["--help", "--no-such-flag"])
+def test_help_and_wrong_flags_are_answered_before_keras_is_loaded(name, flag):
+    code = f"""import runpy, sys
+sys.argv = ["{name}.py", "{flag}"]
+try:
+    runpy.run_path("{name}.py", run_name="__main__")
+except SystemExit as end:
+    print("loaded:", sorted({{"keras", "tensorflow", "pandas", "sklearn"}} & set(sys.modules)), end.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"loaded: [] {0 if flag == '--help' else 2}" in done.stdout, done.stdout + done.stderr
