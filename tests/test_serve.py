@@ -354,13 +354,13 @@ def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp
 
 
 def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
-    running = Running(exported, tmp_path, "--drain-s", "1", "--threads", "1")
-    batch = np.zeros((8, *INPUT), np.float32)  # takes a while
-    expected, answers = running.client.post("/v1/models/unet:predict", json={"inputs": batch.tolist()}), []
+    running = Running(exported, tmp_path, "--drain-s", "3", "--threads", "1")
+    route, body = "/v1/models/unet:predict", json.dumps({"inputs": np.zeros((8, *INPUT)).tolist()})  # takes a while
+    expected, answers = running.client.post(route, content=body), []
 
     def ask() -> None:
         with httpx.Client(base_url=running.client.base_url, timeout=60) as client:
-            answers.append(client.post("/v1/models/unet:predict", json={"inputs": batch.tolist()}))
+            answers.append(client.post(route, content=body))
 
     senders = [threading.Thread(target=ask) for _ in range(6)]
     for sender in senders:
