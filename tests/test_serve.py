@@ -354,7 +354,7 @@ def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp
 
 
 def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
-    running = Running(exported, tmp_path, "--drain-s", "3", "--threads", "1")
+    running = Running(exported, tmp_path, "--drain-s", "5", "--threads", "1")
     route, body = "/v1/models/unet:predict", json.dumps({"inputs": np.zeros((8, *INPUT)).tolist()})  # takes a while
     expected, answers = running.client.post(route, content=body), []
 
