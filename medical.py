@@ -455,17 +455,17 @@ def write_seg(path: Path, ids: np.ndarray, names: Sequence[str], contents: Seque
         temporary.write_bytes(content)
 
 
-def encode_seg(ids: np.ndarray, names: Sequence[str], contents: Sequence[bytes]) -> bytes:
+def encode_seg(ids: np.ndarray, names: Sequence[str], contents: Sequence[bytes], version: str = VERSION) -> bytes:
     """Make of class ids (S, H, W) a DICOM segmentation (one segment per class) that refers to its source's files.
 
-    Raises UserError if the source lacks what DICOM wants of it.
+    version: of the algorithm, at most 64 characters. Raises UserError if the source lacks what DICOM wants of it.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     headers = [read_dicom_header(content) for content in contents]
     headers = [headers[i] for i in sort_series(headers)[0]] if len(headers) > 1 else headers
-    algorithm = hd.AlgorithmIdentificationSequence("U-Net", codes.DCM.ArtificialIntelligence, VERSION)
+    algorithm = hd.AlgorithmIdentificationSequence("U-Net", codes.DCM.ArtificialIntelligence, version)
     segments = [
         hd.seg.SegmentDescription(
             number,
@@ -489,7 +489,7 @@ def encode_seg(ids: np.ndarray, names: Sequence[str], contents: Sequence[bytes])
             instance_number=1,
             manufacturer="none",
             manufacturer_model_name="U-Net",
-            software_versions=VERSION,
+            software_versions=version,
             device_serial_number="none",
             omit_empty_frames=bool(ids.any()),  # one frame must stay
         )

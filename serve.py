@@ -15,6 +15,8 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -72,6 +74,8 @@ class Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for what would be unsafe or cannot work."""
+    if config.threads < 0 or config.drain_s < 0:
+        raise UserError(f"threads is {config.threads}, drain_s {config.drain_s}; expected 0 or more")
     for name in ("max_body_mb", "max_megapixels", "workers", "max_batch", "room", "timeout_s"):
         if not getattr(config, name) > 0:
             raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
@@ -274,12 +278,19 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: uvicorn.Config, service: Service) -> None:
         super().__init__(settings)
-        self.service = service
+        self.service, self.by_hand = service, False
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Note whether a person ends it."""
+        self.by_hand = sig == signal.SIGINT
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Drain: load balancers notice /readyz first."""
+        print("stopping; what has begun is finished", flush=True)
         self.service.ready = False
-        await asyncio.sleep(self.service.config.drain_s)
+        if not self.by_hand:
+            await asyncio.sleep(self.service.config.drain_s)
         await super().shutdown(sockets)
 
 
@@ -304,8 +315,15 @@ def serve(config: Config) -> None:
         settings.load()
     except OSError as error:  # an SSLError is one
         raise UserError(f"--tls-cert, --tls-key or --client-ca cannot be read as PEM ({error})") from None
-    print(f"http{'s' if tls else ''}://{config.host}:{config.port} serves {config.model}; Ctrl-C ends it", flush=True)
-    Server(settings, app.state.service).run()
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        told = f"{config.host} port {config.port} cannot be listened on ({error})"
+        raise UserError(f"{told}; stop what listens there, or give another --port") from None
+    host, port = f"[{config.host}]" if ":" in config.host else config.host, listener.getsockname()[1]
+    print(f"http{'s' if tls else ''}://{host}:{port} serves {config.model}; Ctrl-C ends it", flush=True)
+    Server(settings, app.state.service).run([listener])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 
 import images
 from images import UserError
+from serving.problems import Problem
 
 LONGEST = 65_535  # pixels of a side; PNG's writer ends at a million
 
@@ -52,7 +53,10 @@ class Network:
     output_channels: int
 
     def read(self, content: bytes) -> Prepared:
-        """Decode an image file of one slice and prepare it. Raises UserError."""
+        """Decode an image file of one slice and prepare it. Raises UserError, Problem 413."""
+        most, kinds = images.MAX_BYTES / 16, (b"\x89PNG", b"\xff\xd8", b"BM")
+        if content.startswith(kinds) and (pixels := images.promised_pixels(content)) > most:
+            raise Problem(413, f"{pixels / 2**20:.1f} megapixels; expected at most {most / 2**20:g} (--max-megapixels)")
         scan = images.decode_scan(content)
         shape, window = scan.pixels.shape[1:3], self.facts.get("window", "")
         if len(scan.pixels) != 1:
@@ -98,10 +102,14 @@ def load(path: Path, threads: int = 0) -> tuple[Network, Callable[[np.ndarray], 
         manifest = json.loads(path.with_name("manifest.json").read_text())
         expected = manifest["sha256"][path.name]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} and its manifest.json cannot be read ({error}); run `python export.py`") from None
+        raise UserError(
+            f"{path} and its manifest.json cannot be read ({error}); run `python export.py --model YOUR.h5`"
+        ) from None
     found = hashlib.sha256(content).hexdigest()
     if not hmac.compare_digest(found, str(expected)):
-        raise UserError(f"{path} has checksum {found}; its manifest says {expected}. It was changed: export it anew")
+        raise UserError(
+            f"{path} has checksum {found}; its manifest says {expected}. One of them was changed: export it anew"
+        )
     try:
         session = open_session(content, threads)
     except Exception as error:

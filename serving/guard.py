@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Collection
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ SHARES = [i / 20 for i in range(1, 21)]
 def read_keys(path: Path) -> list[bytes]:
     """Read the SHA-256 of each API key, a line each in hex. Raises UserError."""
     try:
-        lines = [line.split("#")[0].split() for line in path.read_text().splitlines()]
+        lines = [line.split("#")[0].split() for line in path.read_text("utf-8-sig").splitlines()]
         keys = [bytes.fromhex(line[0]) for line in lines if line]  # sha256sum puts a name behind
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as keys ({error}); expected a SHA-256 in hex per line") from None
     if not keys or any(len(key) != 32 for key in keys):
         raise UserError(f"{path} has no key, or one that is no SHA-256 in hex; try `printf KEY | sha256sum`")
+    if hashlib.sha256(b"").digest() in keys:
+        raise UserError(f"{path} has the hash of an empty key; was the variable empty when it was made?")
     return keys
 
 
@@ -127,7 +130,13 @@ class Guard:
             self.metrics.requests.labels(route, str(status[0])).inc()
             self.metrics.seconds.labels(route).observe(seconds)
             if route not in self.open_paths and route != "/metrics":
-                line = {"request_id": request_id, "method": scope["method"], "route": route, "status": status[0]}
+                line = {
+                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status[0],
+                }
                 print(compact(line | {"ms": round(1000 * seconds)}), flush=True)
 
     async def _guarded(self, scope: dict, receive: Any, send: Any, headers: dict[str, str]) -> None:
@@ -170,7 +179,7 @@ class Guard:
         bearer = headers.get("authorization", "")
         given = headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
         digest = hashlib.sha256(given.encode("latin-1")).digest()  # the bytes that came
-        if sum([hmac.compare_digest(digest, key) for key in self.keys]) == 0:
+        if not given or sum([hmac.compare_digest(digest, key) for key in self.keys]) == 0:
             raise Problem(
                 401, "no API key that is known; expected X-API-Key or Authorization: Bearer", WWW_Authenticate="Bearer"
             )

@@ -19,12 +19,13 @@ def answer(
     Raises Problem 406, UserError.
     """
     found = network.decide(probs, prepared)
-    ids, names, headers = found.ids, network.facts["classes"], {}
+    ids, names, headers = found.ids, network.facts["classes"], {"X-Model-SHA256": network.sha256}
     if kind == "image/png":
         areas = compact(describe(ids, names, found.spacing_mm))
-        body, headers = to_png(ids, names), {"X-Areas": areas, "X-Confidence": f"{found.confidence:.4f}"}
+        body = to_png(ids, names)
+        headers |= {"X-Areas": areas, "X-Confidence": f"{found.confidence:.4f}"}
     elif kind == "application/dicom":
-        body = to_seg(ids, names, source)
+        body = to_seg(ids, names, source, network.sha256)
     else:
         write = to_json if kind == "application/json" else to_geojson
         body = compact(write(ids, names, found.spacing_mm, found.confidence)).encode()
@@ -93,10 +94,13 @@ def to_geojson(
     return {"type": "FeatureCollection", "features": features, "confidence": confidence}
 
 
-def to_seg(ids: np.ndarray, names: Sequence[str], source: bytes) -> bytes:
-    """Encode a DICOM segmentation of the DICOM file `source`. Raises Problem 406, UserError."""
+def to_seg(ids: np.ndarray, names: Sequence[str], source: bytes, version: str) -> bytes:
+    """Encode a DICOM segmentation of the DICOM file `source`, by a model of this version.
+
+    Raises Problem 406, UserError.
+    """
     if source[128:132] != b"DICM":
         raise Problem(406, "a DICOM segmentation needs a DICOM image")
     import medical
 
-    return medical.encode_seg(ids[None], names, [source])
+    return medical.encode_seg(ids[None], names, [source], version)

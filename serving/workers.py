@@ -47,7 +47,6 @@ def do(call: Callable[..., T], *args: Any) -> T:
 
 def work(pipe: Connection, pixels: int) -> None:
     """Do what comes through the pipe until it is closed; images have at most so many pixels."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which finishes what has begun
     quiet()
     cv2.setNumThreads(1)
     images.MAX_BYTES = 16 * pixels
@@ -69,7 +68,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # with nothing of ours: no connection, no key, no thread
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, pixels), daemon=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for the service
         self.process.start()
+        signal.signal(signal.SIGINT, before)
         theirs.close()
         self.thread = ThreadPoolExecutor(1)
 
@@ -109,15 +110,20 @@ class Workers:
         self.all.add(worker)
         return worker
 
+    def _replace(self, worker: Worker) -> Worker:
+        worker.end()
+        self.all.discard(worker)
+        return self._hire()
+
     async def __call__(self, call: Callable[..., T], *args: Any) -> T:
         """Do something that takes a while. Raises Problem 413 if it takes too much memory, and what `call` raises."""
         worker = await self.free.get()
+        if not worker.process.is_alive():  # killed while it had nothing to do
+            worker = self._replace(worker)
         try:
             return await worker.ask(call, *args)
         except (asyncio.CancelledError, EOFError, ConnectionError) as error:  # its time is over; or it died
-            worker.end()
-            self.all.discard(worker)
-            worker = self._hire()
+            worker = self._replace(worker)
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise Problem(413, TOO_MUCH) from None

@@ -145,6 +145,7 @@ def test_dicom_comes_back_as_a_segmentation_with_its_area(service, xray, tmp_pat
     content = (tmp_path / "a.dcm").read_bytes()
     answer = service.client.post("/v1/segment", content=content, headers={"Accept": "application/dicom"})
     made = pydicom.dcmread(io.BytesIO(answer.content))
+    assert made.SoftwareVersions == service.client.get("/v1/model").json()["sha256"] == answer.headers["x-model-sha256"]
     assert made.Modality == "SEG" and metrics.score_mask(truth, made.pixel_array.squeeze())["dice"] > 0.9
     told = service.client.post("/v1/segment", content=content, headers={"Accept": "application/json"}).json()
     area = told["classes"][0]
@@ -253,7 +254,8 @@ def test_keys_are_asked_for_before_the_body(exported, tmp_path):
         with socket.create_connection(("127.0.0.1", running.port), 10) as raw:  # the body never comes
             raw.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nX-API-Key: wrong\r\n\r\n")
             assert raw.recv(100).startswith(b"HTTP/1.1 401")
-        assert running.client.get("/v1/model").status_code == 401
+        for headers in ({}, {"X-API-Key": ""}, {"Authorization": "Bearer no"}):
+            assert running.client.get("/v1/model", headers=headers).status_code == 401
         assert running.client.get("/metrics").status_code == 401
         assert running.client.get("/livez").status_code == 200
         for headers in ({"X-API-Key": "open sesame"}, {"Authorization": "Bearer open sesame"}):
@@ -352,13 +354,13 @@ def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp
 
 
 def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
-    running = Running(exported, tmp_path, "--drain-s", "1", "--threads", "1")
-    batch = np.zeros((8, *INPUT), np.float32)  # takes a while
-    expected, answers = running.client.post("/v1/models/unet:predict", json={"inputs": batch.tolist()}), []
+    running = Running(exported, tmp_path, "--drain-s", "5", "--threads", "1")
+    route, body = "/v1/models/unet:predict", json.dumps({"inputs": np.zeros((8, *INPUT)).tolist()})  # takes a while
+    expected, answers = running.client.post(route, content=body), []
 
     def ask() -> None:
         with httpx.Client(base_url=running.client.base_url, timeout=60) as client:
-            answers.append(client.post("/v1/models/unet:predict", json={"inputs": batch.tolist()}))
+            answers.append(client.post(route, content=body))
 
     senders = [threading.Thread(target=ask) for _ in range(6)]
     for sender in senders:
@@ -385,15 +387,43 @@ def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script
     content[-100] ^= 1
     (tmp_path / "unet.onnx").write_bytes(content)
     done = script(tmp_path, "serve.py", "--model", "unet.onnx")
-    assert done.returncode == 2 and "It was changed: export it anew" in done.stderr
+    assert done.returncode == 2 and "One of them was changed: export it anew" in done.stderr
     done = script(tmp_path, "serve.py", "--model", exported / "unet.onnx", "--host", "0.0.0.0")
     assert done.returncode == 2 and "host 0.0.0.0 is open to others" in done.stderr
     done = script(tmp_path, "serve.py", "--model", "nothing.onnx")
-    assert done.returncode == 2 and "run `python export.py`" in done.stderr
+    assert done.returncode == 2 and "run `python export.py --model" in done.stderr
     done = script(
         tmp_path, "serve.py", "--model", exported / "unet.onnx", "--tls-cert", "no.pem", "--tls-key", "no.pem"
     )
     assert done.returncode == 2 and "cannot be read as PEM" in done.stderr
+
+
+def test_what_cannot_start_is_told(exported, tmp_path, script):
+    model = ("--model", exported / "unet.onnx")
+    (tmp_path / "keys").write_text(hashlib.sha256(b"").hexdigest())
+    done = script(tmp_path, "serve.py", *model, "--keys", "keys")
+    assert done.returncode == 2 and "the hash of an empty key" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 99_999):
+            done = script(tmp_path, "serve.py", *model, "--port", port)
+            assert done.returncode == 2 and f"port {port} cannot be listened on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_it_without_a_traceback(exported, tmp_path):
+    running = Running(exported, tmp_path, "--drain-s", "60")
+    running.process.send_signal(signal.SIGINT)
+    running.process.wait(20)
+    assert "stopping" in running.log.read_text() and "Traceback" not in running.log.read_text()
+
+
+def test_a_worker_that_is_killed_is_replaced(service, xray):
+    for child in Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split():
+        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+    time.sleep(0.5)
+    for _ in range(4):
+        assert service.client.post("/v1/segment", content=xray[0].read_bytes()).status_code == 200
 
 
 def test_the_service_loads_no_keras():

@@ -191,12 +191,12 @@ def test_damaged_requests(service, xray):  # noqa: F811
         sent += 1
     for bomb in (png_bomb, animated_png, spoilt_jpeg, nifti_bomb, dicom_bomb, tiff_bomb):
         answer = service.client.post("/v1/segment", content=bomb())
-        assert answer.status_code == 400, bomb
+        assert answer.status_code in (400, 413), bomb
     large = np.zeros((9000, 9000), np.uint8)  # more than --max-megapixels
     tiff = io.BytesIO()
     tifffile.imwrite(tiff, large, compression="zlib")
     for content in (cv2.imencode(".png", large)[1].tobytes(), tiff.getvalue()):
-        assert len(content) < 2**20 and service.client.post("/v1/segment", content=content).status_code == 400
+        assert len(content) < 2**20 and service.client.post("/v1/segment", content=content).status_code in (400, 413)
     for text in (b"[" * 10**6, b'{"inputs":' * 10**5, b'{"inputs":[{"data":' + b"[" * 10**5, b"\xff\xfe", b"null"):
         for route in (f"{HERE}/infer", "/v1/models/unet:predict"):
             assert service.client.post(route, content=text).status_code in (400, 413)
