@@ -147,6 +147,7 @@ def make_network(config: Config, names: list[str], folder: Path, resumed: bool) 
         if Path(config.init_weights).resolve().parent == folder.resolve():
             raise UserError(f"init_weights {config.init_weights} would be moved by the new run; name another --out-dir")
         utils.copy_weights(config.init_weights, model)
+    utils.fuse_normalisation(model)
     return model
 
 
