@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import pandas as pd
-from keras import layers
 
 import images
 from images import Scan
+
+if TYPE_CHECKING:  # predictions do without both
+    import keras
+    import pandas as pd
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -30,21 +31,27 @@ def write(figure: Any, path: str | Path) -> None:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 
-def feature_maps(model: keras.Model) -> list[keras.layers.Layer]:
+def feature_maps(model: "keras.Model") -> list["keras.Layer"]:
     """List the layers whose outputs the picture shows: input, each activation, each concatenation, the output."""
+    from keras import layers
+
     shown = (layers.InputLayer, layers.Activation, layers.Concatenate)
     return [layer for layer in model.layers if isinstance(layer, shown) or layer is model.layers[-1]]
 
 
-def skip_connections(model: keras.Model) -> list[tuple[str, str]]:
+def skip_connections(model: "keras.Model") -> list[tuple[str, str]]:
     """List (from, to) layer names of each concatenation's encoder side, read off the built graph."""
+    from keras import layers
+
     joins = [layer for layer in model.layers if isinstance(layer, layers.Concatenate)]
     return [(layer.input[0]._keras_history.operation.name, layer.name) for layer in joins]
 
 
-def draw_network(model: keras.Model, path: str | Path) -> None:
+def draw_network(model: "keras.Model", path: str | Path) -> None:
     """Draw a built network as the U it is: a box per feature map, a row per resolution, arrows for the connections."""
     maps = feature_maps(model)
+    from keras import layers
+
     heights = sorted({layer.output.shape[1] for layer in maps}, reverse=True)
     place, last_level, x = {}, 0, 0.0
     for layer in maps:
@@ -82,7 +89,7 @@ def draw_network(model: keras.Model, path: str | Path) -> None:
     write(figure, path)
 
 
-def draw_curves(log: pd.DataFrame, path: Path) -> None:
+def draw_curves(log: "pd.DataFrame", path: Path) -> None:
     """Draw loss and Dice over the epochs, training and validation."""
     figure = new_figure(10, 3.6)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):

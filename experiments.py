@@ -23,9 +23,9 @@ import pandas as pd
 from tqdm import tqdm
 
 import corruptions
-import data
 import images
 import metrics
+import pairing
 import predict
 from images import UserError
 from recorder import NO_EFFECT
@@ -184,7 +184,7 @@ def few(data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("
     write(pd.DataFrame(table), Path("results/few.csv"))
 
 
-def read_folds(run: Path, uncertainty: bool = False) -> Iterator[tuple[predict.Config, list[Any], list[data.Pair]]]:
+def read_folds(run: Path, uncertainty: bool = False) -> Iterator[tuple[predict.Config, list[Any], list[pairing.Pair]]]:
     """Give each fold of a cross-validation: how to predict, its model, its test images."""
     folds = sorted(run.glob("fold*/model.h5"))
     if not folds:
@@ -208,7 +208,7 @@ def corrupted(run: Path) -> None:
     for config, members, pairs in read_folds(run):
         facts = members[0][1]
         for number, pair in enumerate(tqdm(pairs, f"spoiling for {config.model}", unit="image", disable=None)):
-            scan, ids = data.read_pair(pair, facts["classes"], facts.get("mask_values", ()))
+            scan, ids = pairing.read_pair(pair, facts["classes"], facts.get("mask_values", ()))
             spoilt = [corruptions.corrupt(name, scan.pixels[0], ids[0], number) for name in corruptions.CORRUPTIONS]
             found = predict.segment(members, [images.Scan(picture[None]) for picture, _ in spoilt], config)
             for name, (_, truth), result in zip(corruptions.CORRUPTIONS, spoilt, found, strict=True):

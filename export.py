@@ -3,7 +3,9 @@
     export/unet/1/         SavedModel in TensorFlow Serving's layout. Signatures: serving_default takes prepared images
                            and gives probabilities; encoded takes image files (PNG, JPEG, BMP) and gives masks as PNG
     export/unet.onnx       the network for ONNX Runtime, prepared images in, probabilities out, facts as metadata
-    export/manifest.json   facts, SHA-256 of every file, versions, and how many pixels agree with files/model.h5
+    export/unet-int8.onnx  the same in 8-bit integers, calibrated on training images
+    export/manifest.json   facts, SHA-256 of every file, how many pixels agree with files/model.h5, and for each reduced
+                           precision the mean Dice of its masks with those of float32, on validation images
 
 Needs `pip install -r requirements-export.txt` and the TensorFlow backend.
 """
@@ -11,7 +13,8 @@ Needs `pip install -r requirements-export.txt` and the TensorFlow backend.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +24,17 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import ops
+from tqdm import tqdm
 
 import cli
+import engines
 import images
+import metrics
 import phantom
 import predict
 import utils
 from augment import mirrored_ids
 from images import UserError
-from serving.engine import open_session
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green, blue, as OpenCV's
 
@@ -40,8 +45,8 @@ class Config:
 
     model: str = "files/model.h5"  # the model file
     out_dir: str = "export"  # where it goes
-    images: str = ""  # a file or folder to check on; "" takes the test images of the model's run, or phantoms
-    checked: int = 20  # how many of them
+    images: str = ""  # a file or folder to check on; "" takes images of the model's run, or phantoms
+    checked: int = 20  # how many of them; so many more calibrate the integers
 
 
 def deployed(model: keras.Model, facts: dict[str, Any]) -> keras.Model:
@@ -84,11 +89,24 @@ def rename_output(graph: Any, name: str) -> None:
         node.output[:] = [name if output == old else output for output in node.output]
 
 
-def onnx_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Open an ONNX file: prepared images (N, H, W, C) float32 → probabilities (N, H, W, K)."""
-    session = open_session(path.read_bytes())
-    name = session.get_inputs()[0].name
-    return lambda prepared: session.run(None, {name: prepared})[0]
+def write_int8(source: Path, path: Path, prepared: Sequence[np.ndarray]) -> None:
+    """Write an ONNX file's network in 8-bit integers of the ranges that `prepared` images (1, h, w, C) show."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = engines.open_onnxruntime(source.read_bytes()).input_name
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = iter([{name: image} for image in prepared])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    with images.atomic(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        fused = Path(folder) / "fused.onnx"
+        quant_pre_process(source, fused)
+        quantize_static(fused, temporary, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
 
 
 # -------------------------------------------------------------------------------------------------------- SavedModel
@@ -197,17 +215,21 @@ def write_saved_model(network: keras.Model, facts: dict[str, Any], path: Path) -
 # ------------------------------------------------------------------------------------------------------------ parity
 
 
-def files_to_check(config: Config) -> list[Path]:
-    """Choose the images on which the formats are compared."""
+def choose_files(config: Config, subset: str) -> list[Path]:
+    """List the images that are there to check on: those named, else a subset of the model's run, else phantoms.
+
+    A run without images in the subset gives all of its.
+    """
     split = Path(config.model).parent / "split.csv"
     if config.images:
         paths, _ = predict.list_inputs(Path(config.images))
     elif split.is_file():
         table = pd.read_csv(split)
-        paths = [Path(image) for image in table.image[table.subset == "test"]]
+        chosen = table.image[table.subset == subset]
+        paths = [Path(image) for image in (chosen if len(chosen) else table.image)]
     else:
-        paths = sorted((phantom.make_phantoms("", config.checked, seed=1) / "CXR_png").iterdir())
-    paths = [path for path in paths if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp")][: config.checked]
+        paths = sorted((phantom.make_phantoms("", 2 * config.checked, seed=1) / "CXR_png").iterdir())
+    paths = [path for path in paths if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp")]
     if not paths:
         raise UserError("no PNG, JPEG or BMP file to check the formats on; name some with --images")
     return paths
@@ -222,7 +244,7 @@ def compare(model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Seq
     import tensorflow as tf
 
     saved = tf.saved_model.load(out_dir / "unet" / "1")
-    run_onnx = onnx_runner(out_dir / "unet.onnx")
+    run_onnx = engines.open_onnxruntime((out_dir / "unet.onnx").read_bytes()).run
     plain = facts | {"clean": None}
     config = predict.Config(batch_size=1)
     same: dict[str, list[float]] = {"saved_model": [], "onnx": []}
@@ -247,6 +269,32 @@ def compare(model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Seq
     return {name: float(np.mean(shares)) for name, shares in same.items()}
 
 
+def measure_precisions(facts: dict[str, Any], out_dir: Path, paths: Sequence[Path]) -> dict[str, float]:
+    """Give for each reduced precision that runs here the mean Dice of its masks with those of float32.
+
+    Integers are run by every engine there is; the lower figure counts.
+    """
+    exact, integers = ((out_dir / name).read_bytes() for name in ("unet.onnx", "unet-int8.onnx"))
+    found = {"int8": [engines.open_onnxruntime(integers)]}
+    if engines.has_openvino():
+        found["int8"].append(engines.open_openvino(integers))
+    if engines.has_bfloat16():
+        found["bfloat16"] = [engines.open_openvino(exact, precision="bfloat16")]
+    scores: dict[str, list[float]] = {name: [] for name in found}
+    reference = engines.open_onnxruntime(exact)
+    for path in tqdm(paths, "comparing precisions", unit="image", disable=None):
+        scan = images.read_scan(path)
+        prepared = predict.prepare(scan, tuple(facts["image_size"]), facts)
+        truth, *others = (
+            predict.decide(images.restore(predict.infer(run, prepared)[0], scan.pixels.shape[1:3]), facts)
+            for run in (reference, *(run for runs in found.values() for run in runs))
+        )
+        dice = [metrics.score_classes(truth, ids, facts["classes"])["dice"] for ids in others]
+        for name, runs in found.items():
+            scores[name].append(min(dice.pop(0) for _ in runs))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
 def checksum(path: Path) -> str:
     """Give a file's SHA-256."""
     with path.open("rb") as file:
@@ -260,27 +308,36 @@ def export(config: Config) -> dict[str, Any]:
     model, facts = utils.load_model(config.model)
     if facts.get("neighbours"):
         raise UserError(f"{config.model} looks at neighbouring slices, which servers of single images do not have")
-    out_dir, paths = Path(config.out_dir), files_to_check(config)
+    out_dir, paths = Path(config.out_dir), choose_files(config, "test")[: config.checked]
     out_dir.mkdir(parents=True, exist_ok=True)
     network = deployed(model, facts)
     network(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports only what was called
     write_onnx(network, facts, out_dir / "unet.onnx")
     write_saved_model(network, facts, out_dir / "unet" / "1")
+    size = tuple(facts["image_size"])
+    shown = [images.read_scan(path) for path in choose_files(config, "train")[-config.checked :]]
+    prepared = [predict.prepare(scan, size, facts).astype(np.float32) / 255 for scan in shown]
+    write_int8(out_dir / "unet.onnx", out_dir / "unet-int8.onnx", prepared)
     agreement = compare(model, facts, out_dir, paths)
+    precisions = measure_precisions(facts, out_dir, choose_files(config, "val")[: config.checked])
     files = sorted(path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json")
     manifest = {
         "facts": facts,
         "model_sha256": checksum(Path(config.model)),
         "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
         "agreement": {"images": len(paths), **agreement},
+        "precisions": precisions,
     }
     for name, share in agreement.items():
         print(f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images")
+    for name, dice in precisions.items():
+        told = "may be used" if dice >= engines.GATE else f"not used, as less than {engines.GATE}"
+        print(f"{name:22} Dice {dice:.5f} with the masks of float32, {told}")
     if min(agreement["saved_model"], agreement["onnx"]) < 0.9999:
         raise UserError(f"{out_dir}: a format's masks are not those of {config.model}; do not serve it")
     with images.atomic(out_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2))
-    print(f"{out_dir}: unet/1 for TensorFlow Serving, unet.onnx for ONNX Runtime, manifest.json")
+    print(f"{out_dir}: unet/1 for TensorFlow Serving, unet.onnx for ONNX Runtime and OpenVINO, manifest.json")
     return manifest
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import cli
 
@@ -34,31 +34,41 @@ class Config:
     tile: bool = False  # keep the images' own resolution, window by window (for a model trained at that resolution)
     clean: bool = True  # drop small parts and fill holes, where the model file says that it helps
     uncertainty: bool = False  # also tell where several models, or mirroring, disagree
+    engine: str = "auto"  # of an exported model (.onnx): onnxruntime or openvino; auto is the fastest, see precision
+    precision: str = "auto"  # of it: float32, bfloat16, int8; auto is bfloat16 where manifest.json and processor allow
+    panels: bool = True  # also draw what was found; a panel takes longer than the rest together
     batch_size: int = 8  # images at once
 
 
 if __name__ == "__main__":  # --help and wrong flags are answered before what takes seconds to import
     CONFIG = cli.parse(Config)
 
-import keras
 import numpy as np
-import pandas as pd
-from scipy import stats
 from tqdm import tqdm
 
-import data
 import draw
+import engines
 import images
-import metrics
-import utils
+import pairing
 from augment import mirrored_ids
 from images import Scan, UserError
+
+# Keras, pandas and SciPy take seconds to import: an exported network segments files without them.
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 
 
-Member = tuple[keras.Model, dict[str, Any]]  # a model and its facts
-IN_THE_BOX = "files/lungs.h5"
+class Network(Protocol):
+    """What computes probabilities: a Keras model or an `engines.Engine`."""
+
+    def predict_on_batch(self, prepared: np.ndarray) -> np.ndarray:
+        """Turn images (N, h, w, C) float32 in [0, 1] into probabilities (N, h, w, K)."""
+
+
+Member = tuple[Network, dict[str, Any]]  # a network and its facts
+IN_THE_BOX = "files/lungs/unet.onnx"
 
 
 class Segmentation(NamedTuple):
@@ -80,12 +90,28 @@ def model_paths(config: Config) -> list[str]:
     return [path for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]  # noqa: PTH207
 
 
+def load_member(path: str, config: Config) -> Member:
+    """Load a model file, with Keras, or what `export.py` made of one, without. Raises UserError."""
+    if path.endswith(".onnx"):
+        opened, facts, _ = engines.load(Path(path), config.engine, config.precision)
+        if config.uncertainty and facts.get("mirror"):
+            raise UserError(f"{path} averages with the mirrored image itself; --uncertainty needs its .h5 file")
+        return opened, facts | {"mirror": False}  # which is in the network already
+    if config.engine != "auto" or config.precision not in ("auto", "float32"):
+        raise UserError(
+            f"{path} runs in Keras and float32; `python export.py --model {path}` makes it ready for engines"
+        )
+    import utils
+
+    return utils.load_model(path)
+
+
 def load_members(config: Config) -> list[Member]:
     """Load the model, or the ensemble's members. Raises UserError if there is none or they do not go together.
 
     Masks are cleaned where all members want the same cleaning, unless `config` will not have it.
     """
-    members = [utils.load_model(path) for path in model_paths(config)]
+    members = [load_member(path, config) for path in model_paths(config)]
     for name in ("classes", "channels", "image_size", "window", "neighbours"):
         values = {json.dumps(facts.get(name) or None) for _, facts in members}  # older files lack some
         if len(values) > 1:
@@ -97,7 +123,7 @@ def load_members(config: Config) -> list[Member]:
     return [(model, facts | {"clean": agreed}) for model, facts in members]
 
 
-def infer(model: keras.Model, prepared: np.ndarray) -> np.ndarray:
+def infer(model: Network, prepared: np.ndarray) -> np.ndarray:
     """Run the network: prepared images (N, H, W, C) uint8 → probabilities (N, H, W, K) float32."""
     return np.asarray(model.predict_on_batch(prepared.astype(np.float32) / 255), np.float32)
 
@@ -110,7 +136,7 @@ def tiled_size(shape: tuple[int, int], window: tuple[int, int]) -> tuple[int, in
     )
 
 
-def infer_tiled(model: keras.Model, prepared: np.ndarray, window: tuple[int, int], batch_size: int = 8) -> np.ndarray:
+def infer_tiled(model: Network, prepared: np.ndarray, window: tuple[int, int], batch_size: int = 8) -> np.ndarray:
     """Do as `infer` for images of a `tiled_size`: windows (h, w) that overlap by half, their middles counting most.
 
     A Gaussian of an eighth of the window weighs them (nnU-Net, Isensee et al. 2021).
@@ -229,7 +255,10 @@ def collect(results: Iterator[Segmentation], count: int, facts: dict[str, Any]) 
 def read_each(
     items: Sequence[T], path_of: Callable[[T], Path], read: Callable[[T], Any], count: int
 ) -> Iterator[list[tuple[T, Any]]]:
-    """Read items in parallel, at most `count` at a time: chunks of (item, what was read, or its UserError)."""
+    """Read items in parallel, at most `count` at a time: chunks of (item, what was read, or its UserError).
+
+    While a chunk is in use the next one is read, unless that is a large file.
+    """
 
     def attempt(item: T) -> Any:
         try:
@@ -238,8 +267,12 @@ def read_each(
             return error
 
     with ThreadPoolExecutor() as pool, tqdm(total=len(items), desc="predicting", unit="image", disable=None) as bar:
-        for part in data.chunks([path_of(item) for item in items], count):
-            yield list(zip(items[part], pool.map(attempt, items[part]), strict=True))
+        paths = [path_of(item) for item in items]
+        ahead: Iterator[Any] = iter(())
+        for part, after in itertools.pairwise([*pairing.chunks(paths, count), slice(0, 0)]):
+            done = list(ahead) or list(pool.map(attempt, items[part]))
+            ahead = iter(()) if any(map(pairing.is_large, paths[after])) else pool.map(attempt, items[after])
+            yield list(zip(items[part], done, strict=True))
             bar.update(len(items[part]))
 
 
@@ -251,19 +284,23 @@ def split_errors(chunk: list[tuple[T, Any]], problems: list[str]) -> list[tuple[
 
 def score_pairs(
     members: Sequence[Member],
-    pairs: Sequence[data.Pair],
+    pairs: Sequence[pairing.Pair],
     config: Config = Config(),
     panel_dir: str | Path | None = None,
-) -> tuple[pd.DataFrame, list[str]]:
+) -> tuple["pd.DataFrame", list[str]]:
     """Segment each pair's image and compare with its mask at the image's own size.
 
     Returns a table (image, the columns of `metrics.score_classes`, the distances' unit) and the problems, a line
     per unreadable pair; draws panels into `panel_dir` unless it is None.
     """
+    import pandas as pd
+
+    import metrics
+
     rows, problems, facts = [], [], members[0][1]
     names, levels, window = facts["classes"], facts.get("mask_values", ()), facts.get("window", "")
     for chunk in read_each(
-        pairs, lambda pair: pair.image, lambda pair: data.read_pair(pair, names, levels, window), config.batch_size
+        pairs, lambda pair: pair.image, lambda pair: pairing.read_pair(pair, names, levels, window), config.batch_size
     ):
         good = split_errors(chunk, problems)
         results = segment(members, [scan for _, (scan, _) in good], config)
@@ -289,10 +326,10 @@ def segment_files(
     Raises UserError if masks or panels would take the images' place.
     """
     paths, problems = list_inputs(Path(source))
-    check_output([Path(output), Path(output) / "panels"], paths)
+    check_output([Path(output), *([Path(output) / "panels"] if config.panels else [])], paths)
     facts = members[0][1]
     names, window, levels = facts["classes"], facts.get("window", ""), facts.get("mask_values", ())
-    for chunk in read_each(paths, lambda path: path, lambda path: data.read_input(path, window), config.batch_size):
+    for chunk in read_each(paths, lambda path: path, lambda path: pairing.read_input(path, window), config.batch_size):
         good = split_errors(chunk, problems)
         results = segment(members, [scan for _, scan in good], config)
         for path, scan in good:
@@ -302,8 +339,9 @@ def segment_files(
                 images.write_mask(place / stem, found.ids, names, path, levels)
             except UserError as error:
                 problems.append(f"{path}: {error}")
-            parts = {"prediction": found.ids}
-            draw.draw_panel(place / "panels" / f"{stem}.png", scan, parts, names, found.uncertainty, window)
+            if config.panels:
+                parts = {"prediction": found.ids}
+                draw.draw_panel(place / "panels" / f"{stem}.png", scan, parts, names, found.uncertainty, window)
     return problems
 
 
@@ -319,28 +357,28 @@ def list_inputs(source: Path) -> tuple[list[Path], list[str]]:
     """List the images of a file or folder, one per stem, and the problems. Raises UserError if there are none."""
     if not source.exists():
         raise UserError(f"{source} does not exist; --input takes an image file or a folder of them")
-    if source.is_file() or data.read_named(source, images.is_one_volume):
+    if source.is_file() or pairing.read_named(source, images.is_one_volume):
         return [source], []
     problems: list[str] = []
-    paths = list(data.by_stem(source, "", problems).values())
+    paths = list(pairing.by_stem(source, "", problems).values())
     if not paths:
         below = next((f", but {path.parent} has" for path in sorted(source.rglob("*")) if images.is_image(path)), "")
         raise UserError(f"{source} has no image{below}; expected files ending in {' '.join(images.SUFFIXES)}")
     return paths, problems
 
 
-def pairs_to_score(config: Config) -> tuple[list[data.Pair], list[str]]:
+def pairs_to_score(config: Config) -> tuple[list[pairing.Pair], list[str]]:
     """Choose the pairs: a whole data set, or a subset of the run that made the model; and the problems found."""
     if config.data_dir:
-        return data.find_pairs(config.data_dir)
-    if config.subset not in data.SUBSETS:
-        raise UserError(f"subset is {config.subset!r}; expected one of {', '.join(data.SUBSETS)}")
-    chosen: dict[Path, data.Pair] = {}
+        return pairing.find_pairs(config.data_dir)
+    if config.subset not in pairing.SUBSETS:
+        raise UserError(f"subset is {config.subset!r}; expected one of {', '.join(pairing.SUBSETS)}")
+    chosen: dict[Path, pairing.Pair] = {}
     for number, path in enumerate(Path(name).parent / "split.csv" for name in model_paths(config)):
         if not path.is_file():
             raise UserError(f"no {path} beside the model; name images with --input, or a data set with --data-dir")
         there = {
-            pair.image: pair for pair, subset in zip(*data.read_split(path), strict=True) if subset == config.subset
+            pair.image: pair for pair, subset in zip(*pairing.read_split(path), strict=True) if subset == config.subset
         }
         chosen = {image: pair for image, pair in (chosen if number else there).items() if image in there}
     if not chosen:
@@ -351,8 +389,10 @@ def pairs_to_score(config: Config) -> tuple[list[data.Pair], list[str]]:
     return list(chosen.values()), []
 
 
-def format_summary(table: pd.DataFrame) -> str:
+def format_summary(table: "pd.DataFrame") -> str:
     """Lay out the means of a table of `score_pairs` for the terminal."""
+    import metrics
+
     summary, units = metrics.summarise(table), " and ".join(sorted(set(table.unit)))
     lines = [f"{'':24} {'mean':>8}   95 % interval (hd95, assd in {units})"]
     for name, row in summary.iterrows():
@@ -370,21 +410,22 @@ def main(config: Config) -> None:
         output = Path(config.output or "results/masks")
         problems = segment_files(members, config.input, output, config)
         if output.is_dir():
-            print(f"masks in {output}, panels in {output / 'panels'}")
+            print(f"masks in {output}" + (f", panels in {output / 'panels'}" if config.panels else ""))
     else:
         output = Path(config.output or "results")
         pairs, problems = pairs_to_score(config)
         check_output([output], (path for pair in pairs for path in (pair.image, *pair.masks)))
-        table, unreadable = score_pairs(members, pairs, config, output)
+        table, unreadable = score_pairs(members, pairs, config, output if config.panels else None)
         problems += unreadable
         if len(table):
             with images.atomic(output / "metrics.csv") as temporary:
                 table.to_csv(temporary, index=False)
             print(format_summary(table))
             if config.uncertainty and len(table) > 2:
-                rank = stats.spearmanr(table.disagreement, 1 - table.dice).statistic
+                rank = table.disagreement.corr(1 - table.dice, method="spearman")
                 print(f"rank correlation of disagreement with 1 - Dice: {rank:.2f}")
-            print(f"{len(table)} images; panels in {output}, a row per image in {output / 'metrics.csv'}")
+            drawn = f"panels in {output}, " if config.panels else ""
+            print(f"{len(table)} images; {drawn}a row per image in {output / 'metrics.csv'}")
     if problems:
         raise UserError(f"{len(problems)} file(s) left out:\n" + "\n".join(f"  {problem}" for problem in problems))
 

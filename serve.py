@@ -68,6 +68,8 @@ class Config:
     max_batch: int = 8  # images that are computed together, and at most in one tensor request
     room: int = 64  # requests at a time; more are answered 503
     timeout_s: float = 30  # for a request, then 504
+    engine: str = "auto"  # onnxruntime or openvino; auto is openvino where the next line gives bfloat16
+    precision: str = "auto"  # float32, bfloat16, int8; auto is bfloat16 where engine, processor and manifest.json allow
     threads: int = 0  # of an inference; 0 takes every core
     drain_s: float = 5  # after SIGTERM /readyz says 503 for so long before connections are refused
 
@@ -96,7 +98,7 @@ class Service:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.network, run = engine.load(Path(config.model), config.threads)
+        self.network, run = engine.load(Path(config.model), config.threads, config.engine, config.precision)
         self.metrics = guard.Metrics(self.network.sha256)
         self.batcher = engine.Batcher(run, config.max_batch, config.room, self.metrics.batch)
         self.workers = Workers(config.workers, int(config.max_megapixels * 2**20))

@@ -80,6 +80,7 @@ import data
 import draw
 import images
 import metrics
+import pairing
 import phantom
 import predict
 import utils
@@ -91,8 +92,8 @@ from recorder import Recorder, best_epoch, finished, read_history, set_aside
 
 def check_config(config: Config) -> None:
     """Raise UserError for a value that cannot work, naming the field, the value and what is expected."""
-    names = data.class_names(config.classes)
-    data.mask_values(config.classes)
+    names = pairing.class_names(config.classes)
+    pairing.mask_values(config.classes)
     if config.window not in ("", "file"):
         images.parse_window(config.window)
     starts = config.init_weights or config.encoder_weights != "none"
@@ -136,7 +137,7 @@ def make_network(config: Config, names: list[str], folder: Path, resumed: bool) 
     """Build the network that `config` describes, with the weights that it names to start from unless it goes on."""
     model = build_unet(
         (config.image_size, config.image_size, config.channels * (1 + 2 * config.neighbours)),
-        data.channels_of(names),
+        pairing.channels_of(names),
         config.filters,
         config.depth,
         architecture=config.architecture,
@@ -169,7 +170,7 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed: bool) -> np.ndarray:
+def assign_subsets(config: Config, folder: Path, pairs: list[pairing.Pair], resumed: bool) -> np.ndarray:
     """Split the pairs, or reread the split of the run that goes on: an array of train, val, test ("" for new pairs).
 
     A new run's earlier files are set aside here, when its data are known to be good.
@@ -182,9 +183,9 @@ def assign_subsets(config: Config, folder: Path, pairs: list[data.Pair], resumed
         if config.early_stop and "val" not in subsets:
             raise UserError(f"early_stop is {config.early_stop}; expected 0 where no image is for validation")
         set_aside(folder)
-        data.write_split(path, pairs, subsets)
+        pairing.write_split(path, pairs, subsets)
         return np.array(subsets)
-    known = {pair.image: subset for pair, subset in zip(*data.read_split(path), strict=True)}
+    known = {pair.image: subset for pair, subset in zip(*pairing.read_split(path), strict=True)}
     gone = sorted(set(known) - {pair.image for pair in pairs})
     if gone:
         raise UserError(f"{path} names {gone[0]}, which is gone; put it back, or remove {folder} to start anew")
@@ -196,7 +197,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     precision = utils.set_precision(config.precision)
-    names = data.class_names(config.classes)
+    names = pairing.class_names(config.classes)
     data_dir = config.data_dir or phantom.make_phantoms("", config.phantoms, seed=0)
     size = (config.image_size, config.image_size)
     history, best = read_history(folder, config), folder / "model.h5"
@@ -211,12 +212,12 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         leftover.unlink()
     # The network comes first: one that cannot be built is told before the data are read.
     model = make_network(config, names, folder, bool(history))
-    recipe = data.Recipe(names, size, config.channels, config.window, data.mask_values(config.classes))
+    recipe = data.Recipe(names, size, config.channels, config.window, pairing.mask_values(config.classes))
     pairs, dataset = data.load_checked(data_dir, recipe, config.cache_dir, config.memory_gb, config.extra_dir)
     dataset = dataclasses.replace(dataset, neighbours=config.neighbours)
     subsets = assign_subsets(config, folder, pairs, bool(history))
     write_config(config, folder)
-    rows = {subset: dataset.slices_of(np.flatnonzero(subsets == subset)) for subset in data.SUBSETS}
+    rows = {subset: dataset.slices_of(np.flatnonzero(subsets == subset)) for subset in pairing.SUBSETS}
     counts = ", ".join(f"{len(indices)} {subset}" for subset, indices in rows.items())
     print(f"{data_dir}: {counts}; {precision} on {utils.device_name()}; epoch {len(history) + 1} of {config.epochs}")
     recorder = Recorder(config, folder, history, make_facts(config, names))
@@ -235,7 +236,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 def make_facts(config: Config, names: list[str]) -> dict[str, Any]:
     """Collect what a user of the model must know."""
     more = {name: getattr(config, name) for name in ("window", "neighbours", "mirror")}
-    more["mask_values"] = data.mask_values(config.classes)
+    more["mask_values"] = pairing.mask_values(config.classes)
     return utils.make_facts(names, (config.image_size, config.image_size), config.channels, **more)
 
 

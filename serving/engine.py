@@ -1,10 +1,6 @@
-"""Run the exported network: verify and load it, gather requests into batches, prepare images, decide masks."""
+"""Run the exported network for requests: gather them into batches, prepare images, decide masks."""
 
 import asyncio
-import hashlib
-import hmac
-import json
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import engines
 import images
 from images import UserError
 from serving.problems import Problem
@@ -80,46 +77,16 @@ class Network:
         return Found(ids, float(sure.mean()), prepared.spacing_mm)
 
 
-def open_session(content: bytes, threads: int = 0) -> Any:
-    """Open an ONNX file with ONNX Runtime on the CPU; threads 0 takes every core."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or it tells Microsoft of every start, and keeps a file
-    import onnxruntime
+def load(
+    path: Path, threads: int = 0, kind: str = "auto", precision: str = "auto"
+) -> tuple[Network, Callable[[np.ndarray], np.ndarray]]:
+    """Load what `export.py` wrote, see `engines.load`.
 
-    options = onnxruntime.SessionOptions()
-    # 0 would tie them to cores that others use too.
-    options.intra_op_num_threads = threads or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def load(path: Path, threads: int = 0) -> tuple[Network, Callable[[np.ndarray], np.ndarray]]:
-    """Load an ONNX file that `export.py` wrote, if its checksum is that of the manifest beside it.
-
-    threads: of one inference; 0 takes every core. Returns also the function that computes probabilities (N, H, W, K)
-    of prepared images (N, H, W, C) float32. Raises UserError.
+    Returns also the function that computes probabilities (N, H, W, K) of prepared images (N, H, W, C) float32.
     """
-    try:
-        content = path.read_bytes()
-        manifest = json.loads(path.with_name("manifest.json").read_text())
-        expected = manifest["sha256"][path.name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} and its manifest.json cannot be read ({error}); run `python export.py --model YOUR.h5`"
-        ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if not hmac.compare_digest(found, str(expected)):
-        raise UserError(
-            f"{path} has checksum {found}; its manifest says {expected}. One of them was changed: export it anew"
-        )
-    try:
-        session = open_session(content, threads)
-    except Exception as error:
-        raise UserError(f"{path} is no network that ONNX Runtime loads ({error})") from None
-    entry, output = session.get_inputs()[0], session.get_outputs()[0]
-    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    if facts.get("preparation") != images.PREPARATION:
-        raise UserError(f"{path} expects images prepared by {facts.get('preparation')!r}, not {images.PREPARATION!r}")
-    network = Network(facts, found, entry.name, tuple(entry.shape[1:]), output.name, output.shape[-1])
-    return network, lambda batch: session.run([output.name], {entry.name: batch})[0]
+    opened, facts, found = engines.load(path, kind, precision, threads)
+    sides = opened.input_name, opened.input_shape, opened.output_name, opened.output_channels
+    return Network(facts, found, *sides), opened.run
 
 
 class Batcher:

@@ -12,6 +12,7 @@ from pydicom.data import data_manager
 import augment
 import data
 import images
+import pairing
 from images import UserError
 
 
@@ -20,10 +21,10 @@ def names_of(problems):
 
 
 def test_pairs_are_made_by_stem_in_both_layouts(discs, phantoms):
-    pairs, problems = data.find_pairs(discs)
+    pairs, problems = pairing.find_pairs(discs)
     assert problems == [] and len(pairs) == 12
     assert all(pair.masks[0].stem == f"{pair.stem}_mask" for pair in pairs)
-    pairs, problems = data.find_pairs(phantoms)
+    pairs, problems = pairing.find_pairs(phantoms)
     assert problems == [] and len(pairs) == 16
     assert all([m.parent.name for m in p.masks] == ["leftMask", "rightMask"] for p in pairs)
     assert all(mask.stem == pair.stem for pair in pairs for mask in pair.masks)
@@ -33,7 +34,7 @@ def test_a_missing_file_shifts_no_pair(discs):
     """The defect of sorted globs: after a lost mask every later image would get its neighbour's."""
     (discs / "masks" / "disc03_mask.png").unlink()
     (discs / "images" / "disc07.png").unlink()
-    pairs, problems = data.find_pairs(discs)
+    pairs, problems = pairing.find_pairs(discs)
     assert all(pair.masks[0].stem.startswith(pair.stem) for pair in pairs) and len(pairs) == 10
     assert len(problems) == 2 and "disc03.png: no mask" in problems[0] and "disc07_mask.png: no image" in problems[1]
 
@@ -41,9 +42,9 @@ def test_a_missing_file_shifts_no_pair(discs):
 def test_an_unknown_layout_says_what_it_found_and_what_it_expects(tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match=r"holds pictures but not images, masks; expected images/ \+ masks/"):
-        data.find_pairs(tmp_path)
+        pairing.find_pairs(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
-        data.find_pairs(tmp_path / "nowhere")
+        pairing.find_pairs(tmp_path / "nowhere")
 
 
 def damage(discs):
@@ -95,49 +96,49 @@ def test_training_stops_on_the_same_problems(discs):
 
 
 def test_left_and_right_are_merged_or_kept(phantoms):
-    pairs, _ = data.find_pairs(phantoms)
-    merged, both = data.read_ids(pairs[0], ["lung"]), data.read_ids(pairs[0], ["left lung", "right lung"])
+    pairs, _ = pairing.find_pairs(phantoms)
+    merged, both = pairing.read_ids(pairs[0], ["lung"]), pairing.read_ids(pairs[0], ["left lung", "right lung"])
     left, right = (images.read_mask_scan(path) > 0 for path in pairs[0].masks)
     np.testing.assert_array_equal(merged, left | right)  # 255 + 255 did not wrap around
     np.testing.assert_array_equal(both == 1, left)
     np.testing.assert_array_equal(both == 2, right)
-    swapped = data.read_ids(pairs[0], ["right lung", "left lung"])
+    swapped = pairing.read_ids(pairs[0], ["right lung", "left lung"])
     np.testing.assert_array_equal(swapped == 2, left)  # the name decides, not the order
     for names in (["lung", "heart"], ["left", "right", "heart"]):
         with pytest.raises(UserError, match="folders of masks for .*; --classes names l"):
-            data.read_ids(pairs[0], names)
+            pairing.read_ids(pairs[0], names)
 
 
 def test_class_ids_up_to_the_number_of_names(discs):
     path = discs / "masks" / "disc00_mask.png"
     images.write(path, (images.read(path)[..., 0] > 0).astype(np.uint8) * 3)
-    pair = data.find_pairs(discs)[0][0]
-    assert set(np.unique(data.read_ids(pair, ["a", "b", "c"]))) == {0, 3}
+    pair = pairing.find_pairs(discs)[0][0]
+    assert set(np.unique(pairing.read_ids(pair, ["a", "b", "c"]))) == {0, 3}
     with pytest.raises(UserError, match=r"values 0, 3; expected 0, 1, 2, the values of --classes"):
-        data.read_ids(pair, ["a", "b"])
+        pairing.read_ids(pair, ["a", "b"])
 
 
 def test_mask_values_of_other_kinds_are_refused_with_advice(discs):
     path = discs / "masks" / "disc00_mask.png"
-    pair = data.find_pairs(discs)[0][0]
+    pair = pairing.find_pairs(discs)[0][0]
     ids = np.random.default_rng(0).integers(0, 3, images.read(path).shape[:2])
     images.write(path, ids.astype(np.uint8))
     with pytest.raises(
         UserError,
         match=r"values 0, 1, 2; expected 0/255 or 0/1 \(if these are classes, name them: --classes \"NAME1=1,NAME2=2\"",
     ):
-        data.read_ids(pair, ["one"])
+        pairing.read_ids(pair, ["one"])
     for values, dtype in ((ids - 1, np.int32), (ids * 0.85, np.float32)):
         cv2.imwrite(str(path.with_suffix(".tif")), values.astype(dtype))
-        pair = data.Pair(pair.image, (path.with_suffix(".tif"),))
+        pair = pairing.Pair(pair.image, (path.with_suffix(".tif"),))
         with pytest.raises(UserError, match=r"expected 0, 1, 2, the values of --classes"):
-            data.read_ids(pair, ["one", "two"])
+            pairing.read_ids(pair, ["one", "two"])
 
 
 def test_every_fault_of_a_pair_is_told(discs):
     (discs / "images" / "disc00.png").write_text("text")
     (discs / "masks" / "disc00_mask.png").write_text("text")
-    _, problems = data.load(data.find_pairs(discs)[0], data.Recipe(["disc"], (32, 32)))
+    _, problems = data.load(pairing.find_pairs(discs)[0], data.Recipe(["disc"], (32, 32)))
     assert len(problems) == 2 and "disc00.png" in problems[0] and "disc00_mask.png" in problems[1]
 
 
@@ -146,7 +147,7 @@ def test_names_that_a_table_cannot_hold_and_links_to_nowhere(discs):
     (discs / "masks" / "gone.png").symlink_to("nowhere.png")
     with open(os.fsencode(discs / "images") + b"/\xff\xe9.png", "wb") as file:  # noqa: PTH123 (bytes are no Path)
         file.write(b"x")
-    pairs, problems = data.find_pairs(discs)
+    pairs, problems = pairing.find_pairs(discs)
     assert len(problems) == 1 and "unprintable" in problems[0]
     _, problems = data.load(pairs, data.Recipe(["disc"], (32, 32)))
     assert len(problems) == 2 and all("gone.png: cannot be opened" in problem for problem in problems)
@@ -155,7 +156,7 @@ def test_names_that_a_table_cannot_hold_and_links_to_nowhere(discs):
 def test_accents_may_be_composed_or_not(discs):
     (discs / "images" / "disc00.png").rename(discs / "images" / "caf\u00e9.png")
     (discs / "masks" / "disc00_mask.png").rename(discs / "masks" / "cafe\u0301_mask.png")
-    assert data.find_pairs(discs)[1] == []
+    assert pairing.find_pairs(discs)[1] == []
 
 
 def write_class_folders(discs, names):
@@ -172,19 +173,19 @@ def write_class_folders(discs, names):
 
 def test_each_class_may_have_a_folder_and_the_last_named_wins_what_is_of_both(discs, tmp_path):
     whole = write_class_folders(discs, ["kidney", "cyst"])  # in the alphabet the other way round
-    pairs, problems = data.find_pairs(discs)
+    pairs, problems = pairing.find_pairs(discs)
     assert problems == []
     for pair in pairs[:3]:
         mask = whole[f"{pair.stem}_mask.png"] > 0
         upper = np.arange(len(mask))[:, None] < len(mask) // 2
-        np.testing.assert_array_equal(data.read_ids(pair, ["kidney", "cyst"])[0], mask * (1 + upper))
-        assert set(np.unique(data.read_ids(pair, ["either"]))) == {0, 1}
-    data.write_split(tmp_path / "split.csv", pairs, ["train"] * len(pairs))
-    assert data.read_split(tmp_path / "split.csv")[0] == [data.Pair(pair.image, pair.masks) for pair in pairs]
+        np.testing.assert_array_equal(pairing.read_ids(pair, ["kidney", "cyst"])[0], mask * (1 + upper))
+        assert set(np.unique(pairing.read_ids(pair, ["either"]))) == {0, 1}
+    pairing.write_split(tmp_path / "split.csv", pairs, ["train"] * len(pairs))
+    assert pairing.read_split(tmp_path / "split.csv")[0] == [pairing.Pair(pair.image, pair.masks) for pair in pairs]
     with pytest.raises(
         UserError, match="folders of masks for cyst, kidney; --classes names kidney, stone, or one for all"
     ):
-        data.read_ids(pairs[0], ["kidney", "stone"])
+        pairing.read_ids(pairs[0], ["kidney", "stone"])
 
 
 def test_class_folders_that_become_one_class_are_told(discs, tmp_path, capsys):
@@ -204,18 +205,18 @@ def test_a_window_that_shows_nothing_is_told(discs):
 
 
 def test_classes_may_be_grey_levels(discs):
-    pair = data.find_pairs(discs)[0][0]
+    pair = pairing.find_pairs(discs)[0][0]
     mask = images.read_mask(pair.masks[0]) > 0
     images.write(pair.masks[0], np.uint8(63 * mask))
     for classes, expected in (("liver=63", mask), ("other=7,liver=63", 2 * mask)):
-        names, levels = data.class_names(classes), data.mask_values(classes)
-        np.testing.assert_array_equal(data.read_ids(pair, names, levels)[0], expected)
+        names, levels = pairing.class_names(classes), pairing.mask_values(classes)
+        np.testing.assert_array_equal(pairing.read_ids(pair, names, levels)[0], expected)
     for classes in ("liver=62", "liver", "a=1,b=2"):
         with pytest.raises(UserError, match="values 0, 63; expected"):
-            data.read_ids(pair, data.class_names(classes), data.mask_values(classes))
+            pairing.read_ids(pair, pairing.class_names(classes), pairing.mask_values(classes))
     for classes in ("a=x", "a=0", "a=3,b=3"):
         with pytest.raises(UserError, match="expected different grey levels"):
-            data.mask_values(classes)
+            pairing.mask_values(classes)
 
 
 def test_patients_of_dicom_headers_stay_together(tmp_path):
@@ -239,7 +240,7 @@ def test_patients_of_dicom_headers_stay_together(tmp_path):
 
 
 def test_an_image_without_the_window_asked_for_is_named(discs):
-    pairs, _ = data.find_pairs(discs)
+    pairs, _ = pairing.find_pairs(discs)
     _, problems = data.load(pairs[:2], data.Recipe(["disc"], (32, 32), window="file"))
     assert len(problems) == 2 and "disc00.png: its header proposes no window" in problems[0]
 
@@ -247,14 +248,14 @@ def test_an_image_without_the_window_asked_for_is_named(discs):
 @pytest.mark.parametrize("classes", ["", "a,,b", "a,a", "a\\b"])
 def test_class_names_must_be_names(classes):
     with pytest.raises(UserError, match="expected 1 to 255 different names"):
-        data.class_names(classes)
+        pairing.class_names(classes)
 
 
 # --------------------------------------------------------------------------------------------------------- the cache
 
 
 def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, monkeypatch):
-    pairs, _ = data.find_pairs(discs)
+    pairs, _ = pairing.find_pairs(discs)
     first, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
     reads = []
     decode = images.decode_scan
@@ -275,7 +276,7 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
 
 
 def test_a_damaged_cache_is_made_anew(discs, tmp_path):
-    pairs, _ = data.find_pairs(discs)
+    pairs, _ = pairing.find_pairs(discs)
     first, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
     for path in (tmp_path / "cache").glob("*.rows"):
         path.write_bytes(path.read_bytes()[:-300])
@@ -285,11 +286,11 @@ def test_a_damaged_cache_is_made_anew(discs, tmp_path):
 
 
 def test_resized_masks_hold_the_share_of_each_pixel(discs):
-    pairs, _ = data.find_pairs(discs)
+    pairs, _ = pairing.find_pairs(discs)
     dataset, _ = data.load(pairs, data.Recipe(["disc"], (24, 24)))
     assert dataset.images.shape == (12, 24, 24, 1) and dataset.images.dtype == dataset.masks.dtype == np.uint8
     assert dataset.masks.shape == (12, 24, 24, 1) and len(np.unique(dataset.masks)) > 10
-    for masks, ids in zip(dataset.masks, (data.read_ids(pair, ["disc"]) for pair in pairs), strict=True):
+    for masks, ids in zip(dataset.masks, (pairing.read_ids(pair, ["disc"]) for pair in pairs), strict=True):
         rows, columns = images.fit(ids.shape[1:], (24, 24))
         assert masks[rows, columns].mean() == pytest.approx(255 * ids.mean(), abs=0.5)
 
@@ -299,7 +300,7 @@ def test_resized_masks_hold_the_share_of_each_pixel(discs):
 
 def make_pairs(count, patients=None, labels=None, subsets=None):
     return [
-        data.Pair(
+        pairing.Pair(
             images.Path(f"images/p{i:03d}.png"),
             (images.Path(f"masks/p{i:03d}.png"),),
             patients[i] if patients else "",
@@ -321,7 +322,7 @@ def test_a_split_has_the_shares_asked_for_and_its_seed_decides():
 def test_labels_are_shared_out_equally():
     labels = ["1"] * 58 + ["0"] * 80  # Montgomery's tuberculosis and normal cases
     subsets = np.array(data.split(make_pairs(138, labels=labels), 0.15, 0.2, seed=0))
-    shares = [np.mean(np.array(labels)[subsets == name] == "1") for name in data.SUBSETS]
+    shares = [np.mean(np.array(labels)[subsets == name] == "1") for name in pairing.SUBSETS]
     assert all(abs(share - 58 / 138) < 0.05 for share in shares)
 
 
@@ -330,7 +331,7 @@ def test_a_patient_is_in_one_subset_only():
     for fold in range(5):
         subsets = data.split(make_pairs(140, patients=patients), 0.15, 0.2, 0, folds=5, fold=fold)
         assert pd.DataFrame({"p": patients, "s": subsets}).groupby("p").s.nunique().max() == 1
-        assert set(subsets) == set(data.SUBSETS)
+        assert set(subsets) == set(pairing.SUBSETS)
 
 
 def test_every_image_is_tested_once_in_cross_validation():
@@ -366,7 +367,7 @@ def test_a_patient_that_the_index_puts_in_two_subsets_is_named():
 
 def test_rare_labels_do_not_stop_a_split():
     labels = ["0"] * 6 + ["1"] * 5 + ["rare"]
-    assert set(data.split(make_pairs(12, labels=labels), 0.15, 0.2, seed=0)) == set(data.SUBSETS)
+    assert set(data.split(make_pairs(12, labels=labels), 0.15, 0.2, seed=0)) == set(pairing.SUBSETS)
 
 
 def test_too_few_images_to_split():
@@ -378,14 +379,14 @@ def test_index_csv_gives_patients_labels_and_split(discs):
     stems = [f"disc{i:02d}" for i in range(12)]
     table = pd.DataFrame({"stem": stems, "patient": [s[-1] for s in stems], "split": ["Test"] * 3 + ["Train"] * 9})
     table.to_csv(discs / "index.csv", index=False)
-    pairs, problems = data.find_pairs(discs)
+    pairs, problems = pairing.find_pairs(discs)
     assert problems == []
     assert pairs[2].patient == "2" and pairs[2].subset == "test" and pairs[5].subset == "train"
     (discs / "index.csv").write_text("Stem, Patient , split\n" + "\n".join(f"{s}, {s[-1]}, Test " for s in stems))
-    pairs, problems = data.find_pairs(discs)
+    pairs, problems = pairing.find_pairs(discs)
     assert problems == [] and pairs[2].patient == "2" and pairs[2].subset == "test"
     table.iloc[1:].assign(split="holdout").to_csv(discs / "index.csv", index=False)
-    _, problems = data.find_pairs(discs)
+    _, problems = pairing.find_pairs(discs)
     assert "no row for disc00" in names_of(problems) and "split is 'holdout'" in names_of(problems)
 
 
@@ -395,26 +396,26 @@ def test_index_csv_gives_patients_labels_and_split(discs):
 def test_an_index_that_is_no_table_is_refused(discs, content):
     (discs / "index.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"index.csv (cannot be read|has columns)"):
-        data.find_pairs(discs)
+        pairing.find_pairs(discs)
 
 
 def test_a_right_mask_of_another_ending_is_found_again(phantoms, tmp_path):
     shutil.copytree(phantoms, tmp_path / "set")
     path = tmp_path / "set" / "ManualMask" / "rightMask" / "phantom_0000.png"
     path.rename(path.with_name("phantom_0000_mask.png"))
-    pairs, problems = data.find_pairs(tmp_path / "set")
+    pairs, problems = pairing.find_pairs(tmp_path / "set")
     assert problems == []
-    data.write_split(tmp_path / "split.csv", pairs, ["test"] * len(pairs))
-    assert data.read_split(tmp_path / "split.csv")[0][0].masks == pairs[0].masks
+    pairing.write_split(tmp_path / "split.csv", pairs, ["test"] * len(pairs))
+    assert pairing.read_split(tmp_path / "split.csv")[0][0].masks == pairs[0].masks
 
 
 def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
     for folder in (phantoms, discs):
-        pairs, _ = data.find_pairs(folder)
+        pairs, _ = pairing.find_pairs(folder)
         subsets = data.split(pairs, 0.2, 0.2, seed=3)
-        data.write_split(tmp_path / "split.csv", pairs, subsets)
+        pairing.write_split(tmp_path / "split.csv", pairs, subsets)
         assert pd.read_csv(tmp_path / "split.csv").columns.tolist() == ["image", "mask", "subset"]
-        reread, again = data.read_split(tmp_path / "split.csv")
+        reread, again = pairing.read_split(tmp_path / "split.csv")
         assert again == subsets
         assert [(p.image, p.masks) for p in reread] == [(p.image, p.masks) for p in pairs]
 

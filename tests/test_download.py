@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-import data
 import download
+import pairing
 from download import Source
 from images import UserError
 
@@ -75,7 +75,7 @@ def source_of(server, content=None):
 
 def test_what_is_downloaded_is_ready_to_train_on(server, tmp_path, capsys):
     folder = download.download(source_of(server), tmp_path / "files" / "set")
-    pairs, problems = data.find_pairs(folder)
+    pairs, problems = pairing.find_pairs(folder)
     assert len(pairs) == 3 and problems == [] and "terms" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["set"]
     with pytest.raises(UserError, match="is there already"):

@@ -15,9 +15,9 @@ import tifffile
 from nibabel import orientations
 from pydicom.data import data_manager
 
-import data
 import images
 import medical
+import pairing
 import predict
 from images import UserError
 
@@ -164,14 +164,14 @@ def test_a_segmentation_serves_as_a_mask(series, tmp_path):
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
     for what in (ids, 0 * ids, np.where(ids == 2, 2, 0)):
         path = images.write_mask(tmp_path / "masks" / "case", what, ["liver", "tumour"], series)
-        _, found = data.read_pair(data.Pair(series, (path,)), ["liver", "tumour"])
+        _, found = pairing.read_pair(pairing.Pair(series, (path,)), ["liver", "tumour"])
         np.testing.assert_array_equal(found, what)
     other = FILES / "CT_small.dcm"
     path = images.write_mask(tmp_path / "masks" / "other", np.ones((1, 128, 128), np.uint8), ["liver"], other)
-    _, found = data.read_pair(data.Pair(other, (path,)), ["liver"])
+    _, found = pairing.read_pair(pairing.Pair(other, (path,)), ["liver"])
     assert found.all()
     with pytest.raises(UserError, match=r"other\.dcm: not a segmentation of its image"):
-        data.read_pair(data.Pair(series, (path,)), ["liver"])
+        pairing.read_pair(pairing.Pair(series, (path,)), ["liver"])
 
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "SC_rgb_jpeg.dcm", "examples_overlay.dcm"])
@@ -189,10 +189,10 @@ def test_segments_are_known_by_their_labels(series, tmp_path):
     ids = np.zeros((4, 20, 24), np.uint8)
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
     path = images.write_mask(tmp_path / "masks" / "case", ids, ["tumour", "liver"], series)
-    _, found = data.read_pair(data.Pair(series, (path,)), ["liver", "tumour"])
+    _, found = pairing.read_pair(pairing.Pair(series, (path,)), ["liver", "tumour"])
     np.testing.assert_array_equal(found, np.array([0, 2, 1])[ids])
     with pytest.raises(UserError, match="segments tumour, liver; expected the classes liver, spleen"):
-        data.read_pair(data.Pair(series, (path,)), ["liver", "spleen"])
+        pairing.read_pair(pairing.Pair(series, (path,)), ["liver", "spleen"])
 
 
 def test_names_in_any_script_are_written(series, tmp_path):
@@ -257,7 +257,7 @@ def test_what_lies_beside_a_series_is_left_alone(series, tmp_path):
     for name in ("1.2.840.1.1", "1.2.840.1.2"):
         shutil.copytree(series, tmp_path / "images" / name)
     problems = []
-    found = data.by_stem(tmp_path / "images", "", problems)
+    found = pairing.by_stem(tmp_path / "images", "", problems)
     assert list(found) == ["1.2.840.1.1", "1.2.840.1.2"] and problems == []
     assert images.read_scan(found["1.2.840.1.1"]).pixels.shape == (4, 20, 24, 1)
 
@@ -314,13 +314,13 @@ def test_a_nifti_mask_of_a_series_fits_or_is_refused(tmp_path, turned):
     (tmp_path / "masks").mkdir()
     path = tmp_path / "masks" / "series.nii.gz"
     nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
-    pair = data.Pair(tmp_path / "series", (path,))
+    pair = pairing.Pair(tmp_path / "series", (path,))
     if turned[0] == 1:
-        np.testing.assert_array_equal(data.read_pair(pair, ["x"])[1], ids)
+        np.testing.assert_array_equal(pairing.read_pair(pair, ["x"])[1], ids)
         affine[0, 0] *= 1.2  # wider pixels
         nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
     with pytest.raises(UserError, match=r"series\.nii\.gz: (its affine puts it elsewhere|4 slices|\d+ slices)"):
-        data.read_pair(pair, ["x"])
+        pairing.read_pair(pair, ["x"])
 
 
 def test_float_pixels_are_read():

@@ -17,9 +17,9 @@ import pydicom
 import pytest
 from conftest import ROOT
 
-import data
 import images
 import metrics
+import pairing
 
 PLUGINS = Path("/usr/share/orthanc/plugins")  # where Debian's packages put them
 
@@ -103,7 +103,7 @@ def write_xray(path: Path, picture: np.ndarray) -> None:
 
 def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, tmp_path):
     """The model in the box finds the lungs of a phantom in DICOM; both files are stored, listed and fetched."""
-    pair = data.find_pairs(phantoms)[0][0]
+    pair = pairing.find_pairs(phantoms)[0][0]
     write_xray(tmp_path / "xray.dcm", images.read(pair.image)[..., 0])
     done = script(ROOT, "predict.py", "--input", tmp_path / "xray.dcm", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -123,5 +123,5 @@ def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, 
     referred = back.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
     assert referred.ReferencedSOPInstanceUID == source.SOPInstanceUID
     assert back.PatientID == "7" and back.SegmentSequence[0].SegmentLabel == "lungs"
-    truth = data.read_ids(pair, ["lungs"])[0]
+    truth = pairing.read_ids(pair, ["lungs"])[0]
     assert metrics.score_mask(truth, back.pixel_array.squeeze())["dice"] > 0.9

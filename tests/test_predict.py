@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from test_data import damage
 
-import data
 import draw
 import images
 import metrics
+import pairing
 import predict
 import train
 import utils
@@ -58,7 +58,7 @@ def test_the_test_subset_is_scored_and_drawn(run, tmp_path, script):
 def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
     """metrics.csv says what an independent reader of the written masks finds."""
     members = [utils.load_model(run / "model.h5")]
-    pairs, _ = data.find_pairs(phantoms)
+    pairs, _ = pairing.find_pairs(phantoms)
     table, problems = predict.score_pairs(members, pairs[:5])
     assert problems == [] and table.dice.mean() > 0.5
     predict.segment_files(members, phantoms / "CXR_png", tmp_path)
@@ -82,7 +82,7 @@ def test_masks_have_the_images_own_size(run, tmp_path, size):
 def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     """Prediction undoes its own geometry: the mask of an enlarged image is the enlarged mask, nearly."""
     members = [utils.load_model(run / "model.h5")]
-    image = images.read(data.find_pairs(phantoms)[0][0].image)
+    image = images.read(pairing.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
     large = images.resize(image, (512, 512))
     results = predict.segment(members, [scan(image), scan(large)])
@@ -127,7 +127,7 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
     )
     train.train(config)
     members = [utils.load_model(tmp_path / "model.h5")]
-    table, _ = predict.score_pairs(members, data.find_pairs(phantoms)[0], panel_dir=tmp_path / "panels")
+    table, _ = predict.score_pairs(members, pairing.find_pairs(phantoms)[0], panel_dir=tmp_path / "panels")
     assert {"dice: left lung", "hd95: right lung"} <= set(table)
     np.testing.assert_allclose(table.dice, (table["dice: left lung"] + table["dice: right lung"]) / 2)
     predict.segment_files(members, phantoms / "CXR_png", tmp_path / "out")
@@ -187,8 +187,8 @@ def test_a_model_without_its_split(run, tmp_path):
 
 
 def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
-    pairs, _ = data.find_pairs(phantoms)
-    missing = data.Pair(tmp_path / "gone.png", pairs[0].masks)
+    pairs, _ = pairing.find_pairs(phantoms)
+    missing = pairing.Pair(tmp_path / "gone.png", pairs[0].masks)
     table, problems = predict.score_pairs([utils.load_model(run / "model.h5")], [pairs[0], missing, pairs[1]])
     assert len(table) == 2 and len(problems) == 1 and "gone.png: cannot be opened" in problems[0]
 
@@ -199,7 +199,7 @@ def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
 def make_member(tmp_path, name="m.h5", classes=("lung",), **facts):
     """A member with random weights."""
     keras.utils.set_random_seed(len(name))
-    network = build_unet((32, 32, 1), data.channels_of(classes), filters=2, depth=2)
+    network = build_unet((32, 32, 1), pairing.channels_of(classes), filters=2, depth=2)
     utils.save_model(network, tmp_path / name, utils.make_facts(list(classes), (32, 32), 1, **facts))
     return utils.load_model(tmp_path / name)
 

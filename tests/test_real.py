@@ -5,6 +5,7 @@ import pandas as pd
 
 import data
 import images
+import pairing
 import train
 
 
@@ -19,7 +20,7 @@ def test_montgomery_is_read_whole(real):
 
 
 def test_sunnybrook_is_split_by_its_index(real):
-    pairs, problems = data.find_pairs(real / "sunnybrook")
+    pairs, problems = pairing.find_pairs(real / "sunnybrook")
     assert problems == [] and len(pairs) == 805
     subsets = data.split(pairs, 0.15, 0.2, seed=0)
     table = pd.DataFrame({"patient": [pair.patient for pair in pairs], "subset": subsets})

@@ -13,15 +13,16 @@ from test_volumes import ct
 
 import data
 import images
+import pairing
 import report
 import train
 from images import UserError
 
 
 def described(folder: Path, classes: str = "foreground"):
-    pairs, problems = data.find_pairs(folder)
-    names = data.class_names(classes)
-    dataset, unreadable = data.load(pairs, data.Recipe(names, (128, 128), levels=data.mask_values(classes)))
+    pairs, problems = pairing.find_pairs(folder)
+    names = pairing.class_names(classes)
+    dataset, unreadable = data.load(pairs, data.Recipe(names, (128, 128), levels=pairing.mask_values(classes)))
     return dataset, names, problems + unreadable
 
 

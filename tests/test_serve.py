@@ -28,10 +28,10 @@ import pytest
 from conftest import ROOT
 from test_pacs import write_xray
 
-import data
 import export
 import images
 import metrics
+import pairing
 from serving import engine
 
 BOX = ROOT / "files" / "lungs.h5"
@@ -91,8 +91,8 @@ def service(exported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def xray(phantoms):
     """A phantom's file and its lungs."""
-    pair = data.find_pairs(phantoms)[0][0]
-    return pair.image, data.read_ids(pair, ["lungs"])[0]
+    pair = pairing.find_pairs(phantoms)[0][0]
+    return pair.image, pairing.read_ids(pair, ["lungs"])[0]
 
 
 def decode_rle(rle: dict) -> np.ndarray:

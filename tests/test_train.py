@@ -16,6 +16,7 @@ from conftest import ROOT
 
 import cli
 import data
+import pairing
 import predict
 import train
 import utils
@@ -81,7 +82,7 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     config = dataclasses.replace(small, epochs=6, learning_rate=0.05)
     log = train.train(config)
     model, facts = utils.load_model(tmp_path / "run" / "model.h5")
-    pairs, subsets = data.read_split(tmp_path / "run" / "split.csv")
+    pairs, subsets = pairing.read_split(tmp_path / "run" / "split.csv")
     dataset, _ = data.load(pairs, data.Recipe(["foreground"], (32, 32)))
     rows = np.flatnonzero(np.array(subsets) == "val")
     x, y = data.Batches(dataset, rows, ["foreground"], 4)[0]
@@ -179,9 +180,11 @@ def test_a_damaged_state_is_named(small, tmp_path):
 def test_the_split_of_a_run_is_reread(small, tmp_path):
     """An image added between crash and resume joins no subset; one that is gone is named."""
     train.train(small)
-    pairs, _ = data.find_pairs(small.data_dir)
-    subsets = train.assign_subsets(small, tmp_path / "run", [*pairs, data.Pair(tmp_path / "new.png", ())], resumed=True)
-    assert subsets[-1] == "" and subsets[:-1].tolist() == data.read_split(tmp_path / "run" / "split.csv")[1]
+    pairs, _ = pairing.find_pairs(small.data_dir)
+    subsets = train.assign_subsets(
+        small, tmp_path / "run", [*pairs, pairing.Pair(tmp_path / "new.png", ())], resumed=True
+    )
+    assert subsets[-1] == "" and subsets[:-1].tolist() == pairing.read_split(tmp_path / "run" / "split.csv")[1]
     with pytest.raises(UserError, match="disc00.png, which is gone"):
         train.assign_subsets(small, tmp_path / "run", pairs[1:], resumed=True)
 
@@ -364,7 +367,7 @@ def test_labelled_keeps_so_many_training_images(small, tmp_path):
 
 def test_an_extra_data_set_trains_and_nothing_else(small, phantoms, tmp_path):
     train.train(dataclasses.replace(small, extra_dir=str(phantoms), epochs=1))
-    pairs, subsets = data.read_split(tmp_path / "run" / "split.csv")
+    pairs, subsets = pairing.read_split(tmp_path / "run" / "split.csv")
     assert {subset for pair, subset in zip(pairs, subsets, strict=True) if phantoms in pair.image.parents} == {"train"}
     assert len(pairs) == 12 + 16 and {"val", "test"} < set(subsets)
     with pytest.raises(UserError, match=r"12 problem(?s:.*)disc00.png: the same image as"):

@@ -12,6 +12,7 @@ from test_train import small  # noqa: F401 (a fixture)
 import data
 import images
 import metrics
+import pairing
 import predict
 import train
 
@@ -132,15 +133,15 @@ def test_a_mask_that_lies_elsewhere_is_refused_however_it_is_stored(volumes, tmp
     mask = nibabel.load(volumes / "masks" / "case00.nii.gz")
     nibabel.save(nibabel.as_closest_canonical(mask), path)
     images.check_place(image, path)
-    pair = data.Pair(image, (path,))
+    pair = pairing.Pair(image, (path,))
     for change in (np.diag((-1, 1, 1, 1)), np.array([[1, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])):
         nibabel.save(nibabel.Nifti1Image(np.asarray(mask.dataobj), change @ mask.affine), path)
         with pytest.raises(images.UserError, match=r"mask\.nii\.gz: its affine puts it elsewhere than its image"):
-            data.read_pair(pair, CLASSES.split(","))
+            pairing.read_pair(pair, CLASSES.split(","))
 
 
 def test_neighbours_are_the_slices_before_and_after(volumes):
-    pairs, _ = data.find_pairs(volumes)
+    pairs, _ = pairing.find_pairs(volumes)
     dataset, _ = data.load(pairs[:2], data.Recipe(CLASSES.split(","), (32, 32), window="100,700"))
     near = dataclasses.replace(dataset, neighbours=1)
     plain = dataset.images
@@ -157,7 +158,7 @@ def test_neighbours_are_the_slices_before_and_after(volumes):
 
 
 def test_slices_that_stay_on_the_disk_are_the_same(volumes, tmp_path):
-    pairs, _ = data.find_pairs(volumes)
+    pairs, _ = pairing.find_pairs(volumes)
     recipe = data.Recipe(CLASSES.split(","), (32, 32))
     held, _ = data.load(pairs, recipe, tmp_path / "cache")
     read, _ = data.load(pairs, recipe, tmp_path / "cache", memory_gb=0)

@@ -1,0 +1,172 @@
+"""Run a network that `export.py` wrote, without Keras: by ONNX Runtime or, where it is installed, by OpenVINO.
+
+In float32, or in bfloat16 or int8 where the masks stay the same: the manifest tells their mean Dice with those of
+float32 on validation images, and less than GATE is refused.
+"""
+
+import hashlib
+import hmac
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import images
+from images import UserError
+
+GATE = 0.999
+ENGINES = ("auto", "onnxruntime", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network that is ready to run."""
+
+    name: str  # for people
+    run: Callable[[np.ndarray], np.ndarray]  # images (N, h, w, C) float32 in [0, 1] → probabilities (N, h, w, K)
+    input_name: str
+    input_shape: tuple[int, ...]  # (h, w, C)
+    output_name: str
+    output_channels: int
+
+    def predict_on_batch(self, prepared: np.ndarray) -> np.ndarray:
+        """Do as a Keras model does."""
+        return self.run(prepared)
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def open_onnxruntime(content: bytes, threads: int = 0) -> Engine:
+    """Open an ONNX file with ONNX Runtime on the CPU; threads 0 takes every core."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or it tells Microsoft of every start, and keeps a file
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or cores()  # 0 would tie them to cores that others use too
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    entry, output = session.get_inputs()[0], session.get_outputs()[0]
+    return Engine(
+        "ONNX Runtime",
+        lambda prepared: session.run([output.name], {entry.name: prepared})[0],
+        entry.name,
+        tuple(entry.shape[1:]),
+        output.name,
+        output.shape[-1],
+    )
+
+
+def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
+    """Open an ONNX file with OpenVINO on the CPU, for one image after the other: fixed sizes are twice as fast."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(content)
+    shape = [1, *(side.get_length() for side in list(model.inputs[0].partial_shape)[1:])]
+    model.reshape(shape)
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads or cores(),
+        "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(precision, "f32"),
+    }
+    compiled = core.compile_model(model, "CPU", hints)
+    return Engine(
+        "OpenVINO",
+        lambda prepared: np.concatenate([compiled(image[None])[0] for image in prepared]),
+        model.inputs[0].any_name,
+        tuple(shape[1:]),
+        model.outputs[0].any_name,
+        model.outputs[0].partial_shape[-1].get_length(),
+    )
+
+
+def has_openvino() -> bool:
+    """Tell whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def has_bfloat16() -> bool:
+    """Tell whether OpenVINO is installed and computes in bfloat16 on this processor."""
+    if not has_openvino():
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, str]:
+    """Choose engine and precision: auto is OpenVINO in bfloat16 where that may be, else ONNX Runtime in float32.
+
+    dice: of the masks of each reduced precision with those of float32. Raises UserError for what may not or cannot be.
+    """
+    for name, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
+    if precision in ("bfloat16", "int8") and not dice.get(precision, 0) >= GATE:
+        found = f"{dice[precision]:.4f}" if precision in dice else "not measured"
+        raise UserError(
+            f"precision {precision}: the Dice of its masks with those of float32 is {found}; expected at least {GATE} "
+            "in manifest.json. Take float32, or run export.py on a machine that has OpenVINO and this precision"
+        )
+    if engine == "openvino" and not has_openvino():
+        raise UserError("engine openvino is not installed: pip install openvino")
+    if precision == "bfloat16" and (engine == "onnxruntime" or not has_bfloat16()):
+        raise UserError("precision bfloat16 needs --engine openvino, installed, and a processor that has it")
+    if precision == "auto":
+        fits = engine != "onnxruntime" and dice.get("bfloat16", 0) >= GATE and has_bfloat16()
+        precision = "bfloat16" if fits else "float32"
+    if engine == "auto":
+        engine = "openvino" if precision == "bfloat16" or (precision == "int8" and has_openvino()) else "onnxruntime"
+    return engine, precision
+
+
+def read_checked(path: Path, manifest: dict[str, Any]) -> bytes:
+    """Read a file whose checksum is that of its manifest. Raises UserError."""
+    content, expected = path.read_bytes(), manifest["sha256"].get(path.name)
+    found = hashlib.sha256(content).hexdigest()
+    if not hmac.compare_digest(found, str(expected)):
+        raise UserError(
+            f"{path} has checksum {found}; its manifest says {expected}. One of them was changed: export it anew"
+        )
+    return content
+
+
+def load(
+    path: Path, engine: str = "auto", precision: str = "auto", threads: int = 0
+) -> tuple[Engine, dict[str, Any], str]:
+    """Load an ONNX file that `export.py` wrote, if its checksum is that of the manifest beside it.
+
+    threads: of one inference; 0 takes every core. Returns also the facts of the model file and the SHA-256 of the file
+    that is run: int8 has one of its own. Raises UserError.
+    """
+    try:
+        manifest = json.loads(path.with_name("manifest.json").read_text())
+        facts, dice = manifest["facts"], manifest.get("precisions", {})
+        content = read_checked(path, manifest)
+        engine, precision = choose(engine, precision, dice)
+        if precision == "int8":
+            path = path.with_name(f"{path.stem}-int8.onnx")
+            content = read_checked(path, manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} and its manifest.json cannot be read ({error}); run `python export.py --model YOUR.h5`"
+        ) from None
+    if facts.get("preparation") != images.PREPARATION:
+        raise UserError(f"{path} expects images prepared by {facts.get('preparation')!r}, not {images.PREPARATION!r}")
+    try:
+        opened = (
+            open_openvino(content, threads, precision) if engine == "openvino" else open_onnxruntime(content, threads)
+        )
+    except Exception as error:
+        raise UserError(f"{path} is no network that {engine} loads ({error})") from None
+    return opened, facts, hashlib.sha256(content).hexdigest()
