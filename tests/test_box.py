@@ -1,16 +1,20 @@
-"""The model in the box, files/lungs.h5: it finds lungs that it has never seen, on a fresh clone."""
+"""The model in the box, files/lungs.h5 and files/lungs/: it finds lungs that it has never seen, on a fresh clone."""
+
+import json
+import shutil
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
+import export
 import images
 import metrics
 import phantom
 import predict
 import utils
 
-BOX = ROOT / predict.IN_THE_BOX
+BOX = ROOT / "files" / "lungs.h5"
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +28,12 @@ def test_it_is_small_and_says_what_it_is(members):
     assert facts["classes"] == ["lungs"] and facts["channels"] == 1 and facts["clean"] == [2]
 
 
+def test_what_is_exported_in_the_box_is_that_model():
+    manifest = json.loads((ROOT / "files" / "lungs" / "manifest.json").read_text())
+    assert manifest["model_sha256"] == export.checksum(BOX) and manifest["facts"] == utils.load_facts(BOX)
+    assert (ROOT / predict.IN_THE_BOX).stat().st_size <= 8 * 2**20
+
+
 def test_it_finds_lungs_in_fresh_phantoms(members):
     scores = []
     for i in range(20):
@@ -35,14 +45,13 @@ def test_it_finds_lungs_in_fresh_phantoms(members):
 
 
 def test_a_fresh_clone_segments_a_file_without_training(tmp_path, script):
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "lungs.h5").write_bytes(BOX.read_bytes())
+    shutil.copytree(ROOT / "files" / "lungs", tmp_path / "files" / "lungs")
     image, masks = phantom.phantom(np.random.default_rng(4))
     images.write(tmp_path / "my_xray.png", image)
     done = script(tmp_path, "predict.py", "--input", "my_xray.png")
     assert done.returncode == 0, done.stderr
-    assert "no files/model.h5 of your own yet: taking files/lungs.h5" in done.stdout
+    assert "no files/model.h5 of your own yet: taking files/lungs/unet.onnx" in done.stdout
     found = images.read(tmp_path / "results" / "masks" / "my_xray.png")[..., 0] > 0
     assert metrics.score_mask(masks.max(-1), found)["dice"] > 0.8
     utils.save_model(*utils.load_model(BOX)[:1], tmp_path / "files" / "model.h5", utils.load_model(BOX)[1])
-    assert "lungs.h5" not in script(tmp_path, "predict.py", "--input", "my_xray.png").stdout
+    assert "lungs" not in script(tmp_path, "predict.py", "--input", "my_xray.png").stdout

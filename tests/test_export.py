@@ -1,5 +1,6 @@
 """Export: SavedModel and ONNX give the masks of the model file, from arrays and from image files."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from conftest import ROOT
 
+import engines
 import export
 import images
 import predict
@@ -101,7 +103,8 @@ def test_every_kind_of_model_and_picture(tmp_path, names, channels, more):
     config = export.Config(model=str(path), out_dir=str(tmp_path / "out"), images=str(folder))
     agreement = export.export(config)["agreement"]
     assert agreement["images"] == 5 and agreement["saved_model, encoded"] > 0.995
-    run, members = export.onnx_runner(tmp_path / "out" / "unet.onnx"), predict.load_members(predict.Config(str(path)))
+    run = engines.open_onnxruntime((tmp_path / "out" / "unet.onnx").read_bytes()).run
+    members = predict.load_members(predict.Config(str(path)))
     for picture in folder.iterdir():
         scan = images.read_scan(picture)
         prepared = predict.prepare(scan, size, facts).astype(np.float32) / 255
@@ -126,7 +129,12 @@ def test_what_cannot_be_exported_is_told(tmp_path, monkeypatch):
 
 
 def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monkeypatch):
-    monkeypatch.setattr(export, "onnx_runner", lambda path: lambda prepared: np.zeros((1, 192, 192, 1), np.float32))
+    true = engines.open_onnxruntime
+
+    def empty(content, threads=0):
+        return dataclasses.replace(true(content, threads), run=lambda prepared: np.zeros((1, 192, 192, 1), np.float32))
+
+    monkeypatch.setattr(engines, "open_onnxruntime", empty)
     with pytest.raises(UserError, match="a format's masks are not those of"):
         export.export(
             export.Config(model=str(BOX), out_dir=str(tmp_path / "out"), images=str(phantoms / "CXR_png"), checked=1)

@@ -1,0 +1,125 @@
+"""Exported networks: every engine and precision gives the masks of float32, and what may not be used is refused."""
+
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import engines
+import images
+import metrics
+import phantom
+import predict
+from images import UserError
+
+BOX = ROOT / predict.IN_THE_BOX
+KINDS = [
+    ("onnxruntime", "float32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+    ("openvino", "int8"),
+]
+
+
+def skip_unless_here(engine, precision):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    if precision == "bfloat16" and not engines.has_bfloat16():
+        pytest.skip("this processor has no bfloat16")
+
+
+def masks(config):
+    """Segment three phantoms of unlike sizes, in one call and so in one batch."""
+    shapes = [(256, 256), (200, 300), (256, 256)]
+    pictures = [images.resize(phantom.phantom(np.random.default_rng(i))[0], shape) for i, shape in enumerate(shapes)]
+    members = predict.load_members(config)
+    scans = [images.Scan(picture.reshape(1, *picture.shape[:2], 1)) for picture in pictures]
+    return [predict.decide(result.probs, members[0][1]) for result in predict.segment(members, scans, config)]
+
+
+@pytest.fixture(scope="module")
+def from_keras():
+    return masks(predict.Config(model=str(ROOT / "files" / "lungs.h5")))
+
+
+@pytest.mark.parametrize(("engine", "precision"), KINDS)
+def test_every_engine_finds_what_keras_finds(engine, precision, from_keras):
+    skip_unless_here(engine, precision)
+    found = masks(predict.Config(model=str(BOX), engine=engine, precision=precision))
+    least = 0.9999 if precision == "float32" else 0.995
+    for one, other in zip(from_keras, found, strict=True):
+        assert metrics.score_mask(one, other)["dice"] >= least
+
+
+def test_auto_takes_bfloat16_only_where_it_may(monkeypatch):
+    monkeypatch.setattr(engines, "has_openvino", lambda: True)
+    monkeypatch.setattr(engines, "has_bfloat16", lambda: True)
+    good, bad = {"bfloat16": 0.9995, "int8": 0.9991}, {"bfloat16": 0.9989, "int8": 0.98}
+    assert engines.choose("auto", "auto", good) == ("openvino", "bfloat16")
+    assert engines.choose("auto", "auto", bad) == engines.choose("auto", "auto", {}) == ("onnxruntime", "float32")
+    assert engines.choose("onnxruntime", "auto", good) == ("onnxruntime", "float32")
+    assert engines.choose("openvino", "auto", bad) == ("openvino", "float32")
+    assert engines.choose("auto", "int8", good) == ("openvino", "int8")
+    for precision, told in (("bfloat16", "0.9989"), ("int8", "0.9800")):
+        with pytest.raises(UserError, match=f"{told}; expected at least 0.999"):
+            engines.choose("auto", precision, bad)
+        with pytest.raises(UserError, match="is not measured"):
+            engines.choose("auto", precision, {})
+    monkeypatch.setattr(engines, "has_bfloat16", lambda: False)
+    assert engines.choose("auto", "auto", good) == ("onnxruntime", "float32")
+    with pytest.raises(UserError, match="a processor that has it"):
+        engines.choose("auto", "bfloat16", good)
+    monkeypatch.setattr(engines, "has_openvino", lambda: False)
+    assert engines.choose("auto", "int8", good) == ("onnxruntime", "int8")
+    with pytest.raises(UserError, match="pip install openvino"):
+        engines.choose("openvino", "auto", good)
+
+
+def test_wrong_names_are_told():
+    for change, told in ((("tensorrt", "auto"), "engine is 'tensorrt'"), (("auto", "fp8"), "precision is 'fp8'")):
+        with pytest.raises(UserError, match=told):
+            engines.choose(*change, {})
+    with pytest.raises(UserError, match=r"runs in Keras and float32; `python export\.py"):
+        predict.load_members(predict.Config(model=str(ROOT / "files" / "lungs.h5"), engine="openvino"))
+    with pytest.raises(UserError, match="averages with the mirrored image itself"):
+        predict.load_members(predict.Config(model=str(BOX), uncertainty=True))
+
+
+def test_changed_or_lacking_files_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"run `python export\.py"):
+        engines.load(tmp_path / "unet.onnx")
+    shutil.copytree(BOX.parent, tmp_path / "box")
+    integers = tmp_path / "box" / "unet-int8.onnx"
+    integers.write_bytes(integers.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="unet-int8.onnx has checksum"):
+        engines.load(tmp_path / "box" / "unet.onnx", precision="int8")
+    integers.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        engines.load(tmp_path / "box" / "unet.onnx", precision="int8")
+    manifest = json.loads((tmp_path / "box" / "manifest.json").read_text())
+    for damaged in ([], {"facts": manifest["facts"]}, manifest | {"sha256": {}}, manifest | {"precisions": 3}):
+        (tmp_path / "box" / "manifest.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError):
+            engines.load(tmp_path / "box" / "unet.onnx")
+
+
+def test_files_are_segmented_without_keras(tmp_path, script, monkeypatch):
+    images.write(tmp_path / "a.png", phantom.phantom(np.random.default_rng(4))[0])
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('keras', 'pandas', 'scipy.stats', 'sklearn'):\n    sys.modules[name] = None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    flags = "--model", BOX, "--input", "a.png", "--output", "out", "--no-panels"
+    done = script(tmp_path, "predict.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "a.png").is_file() and not (tmp_path / "out" / "panels").exists()
+
+
+def test_openvino_is_an_extra():
+    assert importlib.util.find_spec("onnxruntime") is not None
+    wanted = (ROOT / "requirements.txt").read_text()
+    assert "onnxruntime" in wanted and "openvino" not in wanted
