@@ -1,28 +1,49 @@
 """Measure what the README says about speed and memory.
 
-python benchmark.py memory          the most memory that a training on 10,000 images of 512x512 takes
-python benchmark.py service         how long serve.py takes for a 512x512 PNG, and how many it answers in a second
+    python benchmark.py training        a training step, beside PyTorch's of the same network
+    python benchmark.py pipeline        what reading and augmenting images costs beside the step
+    python benchmark.py prediction      every engine, beside OpenVINO's own benchmark; predict.py on a folder
+    python benchmark.py start           how long scripts take to answer
+    python benchmark.py cold --data-dir DIR    a whole training to a given Dice, beside PyTorch's
+    python benchmark.py service         how long serve.py takes for a 512x512 PNG, and how many it answers in a second
+    python benchmark.py memory          the most memory that a training on 10,000 images of 512x512 takes
+
+What is compared runs in turn, and the median and the range are told. The first five write results/benchmark.csv, a row
+for each figure. PyTorch and OpenVINO are extras: pip install torch openvino.
 """
 
 import contextlib
+import datetime
 import http.client
+import importlib.util
+import json
+import os
+import re
 import resource
+import shlex
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import cv2
+import keras
 import numpy as np
+import pandas as pd
+import tyro
 from tqdm import tqdm
 
+import engines
 import images
 import phantom
+import predict
 from images import UserError
 from serving import engine
 
@@ -65,6 +86,346 @@ def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> float:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"{count} images: {decoded:.2f} GB decoded, --memory-gb {memory_gb:g}: peak memory {peak:.2f} GB")
     return peak
+
+
+# ------------------------------------------------------------------------------------------------------------- speed
+TABLE = Path("results/benchmark.csv")
+
+
+def row(figure: str, unit: str, values: Sequence[float], reference: str = "", than: Sequence[float] = ()) -> dict:
+    """Make a row of the table: median and range of what was measured, and its ratio to a reference in the same run."""
+    made = {"figure": figure, "unit": unit, "median": statistics.median(values), "low": min(values)}
+    made |= {"high": max(values), "reference": reference, "ratio": float("nan"), "repeats": len(values)}
+    if len(than):
+        made["ratio"] = made["median"] / statistics.median(than)
+    return made
+
+
+def write(rows: Sequence[dict], hardware: str = "") -> None:
+    """Print rows, and put them into results/benchmark.csv in place of older ones of the same figures."""
+    table = pd.DataFrame(rows).assign(date=datetime.date.today().isoformat(), hardware=hardware or processor())
+    print(table.drop(columns=["date", "hardware"]).to_string(index=False, float_format="{:.2f}".format))
+    if TABLE.is_file():
+        old = pd.read_csv(TABLE)
+        table = pd.concat([old[~old.figure.isin(table.figure)], table])
+    with images.atomic(TABLE) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4g")
+
+
+def processor() -> str:
+    """Name the processor and the cores that are used."""
+    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    name = next((line.split(":")[1].strip() for line in info.splitlines() if "model name" in line), sys.platform)
+    return f"{engines.cores()} cores of {name}" + (" with AMX" if "amx_bf16" in info else "")
+
+
+def in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Make every call once to warm up, then `rounds` times in turn: what each returned."""
+    results: dict[str, list[float]] = {name: [] for name in calls}
+    for i in tqdm(range(rounds + 1), "measuring", unit="round", disable=None):
+        for name, call in calls.items():
+            value = call()
+            if i:
+                results[name].append(value)
+    return results
+
+
+def steps_per_second(step: Callable[[], object], count: int) -> float:
+    """Call `count` times, after two calls that bring threads and caches back."""
+    for _ in range(2):
+        step()
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    return count / (time.perf_counter() - start)
+
+
+def installed(name: str) -> bool:
+    """Tell whether an extra is there; say so if not."""
+    found = importlib.util.find_spec(name) is not None
+    if not found:
+        print(f"{name} is not installed, so nothing is compared with it: pip install {name}")
+    return found
+
+
+def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None:
+    """Measure the training step of the default network and of wider ones, in images per second.
+
+    Args:
+        filters: of the first level, separated by commas
+        rounds: how often each is measured
+        steps: of each measurement
+    """
+    import keras
+
+    import train
+    import utils
+
+    precision, rows = utils.set_precision("auto"), []
+    rng = np.random.default_rng(0)
+    for width in map(int, filters.split(",")):
+        config = train.Config(filters=width)
+        x = rng.random((config.batch_size, config.image_size, config.image_size, 1), np.float32)
+        y = np.float32(x > 0.5)
+        ours = train.make_network(config, ["foreground"], Path(), resumed=False)
+        train.compile_network(ours, config, 10_000)
+        repeated = Repeated(x, y, steps)
+        calls = {"Keras": lambda ours=ours, repeated=repeated: len(repeated) / fit_seconds(ours, repeated)}
+        if installed("torch"):
+            import torch
+
+            import rival
+
+            torch.set_num_threads(engines.cores())
+            for name in ("PyTorch", "PyTorch compiled"):
+                theirs = rival.UNet(1, width).to(memory_format=torch.channels_last)
+                step = rival.make_step(torch.compile(theirs) if "compiled" in name else theirs, precision)
+                calls[name] = lambda step=step, x=x, y=y: steps_per_second(lambda: step(x, y), steps)
+        found = {name: [value * len(x) for value in values] for name, values in in_turn(calls, rounds).items()}
+        what = f"training step, {config.image_size}x{config.image_size}, {width} filters, batch {len(x)}, {precision}"
+        than = found.get("PyTorch", ())
+        for name, values in found.items():
+            rows.append(row(f"{what}: {name}", "images/s", values, "PyTorch" if than else "", than))
+        keras.utils.clear_session()
+    write(rows)
+
+
+def fit_seconds(model: Any, batches: Any) -> float:
+    """Time an epoch of `fit` as train.py runs it, from the end of its first step to that of its last, per its length."""
+    import keras
+
+    class Clock(keras.callbacks.Callback):
+        times: ClassVar[list[float]] = []
+
+        def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+            self.times.append(time.perf_counter())
+
+    clock = Clock()
+    clock.times.clear()
+    model.fit(batches, verbose=0, shuffle=False, callbacks=[clock])
+    return (clock.times[-1] - clock.times[0]) * len(clock.times) / (len(clock.times) - 1)
+
+
+def pipeline(*, rounds: int = 7, originals: int = 16) -> None:
+    """Measure what the images cost: an epoch with augmentation beside one without, and reading files beside the cache.
+
+    Args:
+        rounds: how often each is measured
+        originals: so many pairs of 4020x4892 pixels, as Montgomery's files are, are written and read
+    """
+    import data
+    import pairing
+    import train
+    import utils
+
+    utils.set_precision("auto")
+    config = train.Config()
+    names, size = ["foreground"], (config.image_size, config.image_size)
+    recipe = data.Recipe(names, size)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = phantom.make_phantoms(Path(name) / "phantoms", config.phantoms, seed=0)
+        dataset, _ = data.load(pairing.find_pairs(folder)[0], recipe)
+        model = train.make_network(config, names, Path(), resumed=False)
+        train.compile_network(model, config, 10_000)
+        batches = data.Batches(dataset, np.arange(len(dataset.index)), names, config.batch_size, config.augmentation)
+        still = Repeated(*batches[0], len(batches))
+        calls = {
+            "step alone": lambda: fit_seconds(model, still),
+            "with images": lambda: fit_seconds(model, batches),
+        }
+        found = in_turn(calls, rounds)
+        what = f"epoch of {len(dataset.index)} images, {config.augmentation} augmentation"
+        rows.append(row(f"{what}: one batch again and again", "s", found["step alone"]))
+        rows.append(row(f"{what}: read and augmented", "s", found["with images"], "one batch", found["step alone"]))
+
+        pairs, _ = pairing.find_pairs(write_large(Path(name) / "large", originals))
+        paths = [path for pair in pairs for path in (pair.image, *pair.masks)]
+
+        def decode() -> float:
+            start = time.perf_counter()
+            with ThreadPoolExecutor(engines.cores()) as pool:
+                list(pool.map(lambda path: cv2.imread(str(path), cv2.IMREAD_UNCHANGED), paths))
+            return time.perf_counter() - start
+
+        def load(cache_dir: Path | str) -> float:
+            start = time.perf_counter()
+            data.load(pairs, recipe, cache_dir)
+            return time.perf_counter() - start
+
+        calls = {"decode": decode, "read": lambda: load(""), "cached": lambda: load(Path(name) / "cache")}
+        found = in_turn(calls, 3)
+        what = f"{originals} pairs of 4020x4892 pixels"
+        rows.append(row(f"{what}: decoded by OpenCV", "s", found["decode"]))
+        rows.append(row(f"{what}: read and prepared", "s", found["read"], "decoded", found["decode"]))
+        rows.append(row(f"{what}: from the cache", "s", found["cached"], "decoded", found["decode"]))
+    write(rows)
+
+
+class Repeated(keras.utils.PyDataset):
+    """One batch, again and again."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, count: int) -> None:
+        super().__init__()
+        self.batch, self.count = (x, y), count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.batch
+
+
+def write_large(folder: Path, count: int) -> Path:
+    """Write phantoms of the size of Montgomery's files."""
+    for i in tqdm(range(count), "writing", unit="pair", disable=None):
+        picture, masks = phantom.phantom(np.random.default_rng(i))
+        images.write(folder / "images" / f"{i}.png", cv2.resize(picture, (4892, 4020), interpolation=cv2.INTER_CUBIC))
+        mask = np.uint8(255 * (masks.max(-1) > 0))
+        images.write(folder / "masks" / f"{i}.png", cv2.resize(mask, (4892, 4020), interpolation=cv2.INTER_NEAREST))
+    return folder
+
+
+def prediction(*, model: Path = Path(predict.IN_THE_BOX), rounds: int = 7, count: int = 200) -> None:
+    """Measure every engine and precision, in images per second, and predict.py on a folder.
+
+    Args:
+        model: as export.py wrote it
+        rounds: how often each is measured
+        count: phantoms of 512x512 pixels in the folder
+    """
+    manifest = json.loads(model.with_name("manifest.json").read_text())
+    height, width = manifest["facts"]["image_size"]
+    batch = np.random.default_rng(0).random((8, height, width, manifest["facts"]["channels"]), np.float32)
+    kinds = [("onnxruntime", "float32"), ("onnxruntime", "int8")]
+    if installed("openvino"):
+        kinds += [("openvino", precision) for precision in ("float32", "bfloat16", "int8")]
+    calls = {}
+    for kind, precision in kinds:
+        with contextlib.suppress(UserError):  # not here, or not so well
+            opened = engines.load(model, kind, precision)[0]
+            calls[f"{opened.name} {precision}"] = lambda run=opened.run: (
+                len(batch) * steps_per_second(lambda: run(batch), 4)
+            )
+    for precision in ("float32", "bfloat16", "int8"):
+        if f"OpenVINO {precision}" in calls:
+            calls[f"benchmark_app {precision}"] = lambda precision=precision: benchmark_app(model, precision)
+    found = in_turn(calls, rounds)
+    rows = []
+    for name, values in found.items():
+        own = name.replace("OpenVINO", "benchmark_app")
+        for reference in ["ONNX Runtime float32", *([own] if own in found and own != name else [])]:
+            figure = f"{model.parent.name}, {height}x{width}: {name}, beside {reference}"
+            rows.append(row(figure, "images/s", values, reference, found[reference]))
+    rows += folder_rates(model, count)
+    write(rows)
+
+
+def benchmark_app(model: Path, precision: str) -> float:
+    """Ask OpenVINO's own tool for its rate, in images per second: the better one of its two hints."""
+    path = model.with_name("unet-int8.onnx") if precision == "int8" else model
+    shape = json.loads(model.with_name("manifest.json").read_text())["facts"]
+    sides = [1, *shape["image_size"], shape["channels"]]
+    kind = "bf16" if precision == "bfloat16" else "f32"
+    command = [
+        Path(sys.executable).with_name("benchmark_app"),
+        "-m",
+        path,
+        "-d",
+        "CPU",
+        "-t",
+        "3",
+        "-shape",
+        str(sides),
+    ]
+    rates = []
+    for hint in ("latency", "throughput"):
+        flags = ["-infer_precision", kind, "-hint", hint]
+        said = subprocess.run([*command, *flags], capture_output=True, text=True, check=True).stdout
+        rates.append(float(re.search(r"Throughput:\s+([\d.]+) FPS", said)[1]))
+    return max(rates)
+
+
+def folder_rates(model: Path, count: int) -> list[dict]:
+    """Measure predict.py on a folder, start and end included, with and without panels."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = phantom.make_phantoms(Path(name) / "phantoms", count, seed=0) / "CXR_png"
+        for panels in ("--no-panels", "--panels"):
+            flags = ["--model", str(model), "--input", str(folder), "--output", f"{name}/out", panels]
+            seconds = [run_script("predict.py", *flags) for _ in range(3)]
+            figure = f"predict.py on a folder of {count} images, {panels}"
+            rows.append(row(figure, "images/s", [count / one for one in seconds]))
+    return rows
+
+
+def run_script(name: str, *flags: str) -> float:
+    """Run one of our scripts and return its seconds. Raises UserError if it fails."""
+    start = time.perf_counter()
+    script = Path(__file__).with_name(name).resolve()
+    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{name} {' '.join(flags)} failed:\n{done.stderr[-500:]}")
+    return time.perf_counter() - start
+
+
+def start(*, rounds: int = 7) -> None:
+    """Measure how long scripts take from their start to their end.
+
+    Args:
+        rounds: how often each is run
+    """
+    with tempfile.TemporaryDirectory() as name:
+        picture = phantom.phantom(np.random.default_rng(0))[0]
+        images.write(Path(name) / "one.png", images.resize(picture, (SIDE, SIDE)))
+        box = str(Path(__file__).with_name("files") / "lungs" / "unet.onnx")
+        one = ["predict.py", "--model", box, "--input", f"{name}/one.png", "--output", f"{name}/out"]
+        commands = [["train.py", "--help"], ["predict.py", "--help"], one]
+        found = in_turn({command[0] + " " + command[1]: partial(run_script, *command) for command in commands}, rounds)
+    names = ("train.py --help", "predict.py --help", "predict.py --input one.png, the model in the box, with its panel")
+    write([row(name, "s", values) for name, values in zip(names, found.values(), strict=True)])
+
+
+def cold(
+    data_dir: str, *, flags: str = "", torch_flags: str = "", rounds: int = 3, cache_dir: str = "files/cache"
+) -> None:
+    """Measure a whole training of fold 0 of 5, from the start of the process to the end of model.h5, and its test Dice.
+
+    Args:
+        data_dir: the data set
+        flags: of train.py, as in --flags="--epochs 40"
+        torch_flags: of PyTorch's; those of train.py where none are given
+        rounds: how often each is run
+        cache_dir: of the decoded images, which the first run fills
+    """
+    common = ["--data-dir", data_dir, "--folds", "5", "--fold", "0", "--cache-dir", cache_dir]
+    ours, theirs, rows = shlex.split(flags), shlex.split(torch_flags or flags), []
+
+    def run(name: str, flags: Sequence[str], saved: str, backend: str) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, Path(__file__).with_name(name).resolve(), *common, *flags, "--out-dir", folder]
+            began = time.time()
+            environment = os.environ | ({"KERAS_BACKEND": backend} if backend else {})
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if done.returncode:
+                raise UserError(f"{name} failed:\n{done.stderr[-500:]}")
+            dice = float(re.findall(r"test Dice ([\d.]+)", done.stdout)[-1])
+            return (Path(folder) / saved).stat().st_mtime - began, dice
+
+    run("train.py", [*ours, "--epochs", "2"], "fold0/curves.png", "")  # fills the cache, and the disk's
+    calls = {"train.py": lambda: run("train.py", ours, "fold0/curves.png", "")}
+    if installed("torch"):
+        calls["PyTorch"] = lambda: run("rival.py", theirs, "model.pt", "torch")
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in tqdm(range(rounds), "training", unit="round", disable=None):
+        for name, call in calls.items():
+            found[name].append(call())
+    than = [seconds for seconds, _ in found.get("PyTorch", ())]
+    for name, values in found.items():
+        what = f"fold 0 {flags}: {name}"
+        rows.append(row(f"{what}, until the model is written", "s", [one[0] for one in values], "PyTorch", than))
+        rows.append(row(f"{what}, test Dice", "", [one[1] for one in values]))
+    write(rows)
 
 
 # ----------------------------------------------------------------------------------------------------------- service
@@ -167,8 +528,9 @@ def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: flo
 
 
 if __name__ == "__main__":
-    import tyro
-
     from cli import run_cli
 
-    run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"memory": memory, "service": service}, description=__doc__))
+    commands = [training, pipeline, prediction, start, cold, service, memory]
+    run_cli(
+        lambda: tyro.extras.subcommand_cli_from_dict({call.__name__: call for call in commands}, description=__doc__)
+    )

@@ -74,6 +74,7 @@ if __name__ == "__main__":  # --help and wrong flags are answered before what ta
 import keras
 import numpy as np
 import pandas as pd
+from keras import KerasTensor, ops
 
 import augment
 import data
@@ -152,22 +153,38 @@ def make_network(config: Config, names: list[str], folder: Path, resumed: bool) 
     return model
 
 
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """A line from 0 to `peak` over `warmup` steps, then a cosine down to 0 over `decay` steps.
+
+    Without a branch: Keras's CosineDecay has one, which TensorFlow would trace anew for every weight.
+    """
+
+    def __init__(self, peak: float, warmup: int, decay: int) -> None:
+        self.peak, self.warmup, self.decay = peak, warmup, decay
+
+    def __call__(self, step: KerasTensor) -> KerasTensor:
+        """Give the learning rate of a step, counted from 0."""
+        step = ops.cast(step, "float32")
+        fallen = ops.clip((step - self.warmup) / self.decay, 0.0, 1.0)
+        share = 0.5 * (1 + ops.cos(np.pi * fallen))
+        return self.peak * (ops.minimum(step / self.warmup, share) if self.warmup else share)
+
+
 def compile_network(model: keras.Model, config: Config, steps: int) -> None:
     """Give the network its optimiser, whose learning rate warms up and falls over `steps` steps, loss and metrics."""
     warmup = int(config.warmup * steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        config.learning_rate if warmup == 0 else 0.0,
-        decay_steps=max(1, steps - warmup),
-        warmup_target=config.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
     model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
+        keras.optimizers.AdamW(
+            WarmupCosine(config.learning_rate, warmup, max(1, steps - warmup)), weight_decay=config.weight_decay
+        ),
         metrics.LOSSES[config.loss],
         metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
         jit_compile=utils.jit_compile(),
     )
     model.optimizer.build(model.trainable_variables)
+    blank = np.zeros((1, *model.output_shape[1:]), np.float32)
+    model.compute_metrics(None, blank, blank)  # makes their variables; made in the first step they cost a second trace
+    model.reset_metrics()
 
 
 def assign_subsets(config: Config, folder: Path, pairs: list[pairing.Pair], resumed: bool) -> np.ndarray:

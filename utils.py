@@ -36,6 +36,14 @@ def gpus() -> list[str]:
         return []
 
 
+def has_amx() -> bool:
+    """Tell whether the processor multiplies bfloat16 matrices in hardware.
+
+    AVX512-BF16 alone does not pay: the step takes longer than in float32 (README, "On a GPU workstation").
+    """
+    return "amx_bf16" in (Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else "")
+
+
 def _has_fast_bfloat16() -> bool:
     """Tell whether the device that Keras will use multiplies bfloat16 matrices in hardware."""
     if gpus():
@@ -47,8 +55,7 @@ def _has_fast_bfloat16() -> bool:
 
         gpu = tf.config.list_physical_devices("GPU")[0]
         return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
-    # AVX512-BF16 alone does not pay: the step takes longer than in float32 (README, "On a GPU workstation").
-    return "amx_bf16" in (Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else "")
+    return has_amx()
 
 
 def set_precision(name: str) -> str:

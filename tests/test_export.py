@@ -68,7 +68,7 @@ def test_onnx_holds_the_facts_and_takes_any_batch(box):
     onnx.checker.check_model(graph, full_check=True)
     facts = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
     assert facts == utils.load_facts(BOX)
-    run = export.onnx_runner(box / "unet.onnx")
+    run = engines.open_onnxruntime((box / "unet.onnx").read_bytes()).run
     batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
     together = run(batch)
     np.testing.assert_allclose(together, np.concatenate([run(batch[i : i + 1]) for i in range(3)]), atol=1e-5)

@@ -1,0 +1,156 @@
+"""The same training in PyTorch, for `benchmark.py` to compare with: `python rival.py` takes the flags of `train.py`.
+
+The plain U-Net with batch normalisation, loss, optimiser, schedule, batches and choice of the epoch are those of
+`train.py`; convolutions run channels-last, under bfloat16 autocast where train.py would take bfloat16. Writes
+OUT_DIR/model.pt, then prints the test images' Dice. Needs `pip install torch`; start it with KERAS_BACKEND=torch,
+so that TensorFlow is not loaded.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+import cli
+import data
+import images
+import pairing
+import phantom
+import predict
+import train
+import utils
+
+
+class Block(nn.Sequential):
+    """Twice: 3x3 convolution, batch normalisation, ReLU."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        parts = []
+        for size in (channels, filters):
+            convolution = nn.Conv2d(size, filters, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight)
+            parts += [convolution, nn.BatchNorm2d(filters, eps=1e-3), nn.ReLU(inplace=True)]
+        super().__init__(*parts)
+
+
+class UNet(nn.Module):
+    """What `model.build_unet` builds by default, for one class: images (N, C, H, W) → logits (N, 1, H, W)."""
+
+    def __init__(self, channels: int = 1, filters: int = 8, depth: int = 4) -> None:
+        super().__init__()
+        sizes = [filters * 2**level for level in range(depth + 1)]
+        self.encoder = nn.ModuleList(map(Block, [channels, *sizes[:-1]], sizes))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * size, size, 2, 2) for size in sizes[:-1])
+        self.decoder = nn.ModuleList(Block(2 * size, size) for size in sizes[:-1])
+        self.head = nn.Conv2d(filters, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for block in self.encoder[:-1]:
+            skips.append(block(x))
+            x = functional.max_pool2d(skips[-1], 2)
+        x = self.encoder[-1](x)
+        for up, block, skip in reversed(list(zip(self.up, self.decoder, skips, strict=True))):
+            x = block(torch.cat([skip, up(x)], 1))
+        return self.head(x).float()
+
+
+def bce_dice_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Compute `metrics.bce_dice_loss`, averaged over the images."""
+    probs = logits.sigmoid()
+    hits = torch.minimum(probs, y).sum((2, 3))
+    dice = (2 * hits + 2) / (probs.sum((2, 3)) + y.sum((2, 3)) + 2)
+    return functional.binary_cross_entropy_with_logits(logits, y) + (1 - dice).mean()
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """Turn (N, H, W, C) into a tensor (N, C, H, W) whose channels lie last in memory."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+def make_step(
+    model: nn.Module, precision: str, learning_rate: float = 4e-3, weight_decay: float = 1e-4, scale: Callable = None
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Give the function that trains on a batch and returns its loss; `scale` gives the learning rate of each step."""
+    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, eps=1e-7, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale or (lambda step: 1.0))
+
+    def step(x: np.ndarray, y: np.ndarray) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(to_torch(x))
+        loss = bce_dice_loss(logits, to_torch(y))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        return loss.item()
+
+    return step
+
+
+class Trained:
+    """A network as `predict.py` uses one."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        self.model, self.precision = model.eval(), precision
+
+    def predict_on_batch(self, prepared: np.ndarray) -> np.ndarray:
+        """Turn images (N, h, w, C) into probabilities (N, h, w, 1)."""
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.model(to_torch(prepared)).sigmoid().permute(0, 2, 3, 1).numpy()
+
+
+def ahead(batches: data.Batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Make batches in two threads while others are trained on."""
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(batches.__getitem__, range(len(batches)))
+
+
+def main(config: train.Config) -> None:
+    """Train, keep the epoch with the best validation Dice, print the test images' Dice."""
+    torch.manual_seed(config.seed)
+    precision = "bfloat16" if config.precision == "auto" and utils.has_amx() else config.precision
+    names, size = pairing.class_names(config.classes), (config.image_size, config.image_size)
+    recipe = data.Recipe(names, size, config.channels, config.window, pairing.mask_values(config.classes))
+    data_dir = config.data_dir or phantom.make_phantoms("", config.phantoms, seed=0)
+    pairs, dataset = data.load_checked(data_dir, recipe, config.cache_dir, config.memory_gb)
+    fractions = config.val_fraction, config.test_fraction
+    subsets = np.array(data.split(pairs, *fractions, config.split_seed, config.folds, max(config.fold, 0)))
+    rows = {subset: dataset.slices_of(np.flatnonzero(subsets == subset)) for subset in pairing.SUBSETS}
+    common = names, config.batch_size
+    batches = data.Batches(
+        dataset, rows["train"], *common, config.augmentation, seed=config.seed, at_least=config.epoch_images
+    )
+    model = UNet(config.channels, config.filters, config.depth).to(memory_format=torch.channels_last)
+    steps = len(batches) * config.epochs
+    warmup = int(config.warmup * steps)
+    rate = train.WarmupCosine(1.0, warmup, max(1, steps - warmup))
+    step = make_step(model, precision, config.learning_rate, config.weight_decay, lambda number: float(rate(number)))
+    path, best = Path(config.out_dir) / "model.pt", -1.0
+    for epoch in range(config.epochs):
+        batches.epoch = epoch
+        model.train()
+        losses = [step(*batch) for batch in ahead(batches)]
+        images_, truth = dataset.take(rows["val"])
+        found = Trained(model, precision).predict_on_batch(images_.astype(np.float32) / 255) > 0.5
+        truth = truth > 127
+        dice = float((2 * (truth & found).sum((1, 2, 3)) / (truth.sum((1, 2, 3)) + found.sum((1, 2, 3)))).mean())
+        print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}  val_dice {dice:.4f}", flush=True)
+        if dice > best:
+            best = dice
+            with images.atomic(path) as temporary:
+                torch.save(model.state_dict(), temporary)
+    print(f"best validation Dice {best:.4f}: {path}", flush=True)
+    model.load_state_dict(torch.load(path))
+    facts = utils.make_facts(names, size, config.channels)
+    test = [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == "test"]
+    table, _ = predict.score_pairs([(Trained(model, precision), facts)], test)
+    print(f"test Dice {table.dice.mean():.4f}")
+
+
+if __name__ == "__main__":
+    cli.run(main, train.Config)
