@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import keras
@@ -156,8 +156,6 @@ def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None
         rounds: how often each is measured
         steps: of each measurement
     """
-    import keras
-
     import train
     import utils
 
@@ -191,19 +189,11 @@ def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None
 
 
 def fit_seconds(model: Any, batches: Any) -> float:
-    """Time an epoch of `fit` as train.py runs it, from the end of its first step to that of its last, per its length."""
-    import keras
-
-    class Clock(keras.callbacks.Callback):
-        times: ClassVar[list[float]] = []
-
-        def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-            self.times.append(time.perf_counter())
-
-    clock = Clock()
-    clock.times.clear()
+    """Time the steps of an epoch of `fit`, as train.py runs it, without what comes before its first one ends."""
+    times: list[float] = []
+    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: times.append(time.perf_counter()))
     model.fit(batches, verbose=0, shuffle=False, callbacks=[clock])
-    return (clock.times[-1] - clock.times[0]) * len(clock.times) / (len(clock.times) - 1)
+    return (times[-1] - times[0]) * len(times) / (len(times) - 1)
 
 
 def pipeline(*, rounds: int = 7, originals: int = 16) -> None:

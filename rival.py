@@ -73,11 +73,15 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 
 
 def make_step(
-    model: nn.Module, precision: str, learning_rate: float = 4e-3, weight_decay: float = 1e-4, scale: Callable = None
+    model: nn.Module,
+    precision: str,
+    learning_rate: float = 4e-3,
+    weight_decay: float = 1e-4,
+    scale: Callable[[int], float] = lambda step: 1.0,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """Give the function that trains on a batch and returns its loss; `scale` gives the learning rate of each step."""
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate, eps=1e-7, weight_decay=weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale or (lambda step: 1.0))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale)
 
     def step(x: np.ndarray, y: np.ndarray) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
