@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 MAY_IMPORT = {
+    "archive": {"cli", "images"},
     "cli": {"images"},
     "serve": {"cli", "images"},
     "images": {"medical"},  # to decode; what is decoded to is defined in images
