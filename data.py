@@ -27,6 +27,7 @@ import images
 import pairing
 from augment import augmentation
 from cache import Dataset
+from cluster import Share
 from images import UserError
 from pairing import Pair
 
@@ -306,9 +307,12 @@ class Batches(keras.utils.PyDataset):
 
     strength: of the augmentation, see `augment.augmentation`; "" keeps images and order as they are, for validation.
     at_least: so many images make an epoch, shown again where there are fewer.
+    share: this process's part of each batch, where several train together. For training, images are shown again until
+        the last batch, too, can be shared out evenly; for validation that batch is filled up with images that, by the
+        third array, weights (N,), do not count.
 
-    Order and augmentation follow from (seed, epoch, batch) alone: the same in every run and after a resume, whichever
-    thread makes which batch.
+    Order and augmentation follow from (seed, epoch, batch, place in it) alone: the same in every run and after a
+    resume, whichever thread or process makes which batch.
     """
 
     def __init__(
@@ -321,29 +325,41 @@ class Batches(keras.utils.PyDataset):
         *,
         seed: int = 0,
         at_least: int = 0,
+        share: Share = Share(),  # noqa: B008 (it cannot be changed)
     ) -> None:
         super().__init__(workers=2, max_queue_size=8)
         self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
         self.strength, self.seed, self.epoch = strength, seed, 0
-        self.count = max(len(rows), at_least)
+        self.share, self.count = share, max(len(rows), at_least)
+        self.missing = -self.count % share.devices
+        if strength:
+            self.count, self.missing = self.count + self.missing, 0
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         order = self.rows
         if self.strength:
             rng, repeats = np.random.default_rng((self.seed, self.epoch)), -(-self.count // len(order))
             order = np.concatenate([rng.permutation(order) for _ in range(repeats)])[: self.count]
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-        pictures, masks = self.dataset.take(rows)
+        fill = -len(rows) % self.share.devices
+        weights = np.append(np.full(len(rows), 1 + self.missing / self.count), np.zeros(fill)).astype(np.float32)
+        rows = np.append(rows, np.repeat(rows[-1:], fill))
+        length = len(rows) // self.share.processes
+        part = slice(self.share.process * length, (self.share.process + 1) * length)
+        pictures, masks = self.dataset.take(rows[part])
         if self.strength:
-            seed = int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
-            augment = augmentation(self.names, seed, self.strength)
-            done = [augment(image=picture, mask=mask) for picture, mask in zip(pictures, masks, strict=True)]
+            augment, done = augmentation(self.names, 0, self.strength), []
+            for place, picture, mask in zip(range(part.start, part.stop), pictures, masks, strict=True):
+                seed = np.random.SeedSequence((self.seed, self.epoch, index, place)).generate_state(1)[0]
+                augment.set_random_seed(int(seed))
+                done.append(augment(image=picture, mask=mask))
             pictures, masks = (np.stack([one[key] for one in done]) for key in ("image", "mask"))
         masks = with_background(masks.astype(np.float32) / 255)
-        return pictures.astype(np.float32) / 255, masks
+        batch = pictures.astype(np.float32) / 255, masks
+        return (*batch, weights[part]) if self.missing else batch
 
     def on_epoch_end(self) -> None:
         """Move on to the next epoch's order and augmentation."""

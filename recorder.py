@@ -16,12 +16,21 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+import cluster
 import images
 import utils
 from images import UserError
 
 RUN_FILES = ("state.weights.h5", "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
-NO_EFFECT = ("from_report", "out_dir", "cache_dir", "memory_gb", "tensorboard", "mirror")  # may change in a run
+NO_EFFECT = (
+    "from_report",
+    "out_dir",
+    "cache_dir",
+    "memory_gb",
+    "tensorboard",
+    "mirror",
+    "distributed",
+)  # may change in a run
 
 
 def comparable(config: Any) -> dict[str, Any]:
@@ -70,7 +79,9 @@ class Recorder(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         steps = self.params["steps"]
         total, done = steps * self.config.epochs, steps * len(self.history)
-        self.bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=None)
+        self.bar = tqdm(
+            total=total, initial=done, desc="training", unit="step", disable=None if cluster.leads() else True
+        )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.start = time.perf_counter()
@@ -92,7 +103,7 @@ class Recorder(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.start
         logs = {name: float(value) for name, value in logs.items()}
         self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
-        self.save()
+        cluster.lead(self.save)
         epochs = self.config.epochs
         scores = [f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in logs]
         best = " best" if best_epoch(self.history) == epoch + 1 else ""

@@ -63,6 +63,9 @@ class Config:
     # Prediction, noted in the model file
     mirror: bool = False  # average with the prediction of the mirrored image
 
+    # Processes
+    distributed: bool = False  # share the work among the processes that Slurm, torchrun … start; see cluster.py
+
     # Output
     out_dir: str = "files"  # the run folder
     tensorboard: bool = False  # also write OUT_DIR/tensorboard (needs `pip install tensorboard`)
@@ -77,6 +80,7 @@ import pandas as pd
 from keras import KerasTensor, ops
 
 import augment
+import cluster
 import data
 import draw
 import images
@@ -178,19 +182,20 @@ def compile_network(model: keras.Model, config: Config, steps: int) -> None:
             WarmupCosine(config.learning_rate, warmup, max(1, steps - warmup)), weight_decay=config.weight_decay
         ),
         metrics.LOSSES[config.loss],
-        metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
+        weighted_metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
         jit_compile=utils.jit_compile(),
     )
     model.optimizer.build(model.trainable_variables)
-    blank = np.zeros((1, *model.output_shape[1:]), np.float32)
-    model.compute_metrics(None, blank, blank)  # makes their variables; made in the first step they cost a second trace
-    model.reset_metrics()
+    if keras.backend.backend() == "tensorflow":
+        blank = np.zeros((1, *model.output_shape[1:]), np.float32)
+        model.compute_metrics(None, blank, blank)  # makes their variables: in the first step they cost a second trace
+        model.reset_metrics()
 
 
 def assign_subsets(config: Config, folder: Path, pairs: list[pairing.Pair], resumed: bool) -> np.ndarray:
     """Split the pairs, or reread the split of the run that goes on: an array of train, val, test ("" for new pairs).
 
-    A new run's earlier files are set aside here, when its data are known to be good.
+    A new run's earlier files are set aside here, when its data are known to be good, and config.json is written.
     """
     path = folder / "split.csv"
     if not resumed:
@@ -201,11 +206,13 @@ def assign_subsets(config: Config, folder: Path, pairs: list[pairing.Pair], resu
             raise UserError(f"early_stop is {config.early_stop}; expected 0 where no image is for validation")
         set_aside(folder)
         pairing.write_split(path, pairs, subsets)
+        write_config(config, folder)
         return np.array(subsets)
     known = {pair.image: subset for pair, subset in zip(*pairing.read_split(path), strict=True)}
     gone = sorted(set(known) - {pair.image for pair in pairs})
     if gone:
         raise UserError(f"{path} names {gone[0]}, which is gone; put it back, or remove {folder} to start anew")
+    write_config(config, folder)
     return np.array([known.get(pair.image, "") for pair in pairs])
 
 
@@ -213,41 +220,57 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     """Train one run in `folder`, or go on with it; return its log."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
-    precision = utils.set_precision(config.precision)
+    precision = utils.set_precision(cluster.told(lambda: utils.set_precision(config.precision)))
     names = pairing.class_names(config.classes)
-    data_dir = config.data_dir or phantom.make_phantoms("", config.phantoms, seed=0)
+    data_dir = config.data_dir or cluster.in_turn(lambda: phantom.make_phantoms("", config.phantoms, seed=0))
     size = (config.image_size, config.image_size)
-    history, best = read_history(folder, config), folder / "model.h5"
+    history, best = cluster.told(lambda: read_history(folder, config)), folder / "model.h5"
+    if cluster.told(lambda: is_done(config, folder, history)):
+        return pd.DataFrame(history)
+    recipe = data.Recipe(names, size, config.channels, config.window, pairing.mask_values(config.classes))
+    with cluster.scope():
+        # The network comes first: one that cannot be built is told before the data are read.
+        model = make_network(config, names, folder, bool(history))
+        pairs, dataset = cluster.in_turn(
+            lambda: data.load_checked(data_dir, recipe, config.cache_dir, config.memory_gb, config.extra_dir)
+        )
+        if cluster.told(lambda: [pair.image.name for pair in pairs]) != [pair.image.name for pair in pairs]:
+            raise UserError(f"{data_dir} holds other images here than where the first process runs")
+        dataset = dataclasses.replace(dataset, neighbours=config.neighbours)
+        subsets = np.array(cluster.told(lambda: assign_subsets(config, folder, pairs, bool(history)).tolist()))
+        rows = {subset: dataset.slices_of(np.flatnonzero(subsets == subset)) for subset in pairing.SUBSETS}
+        counts = ", ".join(f"{len(indices)} {subset}" for subset, indices in rows.items())
+        print(
+            f"{data_dir}: {counts}; {precision} on {utils.device_name()}; epoch {len(history) + 1} of {config.epochs}"
+        )
+        recorder = Recorder(config, folder, history, make_facts(config, names))
+        fit(model, config, recorder, dataset, rows)
+    log = pd.DataFrame(history)
+    if cluster.leads():
+        utils.add_facts(best, mirror=config.mirror)  # a run that went on may have none better than before
+        extra = np.array([pair.subset == "extra" for pair in pairs])
+        own = rows["train"][~extra[dataset.pair[rows["train"]]]]  # phantoms have no say in it
+        choose_cleaning(best, dataset, own, rows["val"])
+        draw.draw_curves(log, folder / "curves.png")
+    cluster.wait()
+    score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""
+    print(f"best epoch {best_epoch(history)}{score}, trained {log.seconds.sum():.0f} s: {best}")
+    return log
+
+
+def is_done(config: Config, folder: Path, history: list[dict[str, float]]) -> bool:
+    """Tell whether the run in `folder` is finished, which is noted; else clear what its crash left. Raises UserError."""
+    best = folder / "model.h5"
     if history and not best.is_file() and best_epoch(history) < len(history):
         raise UserError(f"{best}, the best epoch's model, is gone; put it back, or remove {folder} to start anew")
     if finished(history, config) and best.is_file() and (folder / "curves.png").is_file():  # which is written last
         utils.add_facts(best, mirror=config.mirror)
         write_config(config, folder)
         print(f"{folder} holds this very run, finished; change a setting or remove the folder to train again")
-        return pd.DataFrame(history)
+        return True
     for leftover in folder.glob(".[0-9]*.h5"):  # half-written when a run was killed
         leftover.unlink()
-    # The network comes first: one that cannot be built is told before the data are read.
-    model = make_network(config, names, folder, bool(history))
-    recipe = data.Recipe(names, size, config.channels, config.window, pairing.mask_values(config.classes))
-    pairs, dataset = data.load_checked(data_dir, recipe, config.cache_dir, config.memory_gb, config.extra_dir)
-    dataset = dataclasses.replace(dataset, neighbours=config.neighbours)
-    subsets = assign_subsets(config, folder, pairs, bool(history))
-    write_config(config, folder)
-    rows = {subset: dataset.slices_of(np.flatnonzero(subsets == subset)) for subset in pairing.SUBSETS}
-    counts = ", ".join(f"{len(indices)} {subset}" for subset, indices in rows.items())
-    print(f"{data_dir}: {counts}; {precision} on {utils.device_name()}; epoch {len(history) + 1} of {config.epochs}")
-    recorder = Recorder(config, folder, history, make_facts(config, names))
-    fit(model, config, recorder, dataset, rows)
-    utils.add_facts(best, mirror=config.mirror)  # a run that went on may have none better than before
-    extra = np.array([pair.subset == "extra" for pair in pairs])
-    own = rows["train"][~extra[dataset.pair[rows["train"]]]]  # phantoms have no say in it
-    choose_cleaning(best, dataset, own, rows["val"])
-    log = pd.DataFrame(history)
-    draw.draw_curves(log, folder / "curves.png")
-    score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""
-    print(f"best epoch {best_epoch(history)}{score}, trained {log.seconds.sum():.0f} s: {best}")
-    return log
+    return False
 
 
 def make_facts(config: Config, names: list[str]) -> dict[str, Any]:
@@ -268,6 +291,9 @@ def fit(
 ) -> None:
     """Train from where the recorder's history ends: first with a frozen encoder, if so configured, then all of it."""
     names, history, state = recorder.facts["classes"], recorder.history, recorder.folder / "state.weights.h5"
+    share = cluster.share()
+    if config.batch_size % share.devices:
+        raise UserError(f"batch_size is {config.batch_size}; expected a multiple of the {share.devices} devices")
     batches = data.Batches(
         dataset,
         rows["train"],
@@ -276,8 +302,10 @@ def fit(
         config.augmentation,
         seed=config.seed,
         at_least=config.epoch_images,
+        share=share,
     )
-    validation = data.Batches(dataset, rows["val"], names, config.batch_size) if len(rows["val"]) else None
+    held_out = data.Batches(dataset, rows["val"], names, config.batch_size, share=share)
+    validation = held_out if len(rows["val"]) else None
     for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
         if start == end or len(history) > end:
             continue
@@ -286,7 +314,7 @@ def fit(
         recorder.set_model(model)
         if len(history) > start:  # a stopped run goes on
             model.load_weights(state)
-            recorder.save_results()
+            cluster.lead(recorder.save_results)
         batches.epoch = len(history)
         if len(history) < end and not finished(history, config):
             model.fit(
@@ -294,7 +322,10 @@ def fit(
                 validation_data=validation,
                 initial_epoch=len(history),
                 epochs=end,
-                callbacks=[recorder, *([tensorboard(recorder.folder)] if config.tensorboard else [])],
+                callbacks=[
+                    recorder,
+                    *([tensorboard(recorder.folder)] if config.tensorboard and cluster.leads() else []),
+                ],
                 shuffle=False,  # Batches shuffles, in a way that a resumed run repeats
                 verbose=0,
             )
@@ -353,9 +384,13 @@ def cross_validate(config: Config) -> pd.DataFrame:
     tables = []
     for fold in folds:
         log = train_run(dataclasses.replace(config, fold=fold), out_dir / f"fold{fold}")
+        if not cluster.leads():
+            continue
         table = score_fold(out_dir / f"fold{fold}")
         print(f"fold {fold}: test Dice {table.dice.mean():.4f}, {len(table)} images, trained {log.seconds.sum():.0f} s")
         tables.append(table.assign(fold=str(fold)))
+    if not cluster.leads():
+        return pd.DataFrame()
     table = pd.concat(tables)
     summary = metrics.summarise(table)
     print(f"\n{len(table)} test images in {len(tables)} fold(s)\n{predict.format_summary(table)}")
@@ -387,8 +422,11 @@ def train(config: Config) -> pd.DataFrame:
     """Train as `config` says: one run (returns its log) or folds (returns the summary). Raises UserError."""
     config = take_over(config)
     check_config(config)
+    if config.distributed:
+        cluster.join()
     return cross_validate(config) if config.folds else train_run(config, Path(config.out_dir))
 
 
 if __name__ == "__main__":
-    cli.run_cli(lambda: train(CONFIG), cli.GOES_ON)
+    with cluster.ends_at_once():
+        cli.run_cli(lambda: train(CONFIG), cli.GOES_ON)
