@@ -3,7 +3,7 @@
 Every process runs the same `train.py --distributed`; who it is, it reads from what its launcher sets: Slurm's srun or
 Open MPI's mpirun (as JAX does), torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK), or by hand
 KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID. The first process
-leads: it alone writes. All of them call the same functions of this file in the same order, as each waits for the others.
+leads: it alone writes. All call the same functions of this file in the same order, as each waits for the others.
 
 Without `join` there is one process, which leads, and nothing waits.
 """

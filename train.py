@@ -259,7 +259,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 
 
 def is_done(config: Config, folder: Path, history: list[dict[str, float]]) -> bool:
-    """Tell whether the run in `folder` is finished, which is noted; else clear what its crash left. Raises UserError."""
+    """Tell whether the run in `folder` is finished, which is noted; else clear what a crash left. Raises UserError."""
     best = folder / "model.h5"
     if history and not best.is_file() and best_epoch(history) < len(history):
         raise UserError(f"{best}, the best epoch's model, is gone; put it back, or remove {folder} to start anew")

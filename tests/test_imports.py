@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "export": {"augment", "cli", "engines", "images", "metrics", "phantom", "predict", "utils"},
     "recorder": {"cluster", "images", "utils"},
     "corruptions": {"images"},
-    "benchmark": {"engines", "images", "phantom", "predict"},
+    "benchmark": {"data", "engines", "images", "pairing", "phantom", "predict", "rival", "train", "utils"},
     "rival": {"cli", "data", "images", "pairing", "phantom", "predict", "train", "utils"},
     "experiments": {"corruptions", "images", "metrics", "pairing", "predict", "recorder"},
     "train": {
