@@ -7,10 +7,11 @@ python data.py download montgomery        fetches one
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,8 @@ from cache import Dataset
 from cluster import Share
 from images import UserError
 from pairing import Pair
+
+AHEAD = 4  # batches that are made before they are asked for
 
 # ------------------------------------------------------------------------------------------------ decoding, caching
 
@@ -327,10 +330,12 @@ class Batches(keras.utils.PyDataset):
         at_least: int = 0,
         share: Share = Share(),  # noqa: B008 (it cannot be changed)
     ) -> None:
-        super().__init__(workers=2, max_queue_size=8)
+        super().__init__(workers=1)  # Keras's own would wait a tenth of a second at the end of each epoch
         self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
         self.strength, self.seed, self.epoch = strength, seed, 0
         self.share, self.count = share, max(len(rows), at_least)
+        self.threads, self.own = ThreadPoolExecutor(2), threading.local()  # with an augmentation of its own each
+        self.ahead: dict[int, Future] = {}
         self.missing = -self.count % share.devices
         if strength:
             self.count, self.missing = self.count + self.missing, 0
@@ -339,9 +344,20 @@ class Batches(keras.utils.PyDataset):
         return -(-self.count // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """Get a batch of this epoch; for training, threads are at the next ones already, also those of the next epoch."""
+        if not self.strength:
+            return self.make(self.epoch, index)
+        place = self.epoch * len(self) + index
+        for number in range(place, place + 1 + AHEAD):
+            if number not in self.ahead:
+                self.ahead[number] = self.threads.submit(self.make, *divmod(number, len(self)))
+        return self.ahead.pop(place).result()
+
+    def make(self, epoch: int, index: int) -> tuple[np.ndarray, ...]:
+        """Make a batch."""
         order = self.rows
         if self.strength:
-            rng, repeats = np.random.default_rng((self.seed, self.epoch)), -(-self.count // len(order))
+            rng, repeats = np.random.default_rng((self.seed, epoch)), -(-self.count // len(order))
             order = np.concatenate([rng.permutation(order) for _ in range(repeats)])[: self.count]
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         fill = -len(rows) % self.share.devices
@@ -351,9 +367,11 @@ class Batches(keras.utils.PyDataset):
         part = slice(self.share.process * length, (self.share.process + 1) * length)
         pictures, masks = self.dataset.take(rows[part])
         if self.strength:
-            augment, done = augmentation(self.names, 0, self.strength), []
+            if not hasattr(self.own, "augment"):
+                self.own.augment = augmentation(self.names, 0, self.strength)
+            augment, done = self.own.augment, []
             for place, picture, mask in zip(range(part.start, part.stop), pictures, masks, strict=True):
-                seed = np.random.SeedSequence((self.seed, self.epoch, index, place)).generate_state(1)[0]
+                seed = np.random.SeedSequence((self.seed, epoch, index, place)).generate_state(1)[0]
                 augment.set_random_seed(int(seed))
                 done.append(augment(image=picture, mask=mask))
             pictures, masks = (np.stack([one[key] for one in done]) for key in ("image", "mask"))

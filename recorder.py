@@ -1,4 +1,4 @@
-"""Record a run: after each epoch its state, its best model and its log, so that a stopped run goes on where it was.
+"""Record a run: its state, its best model and its log, so that a stopped run goes on where it was.
 
 `config` is `train.Config` throughout.
 """
@@ -21,6 +21,7 @@ import images
 import utils
 from images import UserError
 
+SAVE_S = 5.0  # seconds of training that a kill may cost
 RUN_FILES = ("state.weights.h5", "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
 NO_EFFECT = (
     "from_report",
@@ -70,11 +71,15 @@ def set_aside(folder: Path) -> None:
 
 
 class Recorder(keras.callbacks.Callback):
-    """After each epoch write the state, the best model and the log; show progress; stop on NaN or no gain."""
+    """After each epoch write the log, a better model, and, every few seconds, the state; stop on NaN or no gain.
+
+    A run that goes on from an older state makes the epochs after it once more, as they were.
+    """
 
     def __init__(self, config: Any, folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
         super().__init__()
         self.config, self.folder, self.history, self.facts = config, folder, history, facts
+        self.saved = float("-inf")  # when the state was written last
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         steps = self.params["steps"]
@@ -103,12 +108,14 @@ class Recorder(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.start
         logs = {name: float(value) for name, value in logs.items()}
         self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
-        cluster.lead(self.save)
+        self.model.stop_training = finished(self.history, self.config)
+        due = self.model.stop_training or time.perf_counter() - self.saved >= SAVE_S
+        cluster.lead(self.save if due else self.save_results)
+        self.saved = time.perf_counter() if due else self.saved
         epochs = self.config.epochs
         scores = [f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in logs]
         best = " best" if best_epoch(self.history) == epoch + 1 else ""
         tqdm.write(f"epoch {epoch + 1:3}/{epochs}  {'  '.join(scores)}{best}  {seconds:.1f} s")
-        self.model.stop_training = finished(self.history, self.config)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self.bar.close()

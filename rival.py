@@ -6,8 +6,7 @@ OUT_DIR/model.pt, then prints the test images' Dice. Needs `pip install torch`; 
 so that TensorFlow is not loaded.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,12 +107,6 @@ class Trained:
             return self.model(to_torch(prepared)).sigmoid().permute(0, 2, 3, 1).numpy()
 
 
-def ahead(batches: data.Batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Make batches in two threads while others are trained on."""
-    with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(batches.__getitem__, range(len(batches)))
-
-
 def main(config: train.Config) -> None:
     """Train, keep the epoch with the best validation Dice, print the test images' Dice."""
     torch.manual_seed(config.seed)
@@ -138,7 +131,7 @@ def main(config: train.Config) -> None:
     for epoch in range(config.epochs):
         batches.epoch = epoch
         model.train()
-        losses = [step(*batch) for batch in ahead(batches)]
+        losses = [step(*batches[i]) for i in range(len(batches))]
         images_, truth = dataset.take(rows["val"])
         found = Trained(model, precision).predict_on_batch(images_.astype(np.float32) / 255) > 0.5
         truth = truth > 127
