@@ -344,7 +344,7 @@ class Batches(keras.utils.PyDataset):
         return -(-self.count // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        """Get a batch of this epoch; for training, threads are at the next ones already, also those of the next epoch."""
+        """Get a batch of this epoch; for training, threads are at the next ones already, beyond its end too."""
         if not self.strength:
             return self.make(self.epoch, index)
         place = self.epoch * len(self) + index

@@ -58,10 +58,13 @@ FEW_FOLDS = 2  # half of the images are the test set
 def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
     """Run `train.py` with each list of flags, `jobs` at a time, each on its share of the cores (on Linux).
 
+    Where RAY_ADDRESS names a cluster, they run there instead, as many as it has room for, each with `jobs` CPUs.
     Raises UserError with the last lines of what a failed one said.
     """
     if jobs < 1:
         raise UserError(f"jobs is {jobs}; expected at least 1")
+    if os.environ.get("RAY_ADDRESS"):
+        return run_on_cluster(commands, jobs)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = [cores[i::jobs] for i in range(jobs)]
 
@@ -73,12 +76,62 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
             os.sched_setaffinity(process.pid, share)  # before it has threads of its own
         said = process.communicate()[0]
         shares.append(share)
-        if process.returncode:
-            reason = said[max(0, said.rfind("\nerror: ")) :].strip()  # a traceback has no such line, and is told whole
-            raise UserError(f"python train.py {' '.join(flags)} failed:\n{reason}")
+        check_run(flags, process.returncode, said)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(tqdm(pool.map(run, commands), "training", len(commands), unit="run", disable=None))
+    return None
+
+
+def check_run(flags: Sequence[str], code: int, said: str) -> None:
+    """Raise UserError with the last lines of what a training said, if it failed."""
+    if code:
+        reason = said[max(0, said.rfind("\nerror: ")) :].strip()  # a traceback has no such line, and is told whole
+        raise UserError(f"python train.py {' '.join(flags)} failed:\n{reason}")
+
+
+def run_on_cluster(commands: Sequence[Sequence[str]], cpus: int) -> None:
+    """Run `train.py` with each list of flags as tasks of the Ray cluster; one whose machine dies goes on elsewhere.
+
+    Every machine needs this repository, the data and the run folders at the same paths.
+    """
+    from archive import connect
+
+    connect()
+    import ray
+
+    here, environment = str(Path.cwd()), os.environ | {"TF_NUM_INTRAOP_THREADS": str(cpus)}
+
+    @ray.remote(num_cpus=cpus, max_retries=3)
+    def run(flags: Sequence[str]) -> tuple[int, str]:
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=here, env=environment, text=True, check=False, **pipes)
+        return done.returncode, done.stdout
+
+    waiting = {run.remote(list(flags)): flags for flags in commands}
+    with tqdm(total=len(commands), desc="training", unit="run", disable=None) as bar:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting))
+            check_run(waiting.pop(done), *ray.get(done))
+            bar.update()
+
+
+def folds(
+    data_dir: str, *, folds: int = FOLDS, flags: str = "", jobs: int = 1, out_dir: Path = Path("files/folds")
+) -> None:
+    """Cross-validate as train.py with --folds does, several folds at a time.
+
+    Args:
+        data_dir: the data set
+        folds: how many
+        flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
+        jobs: trainings at once, each on its share of the cores; CPUs of each where RAY_ADDRESS names a cluster
+        out_dir: where the runs go
+    """
+    common = ["--data-dir", data_dir, "--folds", str(folds), "--out-dir", str(out_dir), *shlex.split(flags)]
+    run_all([[*common, "--fold", str(fold)] for fold in range(folds)], jobs)
+    subprocess.run([sys.executable, str(Path(__file__).with_name("train.py")), *common], check=True)
 
 
 def slug(name: str) -> str:
@@ -107,7 +160,7 @@ def ablation(
         data_dir: the data set
         rows: only these and the default, separated by commas, into results/ablation-rows.csv
         flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
-        jobs: trainings at once, each on its share of the cores
+        jobs: trainings at once, each on its share of the cores; on a Ray cluster, CPUs of each
         out_dir: where the runs go
     """
     wanted = rows.split(",") if rows else [*ABLATION, *PREDICTION]
@@ -154,7 +207,7 @@ def few(data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("
     Args:
         data_dir: the data set
         flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
-        jobs: trainings at once, each on its share of the cores
+        jobs: trainings at once, each on its share of the cores; on a Ray cluster, CPUs of each
         out_dir: where the runs go
     """
     run_all([["--augmentation", "strong", "--out-dir", str(out_dir / "phantoms"), *shlex.split(flags)]], 1)
@@ -240,5 +293,5 @@ if __name__ == "__main__":
 
     from cli import GOES_ON, run_cli
 
-    commands = {"ablation": ablation, "few": few, "corruptions": corrupted, "uncertainty": uncertainty}
+    commands = {"folds": folds, "ablation": ablation, "few": few, "corruptions": corrupted, "uncertainty": uncertainty}
     run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__), GOES_ON)

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "corruptions": {"images"},
     "benchmark": {"data", "engines", "images", "pairing", "phantom", "predict", "rival", "train", "utils"},
     "rival": {"cli", "data", "images", "pairing", "phantom", "predict", "train", "utils"},
-    "experiments": {"corruptions", "images", "metrics", "pairing", "predict", "recorder"},
+    "experiments": {"archive", "corruptions", "images", "metrics", "pairing", "predict", "recorder"},
     "train": {
         "augment",
         "cli",
