@@ -366,7 +366,7 @@ class Batches(keras.utils.PyDataset):
         length = len(rows) // self.share.processes
         part = slice(self.share.process * length, (self.share.process + 1) * length)
         pictures, masks = self.dataset.take(rows[part])
-        if self.strength:
+        if self.strength not in ("", "none"):
             if not hasattr(self.own, "augment"):
                 self.own.augment = augmentation(self.names, 0, self.strength)
             augment, done = self.own.augment, []

@@ -110,7 +110,8 @@ class Recorder(keras.callbacks.Callback):
         self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
         self.model.stop_training = finished(self.history, self.config)
         due = self.model.stop_training or time.perf_counter() - self.saved >= SAVE_S
-        cluster.lead(self.save if due else self.save_results)
+        if due or "val_dice" in logs:  # without validation images each epoch would be the best yet
+            cluster.lead(self.save if due else self.save_results)
         self.saved = time.perf_counter() if due else self.saved
         epochs = self.config.epochs
         scores = [f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in logs]

@@ -6,6 +6,8 @@ import re
 
 from conftest import ROOT
 
+import archive
+import benchmark
 import experiments
 import export
 import phantom
@@ -13,7 +15,7 @@ import predict
 import serve
 import train
 
-CONFIGS = (train.Config, predict.Config, phantom.Config, export.Config, serve.Config)
+CONFIGS = (train.Config, predict.Config, phantom.Config, export.Config, serve.Config, archive.Config)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -30,7 +32,8 @@ def test_nothing_is_left_to_fill_in():
 
 def test_every_flag_exists():
     fields = [field.name for config in CONFIGS for field in dataclasses.fields(config)]
-    for call in (experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty):
+    calls = (experiments.folds, experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty)
+    for call in (*calls, benchmark.cold):
         fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
     known |= {flag.replace("--", "--no-", 1) for flag in known}
