@@ -32,6 +32,7 @@ from pyarrow import fs
 from tqdm import tqdm
 
 import cli
+import engines
 import images
 from images import UserError
 from serving import engine, masks
@@ -50,6 +51,8 @@ class Config:
     input: str  # a folder, or a bucket's URL such as s3://bucket/scans; folders in it are searched
     output: str  # where the masks go; what is there already is not made again
     model: str = "export/unet.onnx"  # what `python export.py` wrote
+    engine: str = "auto"  # as in predict.py, chosen here and the same on every machine
+    precision: str = "auto"  # likewise
     workers: int = 0  # at most; 0 is what the machines' CPUs allow, also those of machines that join later
     cpus: int = 1  # of a worker
     batch: int = 64  # images in a task; a worker that dies loses at most these
@@ -94,12 +97,12 @@ class Place:
 class Worker:
     """A process somewhere in the cluster that holds the network."""
 
-    def __init__(self, source: Place, target: Place, model: dict[str, bytes], cpus: int) -> None:
+    def __init__(self, source: Place, target: Place, model: dict[str, bytes], cpus: int, kind: tuple[str, str]) -> None:
         cv2.setNumThreads(cpus)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in model.items():
                 (Path(folder) / name).write_bytes(content)
-            self.network, self.run = engine.load(Path(folder) / next(iter(model)), cpus)
+            self.network, self.run = engine.load(Path(folder) / next(iter(model)), cpus, *kind)
         self.source, self.target = source, target
         self.computing, self.pool = Lock(), ThreadPoolExecutor(READERS)
 
@@ -138,7 +141,12 @@ def plan(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def segment(
-    config: Config, places: tuple[Place, Place], model: dict[str, bytes], todo: dict[str, str], batch: int
+    config: Config,
+    places: tuple[Place, Place],
+    model: dict[str, bytes],
+    kind: tuple[str, str],
+    todo: dict[str, str],
+    batch: int,
 ) -> Iterator[tuple[str, str]]:
     """Write the masks of `todo`, {mask: image}, `batch` to a task: (image, what went wrong), as they end."""
     import ray
@@ -147,7 +155,7 @@ def segment(
     blocks = [paths.slice(start, batch).combine_chunks() for start in range(0, len(paths), batch)]
     results = ray.data.from_arrow(blocks).map_batches(
         Worker,
-        fn_constructor_args=(*places, model, config.cpus),
+        fn_constructor_args=(*places, model, config.cpus, kind),
         batch_size=None,  # a block
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.workers or None),
         num_cpus=config.cpus,
@@ -184,13 +192,13 @@ def check_places(source: Place, target: Place) -> None:
         raise UserError(f"{inner} is in {outer}; name another --output, where no images are")
 
 
-def check_model(target: Place, there: set[str], sha256: str) -> None:
-    """Raise UserError if the masks there are another model's; note whose they will be."""
-    note = json.dumps({"model_sha256": sha256}).encode()
+def check_model(target: Place, there: set[str], sha256: str, kind: tuple[str, str]) -> None:
+    """Raise UserError if the masks there are another model's, or of another precision; note whose they will be."""
+    note = json.dumps({"model_sha256": sha256, "engine": kind[0], "precision": kind[1]}).encode()
     if NOTE not in there:
         target.write(NOTE, note)
     elif target.read(NOTE) != note:
-        raise UserError(f"{target.root} holds masks of another model ({NOTE}); name another --output")
+        raise UserError(f"{target.root} holds masks of another model or precision ({NOTE}); name another --output")
 
 
 def main(config: Config) -> None:
@@ -198,7 +206,8 @@ def main(config: Config) -> None:
     if min(config.cpus, config.batch) < 1 or config.workers < 0:
         raise UserError("expected cpus and batch of at least 1, workers of at least 0")
     path, source, target = Path(config.model), Place(config.input), Place(config.output)
-    sha256 = engine.load(path, 1)[0].sha256  # what is wrong with it is told before workers start
+    opened, _, sha256 = engines.load(path, config.engine, config.precision, 1)  # what is wrong is told before all else
+    kind = opened.engine, opened.precision
     check_places(source, target)
     wanted, problems = plan(list(source.names()))
     if not wanted:
@@ -206,9 +215,10 @@ def main(config: Config) -> None:
     there = set(target.names(missing_ok=True))
     for name in filter(UNFINISHED.search, there):  # of workers that were killed
         target.files.delete_file(f"{target.root}/{name}")
-    check_model(target, there, sha256)
+    check_model(target, there, sha256, kind)
     todo = {mask: image for mask, image in wanted.items() if mask not in there}
-    model = {file.name: file.read_bytes() for file in (path, path.with_name("manifest.json"))}  # no disk need be shared
+    names = [path.name, "manifest.json", *([f"{path.stem}-int8.onnx"] if kind[1] == "int8" else [])]
+    model = {name: path.with_name(name).read_bytes() for name in names}  # so no disk need be shared
     if todo:
         connect()
     with tqdm(total=len(wanted), initial=len(wanted) - len(todo), unit="image", mininterval=1) as bar:
@@ -216,7 +226,7 @@ def main(config: Config) -> None:
             if not todo:
                 break
             ended = set()
-            for image, problem in segment(config, (source, target), model, todo, batch):
+            for image, problem in segment(config, (source, target), model, kind, todo, batch):
                 ended.add(image)
                 problems |= {image: problem} if problem else {}
                 bar.update()

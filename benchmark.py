@@ -294,17 +294,17 @@ def prediction(*, model: Path = Path(predict.IN_THE_BOX), rounds: int = 7, count
     for kind, precision in kinds:
         with contextlib.suppress(UserError):  # not here, or not so well
             opened = engines.load(model, kind, precision)[0]
-            calls[f"{opened.name} {precision}"] = lambda run=opened.run: (
+            calls[f"{opened.engine} {precision}"] = lambda run=opened.run: (
                 len(batch) * steps_per_second(lambda: run(batch), 4)
             )
     for precision in ("float32", "bfloat16", "int8"):
-        if f"OpenVINO {precision}" in calls:
+        if f"openvino {precision}" in calls:
             calls[f"benchmark_app {precision}"] = lambda precision=precision: benchmark_app(model, precision)
     found = in_turn(calls, rounds)
     rows = []
     for name, values in found.items():
-        own = name.replace("OpenVINO", "benchmark_app")
-        for reference in ["ONNX Runtime float32", *([own] if own in found and own != name else [])]:
+        own = name.replace("openvino", "benchmark_app")
+        for reference in ["onnxruntime float32", *([own] if own in found and own != name else [])]:
             figure = f"{model.parent.name}, {height}x{width}: {name}, beside {reference}"
             rows.append(row(figure, "images/s", values, reference, found[reference]))
     rows += folder_rates(model, count)
@@ -379,7 +379,7 @@ def start(*, rounds: int = 7) -> None:
 def cold(
     data_dir: str, *, flags: str = "", torch_flags: str = "", rounds: int = 3, cache_dir: str = "files/cache"
 ) -> None:
-    """Measure a whole training of fold 0 of 5, from the start of the process to the end of model.h5, and its test Dice.
+    """Measure a whole training of fold 0 of 5, from the start of the process until all is written, and its test Dice.
 
     Args:
         data_dir: the data set
@@ -413,7 +413,8 @@ def cold(
     than = [seconds for seconds, _ in found.get("PyTorch", ())]
     for name, values in found.items():
         what = f"fold 0 {flags}: {name}"
-        rows.append(row(f"{what}, until the model is written", "s", [one[0] for one in values], "PyTorch", than))
+        told = f"{what}, from start to the end of training"
+        rows.append(row(told, "s", [one[0] for one in values], "PyTorch" if than else "", than))
         rows.append(row(f"{what}, test Dice", "", [one[1] for one in values]))
     write(rows)
 

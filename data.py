@@ -7,6 +7,7 @@ python data.py download montgomery        fetches one
 import hashlib
 import json
 import os
+import random
 import threading
 import warnings
 from collections import Counter
@@ -348,6 +349,7 @@ class Batches(keras.utils.PyDataset):
         if not self.strength:
             return self.make(self.epoch, index)
         place = self.epoch * len(self) + index
+        self.ahead = {number: batch for number, batch in self.ahead.items() if number >= place}
         for number in range(place, place + 1 + AHEAD):
             if number not in self.ahead:
                 self.ahead[number] = self.threads.submit(self.make, *divmod(number, len(self)))
@@ -372,7 +374,8 @@ class Batches(keras.utils.PyDataset):
             augment, done = self.own.augment, []
             for place, picture, mask in zip(range(part.start, part.stop), pictures, masks, strict=True):
                 seed = np.random.SeedSequence((self.seed, epoch, index, place)).generate_state(1)[0]
-                augment.set_random_seed(int(seed))
+                # One stream for all steps: by set_random_seed each would have its own, all of the same numbers.
+                augment.set_random_state(np.random.default_rng(seed), random.Random(int(seed)))
                 done.append(augment(image=picture, mask=mask))
             pictures, masks = (np.stack([one[key] for one in done]) for key in ("image", "mask"))
         masks = with_background(masks.astype(np.float32) / 255)

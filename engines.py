@@ -1,7 +1,7 @@
 """Run a network that `export.py` wrote, without Keras: by ONNX Runtime or, where it is installed, by OpenVINO.
 
 In float32, or in bfloat16 or int8 where the masks stay the same: the manifest tells their mean Dice with those of
-float32 on validation images, and less than GATE is refused.
+float32, as export.py measured it, and less than GATE is refused.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import numpy as np
 import images
 from images import UserError
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before its first import, or it tells Microsoft of it and keeps a file
 GATE = 0.999
 ENGINES = ("auto", "onnxruntime", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
@@ -28,7 +29,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 class Engine:
     """A network that is ready to run."""
 
-    name: str  # for people
+    engine: str
+    precision: str
     run: Callable[[np.ndarray], np.ndarray]  # images (N, h, w, C) float32 in [0, 1] → probabilities (N, h, w, K)
     input_name: str
     input_shape: tuple[int, ...]  # (h, w, C)
@@ -45,9 +47,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def open_onnxruntime(content: bytes, threads: int = 0) -> Engine:
+def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
     """Open an ONNX file with ONNX Runtime on the CPU; threads 0 takes every core."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or it tells Microsoft of every start, and keeps a file
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -55,7 +56,8 @@ def open_onnxruntime(content: bytes, threads: int = 0) -> Engine:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     entry, output = session.get_inputs()[0], session.get_outputs()[0]
     return Engine(
-        "ONNX Runtime",
+        "onnxruntime",
+        precision,
         lambda prepared: session.run([output.name], {entry.name: prepared})[0],
         entry.name,
         tuple(entry.shape[1:]),
@@ -74,12 +76,14 @@ def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") 
     model.reshape(shape)
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # several processes would share the same core
         "INFERENCE_NUM_THREADS": threads or cores(),
         "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(precision, "f32"),
     }
     compiled = core.compile_model(model, "CPU", hints)
     return Engine(
-        "OpenVINO",
+        "openvino",
+        precision,
         lambda prepared: np.concatenate([compiled(image[None])[0] for image in prepared]),
         model.inputs[0].any_name,
         tuple(shape[1:]),
@@ -105,26 +109,28 @@ def has_bfloat16() -> bool:
 def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, str]:
     """Choose engine and precision: auto is OpenVINO in bfloat16 where that may be, else ONNX Runtime in float32.
 
-    dice: of the masks of each reduced precision with those of float32. Raises UserError for what may not or cannot be.
+    dice: of the masks with those of float32, by "openvino bfloat16", "openvino int8" and "onnxruntime int8". Raises
+    UserError for what may not or cannot be.
     """
     for name, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
         if value not in known:
             raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
-    if precision in ("bfloat16", "int8") and not dice.get(precision, 0) >= GATE:
-        found = f"{dice[precision]:.4f}" if precision in dice else "not measured"
+    bfloat16 = dice.get("openvino bfloat16", 0) >= GATE and has_bfloat16()
+    if precision == "auto":
+        precision = "bfloat16" if bfloat16 and engine != "onnxruntime" else "float32"
+    if engine == "auto":
+        engine = "openvino" if precision == "bfloat16" or (precision == "int8" and has_openvino()) else "onnxruntime"
+    kind = f"{engine} {precision}"
+    if precision == "bfloat16" and (engine == "onnxruntime" or (has_openvino() and not has_bfloat16())):
+        raise UserError("precision bfloat16 needs --engine openvino and a processor that has it")
+    if precision != "float32" and not dice.get(kind, 0) >= GATE:
+        found = f"{dice[kind]:.4f}" if kind in dice else "not measured"
         raise UserError(
-            f"precision {precision}: the Dice of its masks with those of float32 is {found}; expected at least {GATE} "
-            "in manifest.json. Take float32, or run export.py on a machine that has OpenVINO and this precision"
+            f"{kind}: the Dice of its masks with those of float32 is {found}; expected at least {GATE} in "
+            "manifest.json. Take float32, or run export.py where both are"
         )
     if engine == "openvino" and not has_openvino():
         raise UserError("engine openvino is not installed: pip install openvino")
-    if precision == "bfloat16" and (engine == "onnxruntime" or not has_bfloat16()):
-        raise UserError("precision bfloat16 needs --engine openvino, installed, and a processor that has it")
-    if precision == "auto":
-        fits = engine != "onnxruntime" and dice.get("bfloat16", 0) >= GATE and has_bfloat16()
-        precision = "bfloat16" if fits else "float32"
-    if engine == "auto":
-        engine = "openvino" if precision == "bfloat16" or (precision == "int8" and has_openvino()) else "onnxruntime"
     return engine, precision
 
 
@@ -147,6 +153,8 @@ def load(
     threads: of one inference; 0 takes every core. Returns also the facts of the model file and the SHA-256 of the file
     that is run: int8 has one of its own. Raises UserError.
     """
+    if path.stem.endswith("-int8"):
+        raise UserError(f"{path} is run by --precision int8 and the name of the file that it was made from")
     try:
         manifest = json.loads(path.with_name("manifest.json").read_text())
         facts, dice = manifest["facts"], manifest.get("precisions", {})

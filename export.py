@@ -5,7 +5,8 @@
     export/unet.onnx       the network for ONNX Runtime, prepared images in, probabilities out, facts as metadata
     export/unet-int8.onnx  the same in 8-bit integers, calibrated on training images
     export/manifest.json   facts, SHA-256 of every file, how many pixels agree with files/model.h5, and for each reduced
-                           precision the mean Dice of its masks with those of float32, on validation images
+                           precision the mean Dice of its masks with those of float32: on the run's validation images
+                           where it has some, or those named, never on those that calibrated
 
 Needs `pip install -r requirements-export.txt` and the TensorFlow backend.
 """
@@ -270,28 +271,24 @@ def compare(model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Seq
 
 
 def measure_precisions(facts: dict[str, Any], out_dir: Path, paths: Sequence[Path]) -> dict[str, float]:
-    """Give for each reduced precision that runs here the mean Dice of its masks with those of float32.
-
-    Integers are run by every engine there is; the lower figure counts.
-    """
+    """Give for each engine and reduced precision that run here the mean Dice of their masks with those of float32."""
     exact, integers = ((out_dir / name).read_bytes() for name in ("unet.onnx", "unet-int8.onnx"))
-    found = {"int8": [engines.open_onnxruntime(integers)]}
+    runs = {"onnxruntime int8": engines.open_onnxruntime(integers)}
     if engines.has_openvino():
-        found["int8"].append(engines.open_openvino(integers))
+        runs["openvino int8"] = engines.open_openvino(integers)
     if engines.has_bfloat16():
-        found["bfloat16"] = [engines.open_openvino(exact, precision="bfloat16")]
-    scores: dict[str, list[float]] = {name: [] for name in found}
+        runs["openvino bfloat16"] = engines.open_openvino(exact, precision="bfloat16")
+    scores: dict[str, list[float]] = {name: [] for name in runs}
     reference = engines.open_onnxruntime(exact)
     for path in tqdm(paths, "comparing precisions", unit="image", disable=None):
         scan = images.read_scan(path)
         prepared = predict.prepare(scan, tuple(facts["image_size"]), facts)
-        truth, *others = (
+        truth, *found = (
             predict.decide(images.restore(predict.infer(run, prepared)[0], scan.pixels.shape[1:3]), facts)
-            for run in (reference, *(run for runs in found.values() for run in runs))
+            for run in (reference, *runs.values())
         )
-        dice = [metrics.score_classes(truth, ids, facts["classes"])["dice"] for ids in others]
-        for name, runs in found.items():
-            scores[name].append(min(dice.pop(0) for _ in runs))
+        for name, ids in zip(runs, found, strict=True):
+            scores[name].append(metrics.score_classes(truth, ids, facts["classes"])["dice"])
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
@@ -308,6 +305,8 @@ def export(config: Config) -> dict[str, Any]:
     model, facts = utils.load_model(config.model)
     if facts.get("neighbours"):
         raise UserError(f"{config.model} looks at neighbouring slices, which servers of single images do not have")
+    if config.checked < 1:
+        raise UserError(f"checked is {config.checked}; expected at least 1")
     out_dir, paths = Path(config.out_dir), choose_files(config, "test")[: config.checked]
     out_dir.mkdir(parents=True, exist_ok=True)
     network = deployed(model, facts)
@@ -315,11 +314,16 @@ def export(config: Config) -> dict[str, Any]:
     write_onnx(network, facts, out_dir / "unet.onnx")
     write_saved_model(network, facts, out_dir / "unet" / "1")
     size = tuple(facts["image_size"])
-    shown = [images.read_scan(path) for path in choose_files(config, "train")[-config.checked :]]
+    measured = choose_files(config, "val")
+    measured = measured[: min(config.checked, max(1, len(measured) // 2))]  # some must be left to calibrate on
+    others = [path for path in choose_files(config, "train") if path not in measured][-config.checked :]
+    if not others:
+        raise UserError(f"{measured[0]} is the only image; expected another one to calibrate the integers on")
+    shown = [images.read_scan(path) for path in others]
     prepared = [predict.prepare(scan, size, facts).astype(np.float32) / 255 for scan in shown]
     write_int8(out_dir / "unet.onnx", out_dir / "unet-int8.onnx", prepared)
     agreement = compare(model, facts, out_dir, paths)
-    precisions = measure_precisions(facts, out_dir, choose_files(config, "val")[: config.checked])
+    precisions = measure_precisions(facts, out_dir, measured)
     files = sorted(path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json")
     manifest = {
         "facts": facts,
@@ -327,6 +331,7 @@ def export(config: Config) -> dict[str, Any]:
         "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
         "agreement": {"images": len(paths), **agreement},
         "precisions": precisions,
+        "measured_on": f"{len(measured)} images, {Path(config.images).name or 'of the run or phantoms'}",
     }
     for name, share in agreement.items():
         print(f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images")

@@ -34,8 +34,10 @@ class Config:
     tile: bool = False  # keep the images' own resolution, window by window (for a model trained at that resolution)
     clean: bool = True  # drop small parts and fill holes, where the model file says that it helps
     uncertainty: bool = False  # also tell where several models, or mirroring, disagree
-    engine: str = "auto"  # of an exported model (.onnx): onnxruntime or openvino; auto is the fastest, see precision
-    precision: str = "auto"  # of it: float32, bfloat16, int8; auto is bfloat16 where manifest.json and processor allow
+    engine: str = "auto"  # of an exported model (.onnx): onnxruntime, openvino; auto is openvino for bfloat16
+    precision: str = (
+        "auto"  # of it: float32, bfloat16, int8; auto is bfloat16 where OpenVINO is and model and CPU allow
+    )
     panels: bool = True  # also draw what was found; a panel takes longer than the rest together
     batch_size: int = 8  # images at once
 
@@ -68,7 +70,7 @@ class Network(Protocol):
 
 
 Member = tuple[Network, dict[str, Any]]  # a network and its facts
-IN_THE_BOX = "files/lungs/unet.onnx"
+IN_THE_BOX = "files/lungs/unet.onnx"  # made of files/lungs.h5
 
 
 class Segmentation(NamedTuple):
@@ -82,9 +84,10 @@ class Segmentation(NamedTuple):
 def model_paths(config: Config) -> list[str]:
     """List the model files that `config` names, those of patterns in order."""
     names = config.model or "files/model.h5"
-    if not config.model and config.input and not Path(names).exists() and Path(IN_THE_BOX).exists():
-        print(f"no {names} of your own yet: taking {IN_THE_BOX}, which knows lungs in chest X-rays (README)")
-        return [IN_THE_BOX]
+    box = "files/lungs.h5" if config.uncertainty else IN_THE_BOX
+    if not config.model and config.input and not Path(names).exists() and Path(box).exists():
+        print(f"no {names} of your own yet: taking {box}, which knows lungs in chest X-rays (README)")
+        return [box]
     if Path(names).exists():  # whatever signs it has in it
         return [names]
     return [path for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]  # noqa: PTH207
@@ -94,6 +97,7 @@ def load_member(path: str, config: Config) -> Member:
     """Load a model file, with Keras, or what `export.py` made of one, without. Raises UserError."""
     if path.endswith(".onnx"):
         opened, facts, _ = engines.load(Path(path), config.engine, config.precision)
+        print(f"{path}: {opened.engine}, {opened.precision}")
         if config.uncertainty and facts.get("mirror"):
             raise UserError(f"{path} averages with the mirrored image itself; --uncertainty needs its .h5 file")
         return opened, facts | {"mirror": False}  # which is in the network already
@@ -111,7 +115,10 @@ def load_members(config: Config) -> list[Member]:
 
     Masks are cleaned where all members want the same cleaning, unless `config` will not have it.
     """
-    members = [load_member(path, config) for path in model_paths(config)]
+    paths = model_paths(config)
+    if len({path.endswith(".onnx") for path in paths}) > 1:
+        raise UserError("an ensemble needs models of one kind; name .h5 files or .onnx files")
+    members = [load_member(path, config) for path in paths]
     for name in ("classes", "channels", "image_size", "window", "neighbours"):
         values = {json.dumps(facts.get(name) or None) for _, facts in members}  # older files lack some
         if len(values) > 1:

@@ -21,7 +21,7 @@ import images
 import utils
 from images import UserError
 
-SAVE_S = 5.0  # seconds of training that a kill may cost
+SAVE_S = 5.0  # epochs are written when so much time has passed since the last
 RUN_FILES = ("state.weights.h5", "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
 NO_EFFECT = (
     "from_report",
@@ -71,9 +71,9 @@ def set_aside(folder: Path) -> None:
 
 
 class Recorder(keras.callbacks.Callback):
-    """After each epoch write the log, a better model, and, every few seconds, the state; stop on NaN or no gain.
+    """Write state, best model and log after each better epoch, and every few seconds; stop on NaN or no gain.
 
-    A run that goes on from an older state makes the epochs after it once more, as they were.
+    A run that is killed makes the epochs since then once more.
     """
 
     def __init__(self, config: Any, folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
@@ -109,10 +109,10 @@ class Recorder(keras.callbacks.Callback):
         logs = {name: float(value) for name, value in logs.items()}
         self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
         self.model.stop_training = finished(self.history, self.config)
-        due = self.model.stop_training or time.perf_counter() - self.saved >= SAVE_S
-        if due or "val_dice" in logs:  # without validation images each epoch would be the best yet
-            cluster.lead(self.save if due else self.save_results)
-        self.saved = time.perf_counter() if due else self.saved
+        better = "val_dice" in logs and best_epoch(self.history) == epoch + 1  # else each epoch would be the best yet
+        if self.model.stop_training or better or time.perf_counter() - self.saved >= SAVE_S:
+            cluster.lead(self.save)  # so model.h5 is never of a later epoch than the state
+            self.saved = time.perf_counter()
         epochs = self.config.epochs
         scores = [f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in logs]
         best = " best" if best_epoch(self.history) == epoch + 1 else ""

@@ -69,7 +69,7 @@ class Config:
     room: int = 64  # requests at a time; more are answered 503
     timeout_s: float = 30  # for a request, then 504
     engine: str = "auto"  # onnxruntime or openvino; auto is openvino where the next line gives bfloat16
-    precision: str = "auto"  # float32, bfloat16, int8; auto is bfloat16 where engine, processor and manifest.json allow
+    precision: str = "auto"  # float32, bfloat16, int8; auto is bfloat16 where OpenVINO is and manifest and CPU allow
     threads: int = 0  # of an inference; 0 takes every core
     drain_s: float = 5  # after SIGTERM /readyz says 503 for so long before connections are refused
 

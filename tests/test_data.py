@@ -13,6 +13,7 @@ import augment
 import data
 import images
 import pairing
+from cache import Dataset
 from images import UserError
 
 
@@ -537,3 +538,16 @@ def test_strong_augmentation_changes_image_and_mask_together():
     apart = [x[m > 0].mean() - np.median(x[m == 0]) for x, m in zip(pictures, masks, strict=True)]
     assert 40 < sum(value > 0 for value in apart) < 60
     assert len({int(mask.sum()) for mask in masks}) > 20
+
+
+def test_the_steps_of_an_augmentation_are_drawn_apart(tmp_path):
+    """A flip says nothing about the exposure: seeded alike, all steps would draw the same numbers."""
+    picture = np.tile(np.arange(64, 128, dtype=np.uint8), (64, 1))
+    rows = np.tile(np.concatenate([picture.ravel(), np.zeros(64 * 64, np.uint8)]), (256, 1))
+    dataset = Dataset(rows, np.arange(256), np.arange(256), (64, 64), 1, pd.DataFrame())
+    batches = data.Batches(dataset, np.arange(256), ["x"], 256, "mild")
+    pictures = batches[0][0][..., 0]
+    mirrored = pictures[:, :, :32].mean((1, 2)) > pictures[:, :, 32:].mean((1, 2))
+    brightness = pictures[:, 16:48, 16:48].mean((1, 2))
+    assert 90 < mirrored.sum() < 166
+    assert abs(np.corrcoef(mirrored, np.abs(brightness - np.median(brightness)))[0, 1]) < 0.25

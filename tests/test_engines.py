@@ -2,7 +2,11 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -58,7 +62,10 @@ def test_every_engine_finds_what_keras_finds(engine, precision, from_keras):
 def test_auto_takes_bfloat16_only_where_it_may(monkeypatch):
     monkeypatch.setattr(engines, "has_openvino", lambda: True)
     monkeypatch.setattr(engines, "has_bfloat16", lambda: True)
-    good, bad = {"bfloat16": 0.9995, "int8": 0.9991}, {"bfloat16": 0.9989, "int8": 0.98}
+    good, bad = (
+        {"openvino bfloat16": bfloat16, "openvino int8": int8, "onnxruntime int8": int8}
+        for bfloat16, int8 in ((0.9995, 0.9991), (0.9989, 0.98))
+    )
     assert engines.choose("auto", "auto", good) == ("openvino", "bfloat16")
     assert engines.choose("auto", "auto", bad) == engines.choose("auto", "auto", {}) == ("onnxruntime", "float32")
     assert engines.choose("onnxruntime", "auto", good) == ("onnxruntime", "float32")
@@ -97,6 +104,8 @@ def test_changed_or_lacking_files_are_told(tmp_path):
     integers.write_bytes(integers.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="unet-int8.onnx has checksum"):
         engines.load(tmp_path / "box" / "unet.onnx", precision="int8")
+    with pytest.raises(UserError, match="is run by --precision int8"):
+        engines.load(integers)
     integers.unlink()
     with pytest.raises(UserError, match="cannot be read"):
         engines.load(tmp_path / "box" / "unet.onnx", precision="int8")
@@ -123,3 +132,29 @@ def test_openvino_is_an_extra():
     assert importlib.util.find_spec("onnxruntime") is not None
     wanted = (ROOT / "requirements.txt").read_text()
     assert "onnxruntime" in wanted and "openvino" not in wanted
+
+
+def test_the_service_has_all_that_it_imports(tmp_path):
+    """What .dockerignore lets into the image is enough to import serve.py."""
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        for path in ROOT.glob(line[1:]) if line.startswith("!") and line.endswith(".py") else ():
+            place = tmp_path / path.relative_to(ROOT)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(path, place)
+    done = subprocess.run(
+        [sys.executable, "-c", "import serve"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    copied = re.search(r"COPY --chmod=755 (serve.py .*) ./", (ROOT / "deploy" / "Dockerfile").read_text())[1].split()
+    assert {path.name for path in tmp_path.glob("*.py")} == set(copied)
+
+
+def test_nothing_tells_microsoft(tmp_path):
+    """ONNX Runtime keeps a file of what it would send; quantisation must not make one either."""
+    code = "import engines, onnxruntime.quantization, onnxruntime; print(onnxruntime.__version__)"
+    environment = {
+        name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY" and name != "CI"
+    }
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]

@@ -28,6 +28,7 @@ import pytest
 from conftest import ROOT
 from test_pacs import write_xray
 
+import engines
 import export
 import images
 import metrics
@@ -158,7 +159,7 @@ def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
     from tritonclient import http as triton
 
     batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
-    expected = export.onnx_runner(exported / "unet.onnx")(batch)
+    expected = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run(batch)
     client = triton.InferenceServerClient(f"127.0.0.1:{service.port}")
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("unet")
     shown = client.get_model_metadata("unet")
@@ -175,7 +176,7 @@ def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
 
 def test_tensorflow_servings_clients_are_answered(service, exported):
     batch = np.random.default_rng(0).uniform(size=(2, 192, 192, 1)).astype(np.float32)
-    expected = export.onnx_runner(exported / "unet.onnx")(batch)
+    expected = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run(batch)
     route = "/v1/models/unet:predict"
     for body, key in (({"instances": batch.tolist()}, "predictions"), ({"inputs": batch.tolist()}, "outputs")):
         answer = service.client.post(route, json=body)
