@@ -157,7 +157,7 @@ def _explain(error: BaseException) -> int:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         print(
             f"error: process {share().process} lost another one, which ended or cannot be reached; see its messages. "
-            "The same command for all goes on from the last epoch",
+            "The same command for all goes on from what was written",
             file=sys.stderr,
         )
         return FAILED

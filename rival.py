@@ -2,7 +2,7 @@
 
 The plain U-Net with batch normalisation, loss, optimiser, schedule, batches and choice of the epoch are those of
 `train.py`; convolutions run channels-last, under bfloat16 autocast where train.py would take bfloat16. Writes
-OUT_DIR/model.pt, then prints the test images' Dice. Needs `pip install torch`; start it with KERAS_BACKEND=torch,
+OUT_DIR/model.pt, then prints the test images' Dice (of masks as they are, not cleaned). Needs `pip install torch`; start it with KERAS_BACKEND=torch,
 so that TensorFlow is not loaded.
 """
 
@@ -22,6 +22,7 @@ import phantom
 import predict
 import train
 import utils
+from images import UserError
 
 
 class Block(nn.Sequential):
@@ -107,8 +108,21 @@ class Trained:
             return self.model(to_torch(prepared)).sigmoid().permute(0, 2, 3, 1).numpy()
 
 
+def validate(trained: Trained, pictures: np.ndarray, shares: np.ndarray) -> float:
+    """Compute the mean Dice of images (N, H, W, C) uint8 at the network's size."""
+    found, truth = trained.predict_on_batch(pictures.astype(np.float32) / 255) > 0.5, shares > 127
+    hits, both = (truth & found).sum((1, 2, 3)), truth.sum((1, 2, 3)) + found.sum((1, 2, 3))
+    return float((2 * hits / both).mean())
+
+
 def main(config: train.Config) -> None:
-    """Train, keep the epoch with the best validation Dice, print the test images' Dice."""
+    """Train, keep the epoch with the best validation Dice (or the last), print the test images' Dice.
+
+    Raises UserError for a network or loss that is not the default.
+    """
+    for name in ("architecture", "loss", "normalisation", "classes", "init_weights", "extra_dir", "neighbours"):
+        if getattr(config, name) != getattr(train.Config, name):
+            raise UserError(f"{name} is {getattr(config, name)!r}; PyTorch's training has {name} of the default only")
     torch.manual_seed(config.seed)
     precision = "bfloat16" if config.precision == "auto" and utils.has_amx() else config.precision
     names, size = pairing.class_names(config.classes), (config.image_size, config.image_size)
@@ -132,18 +146,15 @@ def main(config: train.Config) -> None:
         batches.epoch = epoch
         model.train()
         losses = [step(*batches[i]) for i in range(len(batches))]
-        images_, truth = dataset.take(rows["val"])
-        found = Trained(model, precision).predict_on_batch(images_.astype(np.float32) / 255) > 0.5
-        truth = truth > 127
-        dice = float((2 * (truth & found).sum((1, 2, 3)) / (truth.sum((1, 2, 3)) + found.sum((1, 2, 3)))).mean())
-        print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}  val_dice {dice:.4f}", flush=True)
+        dice = validate(Trained(model, precision), *dataset.take(rows["val"])) if len(rows["val"]) else float(epoch)
+        print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}", flush=True)
         if dice > best:
             best = dice
             with images.atomic(path) as temporary:
                 torch.save(model.state_dict(), temporary)
-    print(f"best validation Dice {best:.4f}: {path}", flush=True)
+    print(path, flush=True)
     model.load_state_dict(torch.load(path))
-    facts = utils.make_facts(names, size, config.channels)
+    facts = utils.make_facts(names, size, config.channels, mirror=config.mirror)
     test = [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == "test"]
     table, _ = predict.score_pairs([(Trained(model, precision), facts)], test)
     print(f"test Dice {table.dice.mean():.4f}")
