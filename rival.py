@@ -2,8 +2,8 @@
 
 The plain U-Net with batch normalisation, loss, optimiser, schedule, batches and choice of the epoch are those of
 `train.py`; convolutions run channels-last, under bfloat16 autocast where train.py would take bfloat16. Writes
-OUT_DIR/model.pt, then prints the test images' Dice (of masks as they are, not cleaned). Needs `pip install torch`; start it with KERAS_BACKEND=torch,
-so that TensorFlow is not loaded.
+OUT_DIR/model.pt, then prints the test images' Dice (of masks as they are, not cleaned). Needs `pip install torch`;
+start it with KERAS_BACKEND=torch, so that TensorFlow is not loaded.
 """
 
 from collections.abc import Callable
