@@ -17,6 +17,7 @@ import datetime
 import http.client
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -28,8 +29,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> float:
 
 # ------------------------------------------------------------------------------------------------------------- speed
 TABLE = Path("results/benchmark.csv")
+REST_S = 0.5  # before each measurement, so that the threads of the one before sleep
 
 
 def row(figure: str, unit: str, values: Sequence[float], reference: str = "", than: Sequence[float] = ()) -> dict:
@@ -124,6 +126,7 @@ def in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
     results: dict[str, list[float]] = {name: [] for name in calls}
     for i in tqdm(range(rounds + 1), "measuring", unit="round", disable=None):
         for name, call in calls.items():
+            time.sleep(REST_S)
             value = call()
             if i:
                 results[name].append(value)
@@ -148,6 +151,48 @@ def installed(name: str) -> bool:
     return found
 
 
+@contextlib.contextmanager
+def apart(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], float]]]:
+    """Give each call, a function and its arguments, a process of its own: the threads of one library slow another's."""
+    with contextlib.ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in calls}
+        yield {name: lambda name=name, call=call: pools[name].submit(*call).result() for name, call in calls.items()}
+
+
+@cache
+def make_step(kind: str, width: int) -> tuple[Callable[[int], float], str]:
+    """Build the default network with so many filters: a function that tells the seconds of so many steps; its name."""
+    import train
+    import utils
+
+    config = train.Config(filters=width)
+    size = config.batch_size, config.image_size, config.image_size, 1
+    x = np.random.default_rng(0).random(size, np.float32)
+    y = np.float32(x > 0.5)
+    if kind == "Keras":
+        precision = utils.set_precision("auto")
+        model = train.make_network(config, ["foreground"], Path(), resumed=False)
+        train.compile_network(model, config, 10_000)
+        return lambda count: fit_seconds(model, Repeated(x, y, count)), precision
+    import torch
+
+    import rival
+
+    torch.set_num_threads(engines.cores())
+    precision = "bfloat16" if utils.has_amx() else "float32"
+    model = rival.UNet(1, width).to(memory_format=torch.channels_last)
+    step = rival.make_step(torch.compile(model) if kind == "PyTorch compiled" else model, precision)
+    return lambda count: count / steps_per_second(lambda: step(x, y), count), precision
+
+
+def step_rate(kind: str, width: int, count: int) -> float:
+    """Measure training steps: images per second."""
+    import train
+
+    return train.Config.batch_size * count / make_step(kind, width)[0](count)
+
+
 def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None:
     """Measure the training step of the default network and of wider ones, in images per second.
 
@@ -157,34 +202,18 @@ def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None
         steps: of each measurement
     """
     import train
-    import utils
 
-    precision, rows = utils.set_precision("auto"), []
-    rng = np.random.default_rng(0)
+    rows, config = [], train.Config()
+    kinds = ["Keras", *(["PyTorch", "PyTorch compiled"] if installed("torch") else [])]
     for width in map(int, filters.split(",")):
-        config = train.Config(filters=width)
-        x = rng.random((config.batch_size, config.image_size, config.image_size, 1), np.float32)
-        y = np.float32(x > 0.5)
-        ours = train.make_network(config, ["foreground"], Path(), resumed=False)
-        train.compile_network(ours, config, 10_000)
-        repeated = Repeated(x, y, steps)
-        calls = {"Keras": lambda ours=ours, repeated=repeated: len(repeated) / fit_seconds(ours, repeated)}
-        if installed("torch"):
-            import torch
-
-            import rival
-
-            torch.set_num_threads(engines.cores())
-            for name in ("PyTorch", "PyTorch compiled"):
-                theirs = rival.UNet(1, width).to(memory_format=torch.channels_last)
-                step = rival.make_step(torch.compile(theirs) if "compiled" in name else theirs, precision)
-                calls[name] = lambda step=step, x=x, y=y: steps_per_second(lambda: step(x, y), steps)
-        found = {name: [value * len(x) for value in values] for name, values in in_turn(calls, rounds).items()}
-        what = f"training step, {config.image_size}x{config.image_size}, {width} filters, batch {len(x)}, {precision}"
-        than = found.get("PyTorch", ())
-        for name, values in found.items():
-            rows.append(row(f"{what}: {name}", "images/s", values, "PyTorch" if than else "", than))
-        keras.utils.clear_session()
+        with apart({kind: (step_rate, kind, width, steps) for kind in kinds}) as calls:
+            found = in_turn(calls, rounds)
+        what = f"training step, {config.image_size}x{config.image_size}, {width} filters, batch {config.batch_size}"
+        for reference in kinds[1:]:
+            rows.append(row(f"{what}: {reference}", "images/s", found[reference]))
+        for reference in kinds[1:] or [""]:
+            than = found.get(reference, ())
+            rows.append(row(f"{what}: Keras, beside {reference}", "images/s", found["Keras"], reference, than))
     write(rows)
 
 
@@ -276,7 +305,7 @@ def write_large(folder: Path, count: int) -> Path:
     return folder
 
 
-def prediction(*, model: Path = Path(predict.IN_THE_BOX), rounds: int = 7, count: int = 200) -> None:
+def prediction(*, model: Path = Path(predict.IN_THE_BOX), rounds: int = 5, count: int = 200) -> None:
     """Measure every engine and precision, in images per second, and predict.py on a folder.
 
     Args:
@@ -284,23 +313,19 @@ def prediction(*, model: Path = Path(predict.IN_THE_BOX), rounds: int = 7, count
         rounds: how often each is measured
         count: phantoms of 512x512 pixels in the folder
     """
-    manifest = json.loads(model.with_name("manifest.json").read_text())
-    height, width = manifest["facts"]["image_size"]
-    batch = np.random.default_rng(0).random((8, height, width, manifest["facts"]["channels"]), np.float32)
+    height, width = json.loads(model.with_name("manifest.json").read_text())["facts"]["image_size"]
     kinds = [("onnxruntime", "float32"), ("onnxruntime", "int8")]
     if installed("openvino"):
         kinds += [("openvino", precision) for precision in ("float32", "bfloat16", "int8")]
-    calls = {}
+    wanted = {}
     for kind, precision in kinds:
         with contextlib.suppress(UserError):  # not here, or not so well
-            opened = engines.load(model, kind, precision)[0]
-            calls[f"{opened.engine} {precision}"] = lambda run=opened.run: (
-                len(batch) * steps_per_second(lambda: run(batch), 4)
-            )
-    for precision in ("float32", "bfloat16", "int8"):
-        if f"openvino {precision}" in calls:
-            calls[f"benchmark_app {precision}"] = lambda precision=precision: benchmark_app(model, precision)
-    found = in_turn(calls, rounds)
+            engines.load(model, kind, precision)
+            wanted[f"{kind} {precision}"] = engine_rate, model, kind, precision
+            if kind == "openvino":
+                wanted[f"benchmark_app {precision}"] = benchmark_app, model, precision
+    with apart(wanted) as calls:
+        found = in_turn(calls, rounds)
     rows = []
     for name, values in found.items():
         own = name.replace("openvino", "benchmark_app")
@@ -309,6 +334,19 @@ def prediction(*, model: Path = Path(predict.IN_THE_BOX), rounds: int = 7, count
             rows.append(row(figure, "images/s", values, reference, found[reference]))
     rows += folder_rates(model, count)
     write(rows)
+
+
+@cache
+def opened(model: Path, kind: str, precision: str) -> engines.Engine:
+    """Load a model once."""
+    return engines.load(model, kind, precision)[0]
+
+
+def engine_rate(model: Path, kind: str, precision: str) -> float:
+    """Measure an engine on batches of 8: images per second."""
+    engine = opened(model, kind, precision)
+    batch = np.random.default_rng(0).random((8, *engine.input_shape), np.float32)
+    return len(batch) * steps_per_second(lambda: engine.run(batch), 12)
 
 
 def benchmark_app(model: Path, precision: str) -> float:

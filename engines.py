@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
 
 
 def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
-    """Open an ONNX file with OpenVINO on the CPU, for one image after the other: fixed sizes are twice as fast."""
+    """Open an ONNX file with OpenVINO on the CPU, for single images: fixed sizes are twice as fast as batches of any."""
     import openvino
 
     core = openvino.Core()
@@ -75,16 +76,30 @@ def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") 
     shape = [1, *(side.get_length() for side in list(model.inputs[0].partial_shape)[1:])]
     model.reshape(shape)
     hints = {
-        "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # several processes would share the same core
         "INFERENCE_NUM_THREADS": threads or cores(),
         "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(precision, "f32"),
     }
-    compiled = core.compile_model(model, "CPU", hints)
+    alone = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "LATENCY"})
+
+    @cache
+    def queue() -> Any:
+        return openvino.AsyncInferQueue(core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "THROUGHPUT"}))
+
+    def run(prepared: np.ndarray) -> np.ndarray:
+        if len(prepared) == 1:  # all threads on it; of several each has its own
+            return alone(prepared)[0]
+        found: list[Any] = [None] * len(prepared)
+        queue().set_callback(lambda request, i: found.__setitem__(i, request.get_output_tensor(0).data.copy()))
+        for i, image in enumerate(prepared):
+            queue().start_async([image[None]], userdata=i)
+        queue().wait_all()
+        return np.concatenate(found)
+
     return Engine(
         "openvino",
         precision,
-        lambda prepared: np.concatenate([compiled(image[None])[0] for image in prepared]),
+        run,
         model.inputs[0].any_name,
         tuple(shape[1:]),
         model.outputs[0].any_name,

@@ -11,7 +11,8 @@ def test_a_row_has_median_range_and_ratio():
     assert pd.isna(benchmark.row("x", "s", [1.0])["ratio"])
 
 
-def test_calls_are_made_in_turn_and_the_first_round_warms_up():
+def test_calls_are_made_in_turn_and_the_first_round_warms_up(monkeypatch):
+    monkeypatch.setattr(benchmark, "REST_S", 0)
     made = []
     found = benchmark.in_turn({name: lambda name=name: made.append(name) or len(made) for name in "ab"}, 2)
     assert made == list("ababab") and found == {"a": [3, 5], "b": [4, 6]}
