@@ -68,7 +68,7 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
 
 
 def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
-    """Open an ONNX file with OpenVINO on the CPU, for single images: fixed sizes are twice as fast as batches of any."""
+    """Open an ONNX file with OpenVINO on the CPU, image by image: fixed sizes are twice as fast as batches."""
     import openvino
 
     core = openvino.Core()

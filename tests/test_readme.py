@@ -33,10 +33,10 @@ def test_nothing_is_left_to_fill_in():
 def test_every_flag_exists():
     fields = [field.name for config in CONFIGS for field in dataclasses.fields(config)]
     calls = (experiments.folds, experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty)
-    for call in (*calls, benchmark.cold):
+    for call in (*calls, benchmark.training, benchmark.cold):
         fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
-    known |= {flag.replace("--", "--no-", 1) for flag in known}
+    known |= {flag.replace("--", "--no-", 1) for flag in known} | {"--help"}
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README):
         assert flag in known, flag
 
