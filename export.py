@@ -106,7 +106,7 @@ def write_int8(source: Path, path: Path, prepared: Sequence[np.ndarray]) -> None
 
     with images.atomic(path) as temporary, tempfile.TemporaryDirectory() as folder:
         fused = Path(folder) / "fused.onnx"
-        quant_pre_process(source, fused)
+        quant_pre_process(source, fused, skip_symbolic_shape=True)
         quantize_static(fused, temporary, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
 
 
