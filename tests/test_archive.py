@@ -83,7 +83,18 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
     for ward in range(24):
         shutil.copytree(phantoms / "CXR_png", scans / f"ward{ward}")
     (scans / "ward0" / "broken.png").write_bytes(files[0].read_bytes()[:999])
-    flags = ("--input", scans, "--output", out, "--model", exported / "unet.onnx", "--batch", 8)
+    flags = (
+        "--input",
+        scans,
+        "--output",
+        out,
+        "--model",
+        exported / "unet.onnx",
+        "--batch",
+        8,
+        "--engine",
+        "onnxruntime",
+    )
     running = start(cluster, *flags)
     wait_until(lambda: all(cluster.workers(raylet) for raylet in cluster.raylets))
     wait_until(lambda: len(list(out.rglob("*.png"))) > 80)
@@ -95,7 +106,7 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
     assert running.returncode == 2 and "384 masks" in said and "1 file(s) left out" in said, said
     assert "ward0/broken.png,unreadable" in (out / "problems.csv").read_text()
     assert len([path for path in out.rglob("*.png") if images.is_image(path)]) == 384
-    network, run = engine.load(exported / "unet.onnx", 1)
+    network, run = engine.load(exported / "unet.onnx", 1, "onnxruntime")
     prepared = network.read(files[3].read_bytes())
     expected = 255 * network.decide(run(prepared.batch), prepared).ids
     for ward in (0, 23):
