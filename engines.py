@@ -9,6 +9,7 @@ import hmac
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -67,10 +68,17 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
     )
 
 
-def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
-    """Open an ONNX file with OpenVINO on the CPU, image by image: fixed sizes are twice as fast as batches."""
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which would tell Google Analytics of it and keep a file in $HOME."""
+    sys.modules["openvino_telemetry"] = None  # as if it was not installed; OpenVINO does without
     import openvino
 
+    return openvino
+
+
+def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
+    """Open an ONNX file with OpenVINO on the CPU, image by image: fixed sizes are twice as fast as batches."""
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(content)
     shape = [1, *(side.get_length() for side in list(model.inputs[0].partial_shape)[1:])]
@@ -116,9 +124,7 @@ def has_bfloat16() -> bool:
     """Tell whether OpenVINO is installed and computes in bfloat16 on this processor."""
     if not has_openvino():
         return False
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, str]:

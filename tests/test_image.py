@@ -152,5 +152,9 @@ def test_the_image_holds_what_it_needs_and_little_more(image):
     packages = next(image.root.glob("venv/lib/python3*/site-packages"))
     unwanted = re.compile("tensorflow|keras|tf2onnx|torch|pip|setuptools")
     assert not [path.name for path in packages.iterdir() if unwanted.match(path.name.lower())]
-    assert sorted(path.name for path in (image.root / "app" / "export").iterdir()) == ["manifest.json", "unet.onnx"]
+    assert sorted(path.name for path in (image.root / "app" / "export").iterdir()) == [
+        "manifest.json",
+        "unet-int8.onnx",
+        "unet.onnx",
+    ]
     assert not (image.root / "app" / "serving" / "key.pem").exists()

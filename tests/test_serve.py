@@ -64,7 +64,11 @@ class Running:
         environment |= {"TMPDIR": str(folder), "HOME": str(folder)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--drain-s", "0", *flags], stdout=log, stderr=log, env=environment, cwd=folder
+                [*command, "--drain-s", "0", "--engine", "onnxruntime", *flags],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=folder,
             )
         self.client = httpx.Client(base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=60, **client)
         for _ in range(300):
@@ -460,5 +464,18 @@ def test_tls_and_client_certificates(exported, tmp_path):
         with pytest.raises(httpx.TransportError):
             httpx.get(f"https://127.0.0.1:{running.port}/livez", verify=old)
         assert running.client.get("/livez").status_code == 200
+    finally:
+        running.stop()
+
+
+def test_openvino_serves_too_and_leaves_nothing(exported, xray, tmp_path):
+    """The file of its telemetry, for one, in $HOME."""
+    pytest.importorskip("openvino")
+    path, truth = xray
+    running = Running(exported, tmp_path, "--engine", "openvino", "--precision", "auto")
+    try:
+        answer = running.client.post("/v1/segment", content=path.read_bytes())
+        assert metrics.score_mask(truth, images.decode(answer.content)[..., 0] > 0)["dice"] > 0.9
+        assert not [path for path in tmp_path.rglob("*") if path != running.log]
     finally:
         running.stop()
