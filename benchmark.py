@@ -5,10 +5,11 @@
     python benchmark.py prediction      every engine, beside OpenVINO's own benchmark; predict.py on a folder
     python benchmark.py start           how long scripts take to answer
     python benchmark.py cold --data-dir DIR    a whole training to a given Dice, beside PyTorch's
+    python benchmark.py archive         archive.py on two nodes of a Ray cluster, with one worker, two, and one killed
     python benchmark.py service         how long serve.py takes for a 512x512 PNG, and how many it answers in a second
     python benchmark.py memory          the most memory that a training on 10,000 images of 512x512 takes
 
-What is compared runs in turn, and the median and the range are told. The first five write results/benchmark.csv, a row
+What is compared runs in turn, and the median and the range are told. The first six write results/benchmark.csv, a row
 for each figure. PyTorch and OpenVINO are extras: pip install torch openvino.
 """
 
@@ -22,6 +23,8 @@ import os
 import re
 import resource
 import shlex
+import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -457,6 +460,106 @@ def cold(
     write(rows)
 
 
+# ----------------------------------------------------------------------------------------------------------- archive
+
+NODES = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8})
+node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+print(cluster.address, *(one.all_processes["raylet"][0].process.pid for one in (cluster.head_node, node)), flush=True)
+sys.stdin.readline()
+cluster.remove_node(node, allow_graceful=False)
+print(flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+
+
+class TwoNodes:
+    """A Ray cluster of two nodes of one CPU on this machine, in a process of its own."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(
+            prefix="ray", dir="/tmp"
+        )  # sockets' paths have 107 characters at most
+        local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+        self.settings = os.environ | local | {"RAY_TMPDIR": self.folder.name}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen([sys.executable, "-c", NODES], env=self.settings, text=True, **pipes)
+        self.settings["RAY_ADDRESS"], *self.raylets = self.process.stdout.readline().split()
+
+    def start(self, *flags: object) -> subprocess.Popen:
+        """Start archive.py on it."""
+        command = [sys.executable, Path(__file__).with_name("archive.py"), *map(str, flags)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env=self.settings, text=True, **pipes)
+
+    def workers(self, node: int) -> list[int]:
+        """List the processes of a node that hold the network."""
+        command = ["ps", "--ppid", self.raylets[node], "-o", "pid=,args="]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return [int(line.split()[0]) for line in said.splitlines() if "MapWorker" in line]
+
+    def lose_a_node(self) -> None:
+        """Let the second node die."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.process.stdout.readline()
+
+    def stop(self) -> None:
+        """End what is left of it."""
+        self.process.communicate("\n\n", timeout=60)
+        shutil.rmtree(self.folder.name, ignore_errors=True)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for something to happen. Raises UserError if it does not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise UserError(f"waited {seconds:g} s in vain")
+        time.sleep(0.05)
+
+
+def count_masks(folder: Path) -> int:
+    """Count the masks that are whole."""
+    return len(list(folder.glob("[!.]*.png")))
+
+
+def archive(*, count: int = 10_000, model: Path = Path(predict.IN_THE_BOX)) -> None:
+    """Segment phantoms of 512x512 pixels on a Ray cluster of two nodes on this machine.
+
+    Args:
+        count: how many
+        model: as export.py wrote it
+
+    By one worker, by two, by two of which one is killed when a third is done. Raises UserError if a mask is missing.
+    """
+    if not installed("ray"):
+        raise UserError("nothing to measure without Ray: pip install -r requirements-archive.txt")
+    nodes, rows = TwoNodes(), []
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        stack.callback(nodes.stop)
+        scans = phantom.make_phantoms(Path(name) / "phantoms", count, seed=0) / "CXR_png"
+        rates: dict[str, list[float]] = {}
+        for what, workers in (("one worker", 1), ("two", 2), ("two, of which one is killed", 2)):
+            out, start = Path(name) / what, time.monotonic()
+            running = nodes.start("--input", scans, "--output", out, "--model", model, "--workers", workers)
+            if "killed" in what:
+                wait_until(lambda out=out: count_masks(out) > count // 3, 600)
+                os.kill(nodes.workers(1)[0], signal.SIGKILL)
+            said = running.communicate()[0]
+            seconds, masks = time.monotonic() - start, count_masks(out)
+            if running.returncode or masks != count:
+                raise UserError(f"{masks} masks of {count}:\n{said[-500:]}")
+            rates[what] = [count / seconds]
+            figure = f"archive.py, {count} images, start and end included: {what}"
+            rows.append(row(figure, "images/s", rates[what], "one worker", rates["one worker"]))
+    write(rows)
+
+
 # ----------------------------------------------------------------------------------------------------------- service
 
 
@@ -559,7 +662,7 @@ def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: flo
 if __name__ == "__main__":
     from cli import run_cli
 
-    commands = [training, pipeline, prediction, start, cold, service, memory]
+    commands = [training, pipeline, prediction, start, cold, archive, service, memory]
     run_cli(
         lambda: tyro.extras.subcommand_cli_from_dict({call.__name__: call for call in commands}, description=__doc__)
     )

@@ -3,78 +3,24 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_serve import exported  # noqa: F401 (a fixture)
 
 import archive
 import images
+from benchmark import TwoNodes, wait_until
 from serving import engine
 
 pytest.importorskip("ray")
-LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-START = """
-import sys
-from ray.cluster_utils import Cluster
-
-cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8})
-node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
-print(cluster.address, *(one.all_processes["raylet"][0].process.pid for one in (cluster.head_node, node)), flush=True)
-sys.stdin.readline()
-cluster.remove_node(node, allow_graceful=False)
-print(flush=True)
-sys.stdin.readline()
-cluster.shutdown()
-"""
-
-
-class Cluster:
-    """Two nodes of one CPU, in a process of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.settings = os.environ | LOCAL | {"RAY_TMPDIR": str(folder)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([sys.executable, "-c", START], env=self.settings, text=True, **pipes)
-        self.settings["RAY_ADDRESS"], *self.raylets = self.process.stdout.readline().split()
-
-    def workers(self, raylet: str) -> list[int]:
-        """List the processes of a node that hold the network."""
-        done = subprocess.run(["ps", "--ppid", raylet, "-o", "pid=,args="], capture_output=True, text=True, check=False)
-        return [int(line.split()[0]) for line in done.stdout.splitlines() if "MapWorker" in line]
-
-    def next(self) -> None:
-        """Let the second node die; the second time, end."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.process.stdout.readline()
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    folder = Path("/tmp") / f"ray-{os.getpid()}"  # sockets' paths have 107 characters at most
-    running = Cluster(folder)
+    running = TwoNodes()
     yield running
-    running.next()
-    running.process.wait(30)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def start(cluster: Cluster, *flags: object) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "archive.py", *map(str, flags)]
-    return subprocess.Popen(command, env=cluster.settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    running.stop()
 
 
 def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_path):  # noqa: F811
@@ -95,13 +41,13 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
         "--engine",
         "onnxruntime",
     )
-    running = start(cluster, *flags)
-    wait_until(lambda: all(cluster.workers(raylet) for raylet in cluster.raylets))
+    running = cluster.start(*flags)
+    wait_until(lambda: cluster.workers(0) and cluster.workers(1))
     wait_until(lambda: len(list(out.rglob("*.png"))) > 80)
-    os.kill(cluster.workers(cluster.raylets[0])[0], signal.SIGKILL)
+    os.kill(cluster.workers(0)[0], signal.SIGKILL)
     done = len(list(out.rglob("*.png")))
     wait_until(lambda: len(list(out.rglob("*.png"))) > done + 80)
-    cluster.next()
+    cluster.lose_a_node()
     said = running.communicate(timeout=90)[0]
     assert running.returncode == 2 and "384 masks" in said and "1 file(s) left out" in said, said
     assert "ward0/broken.png,unreadable" in (out / "problems.csv").read_text()
@@ -114,7 +60,7 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
 
     (scans / "ward0" / "broken.png").unlink()
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    again = start(cluster, *flags)
+    again = cluster.start(*flags)
     assert "384 masks" in again.communicate(timeout=60)[0] and again.returncode == 0
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
 
