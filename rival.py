@@ -23,6 +23,34 @@ import predict
 import train
 import utils
 from images import UserError
+from optimiser import WarmupCosine
+
+
+class Convolution(nn.Module):
+    """A 3x3 convolution whose kernel is kept as a matrix, as PyTorch's Muon wants it; its channels lie last."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.shape = filters, 3, 3, channels
+        self.kernel = nn.Parameter(torch.randn(filters, 9 * channels) * (2 / (9 * channels)) ** 0.5)  # He et al. 2015
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(x, self.kernel.view(self.shape).permute(0, 3, 1, 2), padding=1)
+
+
+class UpConvolution(nn.Module):
+    """A 2x2 up-convolution, likewise."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.shape = channels, 2, 2, filters
+        self.kernel = nn.Parameter(
+            (torch.rand(channels, 4 * filters) * 2 - 1) * (6 / (4 * (channels + filters))) ** 0.5
+        )
+        self.bias = nn.Parameter(torch.zeros(filters))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.conv_transpose2d(x, self.kernel.view(self.shape).permute(0, 3, 1, 2), self.bias, 2)
 
 
 class Block(nn.Sequential):
@@ -31,9 +59,7 @@ class Block(nn.Sequential):
     def __init__(self, channels: int, filters: int) -> None:
         parts = []
         for size in (channels, filters):
-            convolution = nn.Conv2d(size, filters, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(convolution.weight)
-            parts += [convolution, nn.BatchNorm2d(filters, eps=1e-3), nn.ReLU(inplace=True)]
+            parts += [Convolution(size, filters), nn.BatchNorm2d(filters, eps=1e-3), nn.ReLU(inplace=True)]
         super().__init__(*parts)
 
 
@@ -44,7 +70,7 @@ class UNet(nn.Module):
         super().__init__()
         sizes = [filters * 2**level for level in range(depth + 1)]
         self.encoder = nn.ModuleList(map(Block, [channels, *sizes[:-1]], sizes))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * size, size, 2, 2) for size in sizes[:-1])
+        self.up = nn.ModuleList(UpConvolution(2 * size, size) for size in sizes[:-1])
         self.decoder = nn.ModuleList(Block(2 * size, size) for size in sizes[:-1])
         self.head = nn.Conv2d(filters, 1, 1)
 
@@ -80,17 +106,21 @@ def make_step(
     scale: Callable[[int], float] = lambda step: 1.0,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """Give the function that trains on a batch and returns its loss; `scale` gives the learning rate of each step."""
-    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, eps=1e-7, weight_decay=weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale)
+    parts = [[p for p in model.parameters() if (p.ndim == 2) == matrix] for matrix in (True, False)]
+    muon = torch.optim.Muon(parts[0], learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(parts[1], learning_rate, eps=1e-7, weight_decay=weight_decay, fused=True)
+    optimisers = muon, adamw
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, scale) for optimiser in optimisers]
 
     def step(x: np.ndarray, y: np.ndarray) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(to_torch(x))
         loss = bce_dice_loss(logits, to_torch(y))
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
-        schedule.step()
+        for one in (*optimisers, *schedules):
+            one.step()
         return loss.item()
 
     return step
@@ -139,7 +169,7 @@ def main(config: train.Config) -> None:
     model = UNet(config.channels, config.filters, config.depth).to(memory_format=torch.channels_last)
     steps = len(batches) * config.epochs
     warmup = int(config.warmup * steps)
-    rate = train.WarmupCosine(1.0, warmup, max(1, steps - warmup))
+    rate = WarmupCosine(1.0, warmup, max(1, steps - warmup))
     step = make_step(model, precision, config.learning_rate, config.weight_decay, lambda number: float(rate(number)))
     path, best = Path(config.out_dir) / "model.pt", -1.0
     for epoch in range(config.epochs):

@@ -55,7 +55,7 @@ class Config:
     batch_size: int = 8  # images
     learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
-    weight_decay: float = 1e-4  # AdamW's; 0 is off
+    weight_decay: float = 1e-4  # 0 is off
     early_stop: int = 0  # epochs without a better validation Dice; 0 is off
     precision: str = "auto"  # float32, bfloat16, float16; auto is bfloat16 where the hardware has it
     seed: int = 0  # weights, order, augmentation
@@ -77,7 +77,6 @@ if __name__ == "__main__":  # --help and wrong flags are answered before what ta
 import keras
 import numpy as np
 import pandas as pd
-from keras import KerasTensor, ops
 
 import augment
 import cluster
@@ -92,6 +91,7 @@ import utils
 from augment import mirrored_ids
 from images import UserError
 from model import build_unet, freeze_encoder
+from optimiser import make_optimiser
 from recorder import Recorder, best_epoch, finished, read_history, set_aside
 
 
@@ -157,30 +157,10 @@ def make_network(config: Config, names: list[str], folder: Path, resumed: bool) 
     return model
 
 
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """A line from 0 to `peak` over `warmup` steps, then a cosine down to 0 over `decay` steps.
-
-    Without a branch: Keras's CosineDecay has one, which TensorFlow would trace anew for every weight.
-    """
-
-    def __init__(self, peak: float, warmup: int, decay: int) -> None:
-        self.peak, self.warmup, self.decay = peak, warmup, decay
-
-    def __call__(self, step: KerasTensor) -> KerasTensor:
-        """Give the learning rate of a step, counted from 0."""
-        step = ops.cast(step, "float32")
-        fallen = ops.clip((step - self.warmup) / self.decay, 0.0, 1.0)
-        share = 0.5 * (1 + ops.cos(np.pi * fallen))
-        return self.peak * (ops.minimum(step / self.warmup, share) if self.warmup else share)
-
-
 def compile_network(model: keras.Model, config: Config, steps: int) -> None:
     """Give the network its optimiser, whose learning rate warms up and falls over `steps` steps, loss and metrics."""
-    warmup = int(config.warmup * steps)
     model.compile(
-        keras.optimizers.AdamW(
-            WarmupCosine(config.learning_rate, warmup, max(1, steps - warmup)), weight_decay=config.weight_decay
-        ),
+        make_optimiser(config.learning_rate, config.weight_decay, steps, config.warmup),
         metrics.LOSSES[config.loss],
         weighted_metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
         jit_compile=utils.jit_compile(),

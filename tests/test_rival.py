@@ -23,6 +23,6 @@ def test_it_has_the_same_loss_and_learns():
     ours = np.mean(metrics.bce_dice_loss(y, 1 / (1 + np.exp(-logits))))
     assert float(rival.bce_dice_loss(rival.to_torch(logits), rival.to_torch(y))) == pytest.approx(ours, rel=1e-5)
     x = rng.random((4, 32, 32, 1), np.float32)
-    step = rival.make_step(rival.UNet(1, 4, 2), "float32")
+    step = rival.make_step(rival.UNet(1, 4, 2), "float32", 2e-2)
     losses = [step(x, np.float32(x > 0.5)) for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]

@@ -465,14 +465,3 @@ def test_frozen_epochs_do_not_count_for_the_early_stop():
     history = [{"epoch": i + 1, "val_dice": 0.5} for i in range(4)]
     assert not train.finished(history, config)
     assert train.finished([*history, *({"epoch": i, "val_dice": 0.5} for i in (5, 6))], config)
-
-
-@pytest.mark.parametrize("warmup", [0, 10])
-def test_the_learning_rate_is_that_of_keras_own_schedule(warmup):
-    peak, ours = 4e-3, train.WarmupCosine(4e-3, warmup, 90)
-    start = {"initial_learning_rate": 0.0, "warmup_target": peak} if warmup else {"initial_learning_rate": peak}
-    theirs = keras.optimizers.schedules.CosineDecay(decay_steps=90, warmup_steps=warmup, **start)
-    steps = [0, 1, 5, 9, 10, 50, 99, 100, 120]
-    np.testing.assert_allclose(
-        [float(ours(step)) for step in steps], [float(theirs(step)) for step in steps], atol=1e-8
-    )
