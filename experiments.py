@@ -1,6 +1,7 @@
 """Regenerate the README's tables of accuracy: each figure by `train.py` and `predict.py` themselves.
 
     python experiments.py ablation --data-dir DIR       one change from the default at a time, 5 folds each
+    python experiments.py folds --data-dir DIR          a cross-validation, several folds at a time
     python experiments.py few --data-dir DIR            5, 10, 20, 40 labelled images, from scratch or from phantoms
     python experiments.py corruptions --run RUN         a cross-validation's models on spoilt test images
     python experiments.py uncertainty --run RUN         does disagreement foretell the error?

@@ -50,10 +50,10 @@ class Config:
     # Training
     augmentation: str = "mild"  # none, mild, strong (X-rays from other hospitals), free (organs at any angle: MRI, CT)
     loss: str = "bce_dice"  # bce_dice, dice, focal or tversky
-    epochs: int = 120  # passes over the training images
+    epochs: int = 80  # passes over the training images
     epoch_images: int = 96  # fewer training images are shown again and again until so many were shown in an epoch
     batch_size: int = 8  # images
-    learning_rate: float = 4e-3  # the peak; warmed up linearly, then a cosine down to 0
+    learning_rate: float = 1e-2  # the peak; warmed up linearly, then a cosine down to 0
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 1e-4  # 0 is off
     early_stop: int = 0  # epochs without a better validation Dice; 0 is off
