@@ -250,7 +250,7 @@ def test_early_stop(small):
 
 def test_nan_stops_with_advice(small, monkeypatch):
     monkeypatch.setitem(train.metrics.LOSSES, "dice", lambda y_true, y_pred: y_pred[:, 0, 0, 0] * float("nan"))
-    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 1; try --learning-rate 0.001 or"):
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 1; try --learning-rate 0.0025 or"):
         train.train(dataclasses.replace(small, loss="dice"))
 
 
