@@ -42,10 +42,17 @@ class Muon(keras.optimizers.Muon):
         return len(variable.shape) != 4 or variable.shape[-1] == 1 or "probabilities" in variable.path
 
     def zeropower_via_newtonschulz5(self, x: KerasTensor, steps: int) -> KerasTensor:
-        """Make x orthogonal, and as large as a step of AdamW is."""
+        """Make a kernel's matrix orthogonal, as Keras does but in fewer operations, and as large as a step of AdamW."""
         rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
-        orthogonal = super().zeropower_via_newtonschulz5(ops.reshape(x, (rows, columns)), steps)
-        return 0.2 * math.sqrt(max(rows, columns)) * ops.reshape(orthogonal, x.shape)
+        matrix = ops.reshape(x, (rows, columns))
+        matrix = ops.transpose(matrix) if rows > columns else matrix
+        matrix = matrix / (ops.norm(matrix) + 1e-7)
+        for _ in range(steps):
+            gram = ops.matmul(matrix, ops.transpose(matrix))
+            polynomial = self.muon_b * gram + self.muon_c * ops.matmul(gram, gram)
+            matrix = self.muon_a * matrix + ops.matmul(polynomial, matrix)
+        matrix = ops.transpose(matrix) if rows > columns else matrix
+        return 0.2 * math.sqrt(max(rows, columns)) * ops.reshape(matrix, x.shape)
 
 
 def make_optimiser(learning_rate: float, weight_decay: float, steps: int, warmup: float) -> keras.Optimizer:
