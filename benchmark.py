@@ -481,14 +481,15 @@ class TwoNodes:
     """A Ray cluster of two nodes of one CPU on this machine, in a process of its own."""
 
     def __init__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory(
-            prefix="ray", dir="/tmp"
-        )  # sockets' paths have 107 characters at most
+        self.folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # as sockets' paths must be short
         local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-        self.settings = os.environ | local | {"RAY_TMPDIR": self.folder.name}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.settings = os.environ | local | {"RAY_TMPDIR": self.folder}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen([sys.executable, "-c", NODES], env=self.settings, text=True, **pipes)
-        self.settings["RAY_ADDRESS"], *self.raylets = self.process.stdout.readline().split()
+        said = self.process.stdout.readline().split()
+        if len(said) != 3:
+            raise UserError(f"Ray's nodes did not start:\n{self.process.communicate()[1][-500:]}")
+        self.settings["RAY_ADDRESS"], *self.raylets = said
 
     def start(self, *flags: object) -> subprocess.Popen:
         """Start archive.py on it."""
@@ -510,8 +511,11 @@ class TwoNodes:
 
     def stop(self) -> None:
         """End what is left of it."""
-        self.process.communicate("\n\n", timeout=60)
-        shutil.rmtree(self.folder.name, ignore_errors=True)
+        try:
+            self.process.communicate("\n\n", timeout=60)
+        finally:
+            self.process.kill()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -547,8 +551,9 @@ def archive(*, count: int = 10_000, model: Path = Path(predict.IN_THE_BOX)) -> N
         for what, workers in (("one worker", 1), ("two", 2), ("two, of which one is killed", 2)):
             out, start = Path(name) / what, time.monotonic()
             running = nodes.start("--input", scans, "--output", out, "--model", model, "--workers", workers)
+            stack.callback(running.kill)  # of no effect when it has ended
             if "killed" in what:
-                wait_until(lambda out=out: count_masks(out) > count // 3, 600)
+                wait_until(lambda run=running, out=out: run.poll() is not None or count_masks(out) > count // 3, 600)
                 os.kill(nodes.workers(1)[0], signal.SIGKILL)
             said = running.communicate()[0]
             seconds, masks = time.monotonic() - start, count_masks(out)

@@ -73,6 +73,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(UpConvolution(2 * size, size) for size in sizes[:-1])
         self.decoder = nn.ModuleList(Block(2 * size, size) for size in sizes[:-1])
         self.head = nn.Conv2d(filters, 1, 1)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
@@ -101,7 +103,7 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 def make_step(
     model: nn.Module,
     precision: str,
-    learning_rate: float = 4e-3,
+    learning_rate: float = 1e-2,
     weight_decay: float = 1e-4,
     scale: Callable[[int], float] = lambda step: 1.0,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
