@@ -484,11 +484,13 @@ class TwoNodes:
         self.folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # as sockets' paths must be short
         local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
         self.settings = os.environ | local | {"RAY_TMPDIR": self.folder}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen([sys.executable, "-c", NODES], env=self.settings, text=True, **pipes)
+        errors = Path(self.folder) / "stderr"
+        with errors.open("w") as file:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": file}
+            self.process = subprocess.Popen([sys.executable, "-c", NODES], env=self.settings, text=True, **pipes)
         said = self.process.stdout.readline().split()
         if len(said) != 3:
-            raise UserError(f"Ray's nodes did not start:\n{self.process.communicate()[1][-500:]}")
+            raise UserError(f"Ray's nodes did not start:\n{errors.read_text()[-500:]}")
         self.settings["RAY_ADDRESS"], *self.raylets = said
 
     def start(self, *flags: object) -> subprocess.Popen:

@@ -35,8 +35,9 @@ NO_EFFECT = (
 
 
 def comparable(config: Any) -> dict[str, Any]:
-    """Keep the fields on which the result depends."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_EFFECT}
+    """Keep the fields on which the result depends, and the optimiser, which was another once."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_EFFECT}
+    return fields | {"optimiser": "Muon"}
 
 
 def read_history(folder: Path, config: Any) -> list[dict[str, float]]:
@@ -50,6 +51,7 @@ def read_history(folder: Path, config: Any) -> list[dict[str, float]]:
     except (OSError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
     defaults = {field.name: field.default for field in dataclasses.fields(config)}  # had by runs older than the field
+    defaults |= {"optimiser": "AdamW"}
     now, then = comparable(config), defaults | progress["config"]
     changed = [name for name in (*now, *(set(then) - set(defaults))) if now.get(name) != then[name]]
     if changed:

@@ -31,6 +31,22 @@ def test_a_convolutions_step_is_orthogonal_and_as_large_as_adams():
     assert np.sum(step * gradient.reshape(36, 8)) > 0
 
 
+def test_its_steps_are_keras_own_on_the_matrix():
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=(3, 3, 4, 8)), rng.normal(size=(4, 3, 3, 4, 8))
+    results = []
+    for shape, make in ((start.shape, Muon), ((36, 8), keras.optimizers.Muon)):
+        kernel = keras.Variable(start.reshape(shape))
+        more = {"adam_weight_decay": 0.1} if make is keras.optimizers.Muon else {}
+        optimiser = make(0.02, weight_decay=0.1, **more)
+        optimiser.build([kernel])
+        for gradient in gradients:
+            optimiser.apply([keras.ops.convert_to_tensor(gradient.reshape(shape).astype(np.float32))])
+        results.append(keras.ops.convert_to_numpy(kernel).reshape(36, 8))
+    assert np.abs(results[0] - start.reshape(36, 8)).max() > 0.05
+    np.testing.assert_allclose(*results, atol=1e-5)
+
+
 def test_only_convolutions_inside_the_network_are_matrices():
     optimiser = make_optimiser(1e-3, 1e-4, 100, 0.1)
     weights = build_unet((32, 32, 1), classes=3, filters=4, depth=1).trainable_variables

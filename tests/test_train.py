@@ -150,6 +150,16 @@ def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, c
     assert (tmp_path / "run" / "previous1" / "model.h5").read_bytes() == old
 
 
+def test_a_run_of_the_earlier_optimiser_is_not_gone_on_with(small, tmp_path, capsys):
+    train.train(small)
+    with h5py.File(tmp_path / "run" / "state.weights.h5", "r+") as file:
+        progress = json.loads(file.attrs["progress"])
+        del progress["config"]["optimiser"]  # as AdamW's runs have it
+        file.attrs["progress"] = json.dumps(progress)
+    train.train(small)
+    assert "optimiser changed" in capsys.readouterr().out and (tmp_path / "run" / "previous1").is_dir()
+
+
 def test_a_typo_leaves_the_finished_run_where_it_is(small, tmp_path):
     train.train(small)
     with pytest.raises(UserError, match="is not a folder"):
