@@ -31,7 +31,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 class Muon(keras.optimizers.Muon):
     """Keras's Muon, which knows matrices only, for convolutions: a kernel (h, w, in, out) is a matrix (h·w·in, out).
 
-    An up-convolution's (h, w, out, in) is (h·w·out, in). The last layer, normalisations, biases and depthwise convolutions are trained by AdamW.
+    An up-convolution's (h, w, out, in) is (h·w·out, in). The last layer, normalisations, biases and depthwise
+    convolutions are trained by AdamW.
     """
 
     def __init__(self, learning_rate: float | WarmupCosine, weight_decay: float) -> None:
