@@ -74,13 +74,13 @@ def _load_pair(pair: Pair, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
             f"{pair.image}: nothing is seen in window {recipe.window} of grey levels {span}; choose another"
         )
     masks = np.stack([images.prepare_mask(one, size, len(names)) for one in ids])
-    shares = np.bincount(ids.ravel(), minlength=len(names) + 1) / ids.size
+    shares = [np.count_nonzero(ids == i) / ids.size for i in range(1, len(names) + 1)]
     facts = {"image": str(pair.image), "size": f"{pixels.shape[1]}x{pixels.shape[2]}", "slices": len(pixels)}
     facts |= {"bits": 8 * pixels.dtype.itemsize, "channels": pixels.shape[-1], "constant": bool(np.ptp(pixels) == 0)}
     facts |= {"spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm)}
     facts |= {"patient": scan.patient, "digest": hashlib.sha256(pictures.tobytes()).hexdigest()[:16]}
     facts |= {"quantiles": _quantiles(pixels[..., 0]), "object": _quantiles(pixels[..., 0][ids > 0])}
-    for i, (name, share) in enumerate(zip(names, shares[1:].tolist(), strict=True), 1):
+    for i, (name, share) in enumerate(zip(names, shares, strict=True), 1):
         facts |= {f"share: {name}": share, f"extent: {name}": _extent(ids == i)}
     return np.concatenate([pictures.reshape(len(ids), -1), masks.reshape(len(ids), -1)], axis=1), facts
 
