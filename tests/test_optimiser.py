@@ -20,7 +20,7 @@ def test_the_learning_rate_is_that_of_keras_own_schedule(warmup):
 
 
 def test_a_convolutions_step_is_orthogonal_and_as_large_as_adams():
-    kernel = keras.Variable(np.zeros((3, 3, 4, 8)))
+    kernel = keras.Variable(np.zeros((3, 3, 4, 8)), dtype="float32")
     gradient = np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32) ** 3  # directions of unlike size
     optimiser = Muon(1.0, weight_decay=0.0)
     optimiser.build([kernel])
@@ -36,7 +36,7 @@ def test_its_steps_are_keras_own_on_the_matrix():
     start, gradients = rng.normal(size=(3, 3, 4, 8)), rng.normal(size=(4, 3, 3, 4, 8))
     results = []
     for shape, make in ((start.shape, Muon), ((36, 8), keras.optimizers.Muon)):
-        kernel = keras.Variable(start.reshape(shape))
+        kernel = keras.Variable(start.reshape(shape), dtype="float32")
         more = {"adam_weight_decay": 0.1} if make is keras.optimizers.Muon else {}
         optimiser = make(0.02, weight_decay=0.1, **more)
         optimiser.build([kernel])
