@@ -164,8 +164,8 @@ def apart(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], float]]]:
 
 
 @cache
-def make_step(kind: str, width: int) -> tuple[Callable[[int], float], str]:
-    """Build the default network with so many filters: a function that tells the seconds of so many steps; its name."""
+def make_step(kind: str, width: int) -> Callable[[int], float]:
+    """Build the default network with so many filters: a function that tells the seconds of so many steps."""
     import train
     import utils
 
@@ -174,10 +174,10 @@ def make_step(kind: str, width: int) -> tuple[Callable[[int], float], str]:
     x = np.random.default_rng(0).random(size, np.float32)
     y = np.float32(x > 0.5)
     if kind == "Keras":
-        precision = utils.set_precision("auto")
+        utils.set_precision("auto")
         model = train.make_network(config, ["foreground"], Path(), resumed=False)
         train.compile_network(model, config, 10_000)
-        return lambda count: fit_seconds(model, Repeated(x, y, count)), precision
+        return lambda count: fit_seconds(model, Repeated(x, y, count))
     import torch
 
     import rival
@@ -186,14 +186,14 @@ def make_step(kind: str, width: int) -> tuple[Callable[[int], float], str]:
     precision = "bfloat16" if utils.has_amx() else "float32"
     model = rival.UNet(1, width).to(memory_format=torch.channels_last)
     step = rival.make_step(torch.compile(model) if kind == "PyTorch compiled" else model, precision)
-    return lambda count: count / steps_per_second(lambda: step(x, y), count), precision
+    return lambda count: count / steps_per_second(lambda: step(x, y), count)
 
 
 def step_rate(kind: str, width: int, count: int) -> float:
     """Measure training steps: images per second."""
     import train
 
-    return train.Config.batch_size * count / make_step(kind, width)[0](count)
+    return train.Config.batch_size * count / make_step(kind, width)(count)
 
 
 def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None:

@@ -196,4 +196,4 @@ def test_sixteen_bits_find_what_eight_bits_lose(tmp_path):
         dice[bits] = predict.score_pairs(predict.load_members(predict.Config(str(out / "model.h5"))), pairs)[
             0
         ].dice.mean()
-    assert dice[16] >= 0.95 and dice[8] < 0.85, dice  # a disc in the middle, wherever it is, has 0.76
+    assert dice[16] >= 0.95 and dice[8] < 0.85, dice  # a guess has 0.76
