@@ -531,7 +531,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def count_masks(folder: Path) -> int:
     """Count the masks that are whole."""
-    return len(list(folder.glob("[!.]*.png")))
+    return len(list(folder.rglob("[!.]*.png")))
 
 
 def kill_at(nodes: TwoNodes, running: subprocess.Popen, out: Path, number: int) -> None:
