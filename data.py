@@ -46,7 +46,7 @@ def _quantiles(pixels: np.ndarray) -> list[float]:
 
 def _extent(mask: np.ndarray) -> float:
     """Measure the mask's bounding box, in the slice with most of it: its larger side as a share of the image's."""
-    plane = mask[np.argmax(mask.sum((1, 2)))]
+    plane = max(mask, key=np.count_nonzero)
     sides = [np.flatnonzero(plane.any(axis)) for axis in (1, 0)]
     return max(float(side[-1] - side[0] + 1) for side in sides) / max(plane.shape) if plane.any() else 0.0
 

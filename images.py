@@ -388,7 +388,7 @@ def prepare_mask(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.nda
     inner = (rows.stop - rows.start, columns.stop - columns.start)
     canvas = np.zeros((*size, classes), np.uint8)
     for i in range(classes):
-        canvas[rows, columns, i] = np.round(255 * resize((ids == i + 1).astype(np.float32), inner))
+        canvas[rows, columns, i] = resize(cv2.compare(ids, i + 1, cv2.CMP_EQ), inner)
     return canvas
 
 

@@ -191,7 +191,7 @@ def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np
     for path, mask, target in sorted(zip(pair.masks, masks, targets, strict=True), key=lambda one: one[2]):
         if mask.shape != ids.shape:
             raise UserError(f"{path}: {_size(mask)}; its image's other mask is {_size(ids)}")
-        values = set(np.unique(mask).tolist())
+        values = _values(mask)
         if target and list(levels) not in ([], [1]) and len(names) == 1:
             if not values <= {0, *levels}:
                 raise UserError(f"{path}: values {_some(values)}; expected 0 and {levels[0]}, as --classes says")
@@ -208,6 +208,14 @@ def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np
             for i, level in enumerate(levels, 1):
                 ids[mask == level] = i
     return ids
+
+
+def _values(mask: np.ndarray) -> set[float]:
+    """List the values in a mask."""
+    ends = {mask.min().item(), mask.max().item()}
+    if sum(np.count_nonzero(mask == value) for value in ends) == mask.size:  # most masks; np.unique is much slower
+        return ends
+    return set(np.unique(mask).tolist())
 
 
 def _targets(pair: Pair, names: Sequence[str]) -> list[int]:
