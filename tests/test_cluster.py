@@ -33,7 +33,21 @@ FLAGS = [
 ]
 
 
-def start(folder, discs, *more, processes=2):
+def by_hand(port, processes, rank):
+    return {
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
+        "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
+    }
+
+
+def as_torchrun(port, processes, rank):
+    """Give what torchrun sets; it listens itself at MASTER_PORT."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port - 1)}
+    return place | {"WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+def start(folder, discs, *more, processes=2, launcher=by_hand):
     """Start `train.py` in so many processes on a free port of the loopback; their output goes to files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,12 +56,7 @@ def start(folder, discs, *more, processes=2):
     command += ["--distributed"] if processes > 1 else []
     started = []
     for rank in range(processes):
-        env = os.environ | {
-            "KERAS_BACKEND": "jax",
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
-            "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
-            "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
-        }
+        env = os.environ | {"KERAS_BACKEND": "jax"} | launcher(port, processes, rank)
         with folder.with_name(f"{folder.name}-{rank}.txt").open("w") as output:
             started.append(subprocess.Popen(list(map(str, command)), env=env, stdout=output, stderr=subprocess.STDOUT))
     return started
@@ -69,7 +78,9 @@ def test_two_processes_learn_what_one_learns(discs, tmp_path):
     """Loss, batch normalisation, validation on a number of images that is odd: to the rounding of float32."""
     for name, processes in (("one", 1), ("two", 2)):
         more = ("--epochs", 3, "--val-fraction", 0.34)
-        assert finish(start(tmp_path / name, discs, *more, processes=processes)) == [0] * processes
+        assert (
+            finish(start(tmp_path / name, discs, *more, processes=processes, launcher=as_torchrun)) == [0] * processes
+        )
     assert (pd.read_csv(tmp_path / "two" / "split.csv").subset == "val").sum() % 2 == 1
     pd.testing.assert_frame_equal(log(tmp_path / "two"), log(tmp_path / "one"), rtol=1e-4, atol=1e-5)
     assert "epoch" not in (tmp_path / "two-1.txt").read_text()

@@ -329,7 +329,7 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
         ({"frozen_epochs": 2}, 2),
         ({"frozen_epochs": 2}, 3),
         ({"extra_dir": "phantoms"}, 5),
-        ({"architecture": "efficientnetv2b0", "image_size": 64, "val_fraction": 0.0}, 3),
+        ({"architecture": "mobilenetv3", "image_size": 64, "val_fraction": 0.0}, 3),
     ],
 )
 def test_a_run_in_several_parts_is_a_run_in_one(small, phantoms, tmp_path, monkeypatch, change, epochs_done):
