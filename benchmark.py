@@ -9,8 +9,8 @@
     python benchmark.py service         how long serve.py takes for a 512x512 PNG, and how many it answers in a second
     python benchmark.py memory          the most memory that a training on 10,000 images of 512x512 takes
 
-What is compared runs in turn, and the median and the range are told. The first six write results/benchmark.csv, a row
-for each figure. PyTorch and OpenVINO are extras: pip install torch openvino.
+What is compared runs in turn, and the median and the range are told. All write results/benchmark.csv, a row for each
+figure. PyTorch and OpenVINO are extras: pip install torch openvino.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import datetime
 import http.client
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -52,6 +53,7 @@ from images import UserError
 from serving import engine
 
 SIDE = 512  # pixels
+PRODUCT = 2048  # rows of the matrices whose product shows what the processor can do
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -67,14 +69,14 @@ def make_images(folder: Path, count: int) -> None:
         images.write(folder / "masks" / f"{i}.png", mask)
 
 
-def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> float:
+def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> None:
     """Train an epoch of all images, with a small network, and measure the process's peak memory.
 
     Args:
         count: how many images
         memory_gb: as in train.py
 
-    Returns gigabytes (2**30).
+    A gigabyte is 2**30 bytes.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,8 +90,8 @@ def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> float:
             raise UserError("the training failed, see above")
         decoded = sum(path.stat().st_size for path in (folder / "cache").iterdir()) / 2**30
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{count} images: {decoded:.2f} GB decoded, --memory-gb {memory_gb:g}: peak memory {peak:.2f} GB")
-    return peak
+    what = f"train.py on {count} images of {SIDE}x{SIDE}, --memory-gb {memory_gb:g}: peak memory"
+    write([row(what, "GB", [peak], "decoded images", [decoded])])
 
 
 # ------------------------------------------------------------------------------------------------------------- speed
@@ -109,7 +111,7 @@ def row(figure: str, unit: str, values: Sequence[float], reference: str = "", th
 def write(rows: Sequence[dict], hardware: str = "") -> None:
     """Print rows, and put them into results/benchmark.csv in place of older ones of the same figures."""
     table = pd.DataFrame(rows).assign(date=datetime.date.today().isoformat(), hardware=hardware or processor())
-    print(table.drop(columns=["date", "hardware"]).to_string(index=False, float_format="{:.2f}".format))
+    print(table.drop(columns=["date", "hardware"]).to_string(index=False, float_format="{:.4g}".format))
     if TABLE.is_file():
         old = pd.read_csv(TABLE)
         table = pd.concat([old[~old.figure.isin(table.figure)], table])
@@ -163,6 +165,24 @@ def apart(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], float]]]:
         yield {name: lambda name=name, call=call: pools[name].submit(*call).result() for name, call in calls.items()}
 
 
+def flops(model: keras.Model) -> int:
+    """Count the operations of a step's convolutions for an image: those forward, and twice as many backward."""
+    count = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Conv2DTranspose):
+            places = layer.input if isinstance(layer, keras.layers.Conv2DTranspose) else layer.output
+            count += 2 * math.prod(layer.kernel.shape) * math.prod(places.shape[1:3])
+    return 3 * count
+
+
+def multiply(side: int, count: int) -> float:
+    """Measure the product of two square matrices in the network's precision: operations per second."""
+    import utils
+
+    a, b = (keras.random.normal((side, side), dtype=utils.set_precision("auto")) for _ in range(2))
+    return 2 * side**3 * steps_per_second(lambda: float(keras.ops.cast(keras.ops.matmul(a, b)[0, 0], "float32")), count)
+
+
 @cache
 def make_step(kind: str, width: int) -> Callable[[int], float]:
     """Build the default network with so many filters: a function that tells the seconds of so many steps."""
@@ -208,8 +228,10 @@ def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None
 
     rows, config = [], train.Config()
     kinds = ["Keras", *(["PyTorch", "PyTorch compiled"] if installed("torch") else [])]
+    product = f"product of {PRODUCT}x{PRODUCT} matrices"
     for width in map(int, filters.split(",")):
-        with apart({kind: (step_rate, kind, width, steps) for kind in kinds}) as calls:
+        measured = {kind: (step_rate, kind, width, steps) for kind in kinds} | {product: (multiply, PRODUCT, steps)}
+        with apart(measured) as calls:
             found = in_turn(calls, rounds)
         what = f"training step, {config.image_size}x{config.image_size}, {width} filters, batch {config.batch_size}"
         for reference in kinds[1:]:
@@ -217,6 +239,9 @@ def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None
         for reference in kinds[1:] or [""]:
             than = found.get(reference, ())
             rows.append(row(f"{what}: Keras, beside {reference}", "images/s", found["Keras"], reference, than))
+        model = train.make_network(train.Config(filters=width), ["foreground"], Path(), resumed=False)
+        teras = [[rate * each / 1e12 for rate in found[of]] for of, each in (("Keras", flops(model)), (product, 1))]
+        rows.append(row(f"{what}: Keras, its convolutions", "TFLOP/s", teras[0], product, teras[1]))
     write(rows)
 
 
@@ -665,18 +690,18 @@ def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: flo
             if i:  # the first warms up
                 alone += block[0]
                 served += block[1]
-    middle = [1000 * statistics.median(times) for times in (alone, served)]
-    told = f"decoding and the bare network {middle[0]:.1f} ms, served {middle[1]:.1f} ms (medians of {len(served)})"
-    print(f"{told}, {middle[1] / middle[0]:.2f} times")
+    what = f"serve.py, a PNG of {SIDE}x{SIDE}"
+    rows = [row(f"{what}, client and service in turn with the bare network", "s", served, "decoded, bare", alone)]
     for clients in (1, 4, 16, 64):
-        told = []
-        for most in (8, 1):
+        rates: dict[int, list[float]] = {}
+        for most in (1, 8):
             with running(model, "--max-batch", str(most)) as port:
                 ask_together(port, content, clients, 1)
                 rate, times = ask_together(port, content, clients, seconds)
-            middle, high = (1000 * np.percentile(times, share) for share in (50, 99))
-            told.append(f"batches of {most}: {rate:.1f} images/s, p50 {middle:.0f} ms, p99 {high:.0f} ms")
-        print(f"{clients:2} clients, " + "; ".join(told), flush=True)
+            rates[most], load = [rate], f"{what}, {clients} clients, --max-batch {most}"
+            rows.append(row(load, "images/s", rates[most], "--max-batch 1", rates[1]))
+            rows += [row(f"{load}: p{share}", "s", [np.percentile(times, share)]) for share in (50, 99)]
+    write(rows)
 
 
 if __name__ == "__main__":
