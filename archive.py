@@ -25,13 +25,17 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
+import cli
+
+if __name__ == "__main__":
+    cli.require("ray", "requirements-archive.txt")
+
 import cv2
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 from tqdm import tqdm
 
-import cli
 import engines
 import images
 from images import UserError
@@ -62,6 +66,7 @@ class Place:
     """A folder on a disk or in a bucket."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         try:
             self.files, self.root = fs.FileSystem.from_uri(url if "://" in url else Path(url).resolve())
         except (pa.ArrowException, ValueError, ImportError) as error:
@@ -70,7 +75,11 @@ class Place:
 
     def names(self, missing_ok: bool = False) -> Iterator[str]:
         """List the files in it and its folders, by their paths below it."""
-        for found in self.files.get_file_info(fs.FileSelector(self.root, missing_ok, recursive=True)):
+        try:
+            there = self.files.get_file_info(fs.FileSelector(self.root, missing_ok, recursive=True))
+        except OSError as error:
+            raise UserError(f"{self.url} cannot be listed ({images.brief(error)}); expected a folder") from None
+        for found in there:
             if found.type == fs.FileType.File:
                 try:
                     path = found.path
@@ -208,6 +217,7 @@ def main(config: Config) -> None:
     path, source, target = Path(config.model), Place(config.input), Place(config.output)
     opened, _, sha256 = engines.load(path, config.engine, config.precision, 1)  # what is wrong is told before all else
     kind = opened.engine, opened.precision
+    print(f"{path}: {', '.join(kind)}")
     check_places(source, target)
     wanted, problems = plan(list(source.names()))
     if not wanted:

@@ -117,6 +117,7 @@ def write(rows: Sequence[dict], hardware: str = "") -> None:
         table = pd.concat([old[~old.figure.isin(table.figure)], table])
     with images.atomic(TABLE) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4g")
+    print(f"{TABLE} has these figures now, in place of earlier ones")
 
 
 def processor() -> str:
@@ -360,7 +361,7 @@ def prediction(*, model: Path = Path(predict.IN_THE_BOX), rounds: int = 5, count
         for reference in ["onnxruntime float32", *([own] if own in found and own != name else [])]:
             figure = f"{model.parent.name}, {height}x{width}: {name}, beside {reference}"
             rows.append(row(figure, "images/s", values, reference, found[reference]))
-    rows += folder_rates(model, count)
+    rows += folder_rates(model, count, rounds)
     write(rows)
 
 
@@ -402,14 +403,14 @@ def benchmark_app(model: Path, precision: str) -> float:
     return max(rates)
 
 
-def folder_rates(model: Path, count: int) -> list[dict]:
+def folder_rates(model: Path, count: int, rounds: int) -> list[dict]:
     """Measure predict.py on a folder, start and end included, with and without panels."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = phantom.make_phantoms(Path(name) / "phantoms", count, seed=0) / "CXR_png"
         for panels in ("--no-panels", "--panels"):
             flags = ["--model", str(model), "--input", str(folder), "--output", f"{name}/out", panels]
-            seconds = [run_script("predict.py", *flags) for _ in range(3)]
+            seconds = [run_script("predict.py", *flags) for _ in range(rounds)]
             figure = f"predict.py on a folder of {count} images, {panels}"
             rows.append(row(figure, "images/s", [count / one for one in seconds]))
     return rows

@@ -1,5 +1,6 @@
 """The manners of every script's command line: flags from a dataclass, messages instead of tracebacks, exit codes."""
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable
@@ -11,6 +12,13 @@ from images import UserError
 
 T = TypeVar("T")
 GOES_ON = "; the same command goes on from here"
+
+
+def require(package: str, requirements: str) -> None:
+    """End the script, exit code 2, if a package is not installed that the file `requirements` has."""
+    if importlib.util.find_spec(package) is None:
+        print(f"error: {package} is not installed: pip install -r {requirements}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:

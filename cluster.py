@@ -53,7 +53,10 @@ def join() -> None:
     try:
         keras.distribution.initialize(address, count, rank)
     except ValueError as error:
-        raise UserError(f"distributed: no launcher says who takes part ({error}); see cluster.py") from None
+        raise UserError(
+            f"distributed: nobody says who takes part ({error}); start this by srun, mpirun or torchrun, or set "
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID"
+        ) from None
     _joined = jax.process_count() > 1
     print(f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices", flush=True)
     if not leads():

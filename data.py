@@ -427,7 +427,8 @@ def check(
     given = {"data_dir": str(data_dir), "classes": classes}
     path = report.write(output, dataset, names, "\n".join(lines), problems, given)
     if len(dataset.facts):
-        print(f"{path}: pictures, and hyperparameters for `python train.py --from-report {path.with_suffix('.json')}`")
+        command = f"python train.py --from-report {path.with_suffix('.json')} --out-dir files/mine"
+        print(f"{path}: pictures, and hyperparameters for `{command}`")
     if problems:
         raise UserError(f"{len(problems)} problem(s) in {data_dir}; mend or remove the files named above")
     print("no problems")

@@ -150,7 +150,7 @@ def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, st
         found = f"{dice[kind]:.4f}" if kind in dice else "not measured"
         raise UserError(
             f"{kind}: the Dice of its masks with those of float32 is {found}; expected at least {GATE} in "
-            "manifest.json. Take float32, or run export.py where both are"
+            "manifest.json. Take --precision float32, or export where this engine is installed"
         )
     if engine == "openvino" and not has_openvino():
         raise UserError("engine openvino is not installed: pip install openvino")
@@ -176,6 +176,9 @@ def load(
     threads: of one inference; 0 takes every core. Returns also the facts of the model file and the SHA-256 of the file
     that is run: int8 has one of its own. Raises UserError.
     """
+    if path.suffix != ".onnx" or not path.is_file():
+        found = "is no .onnx file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {found}; run `python export.py --model YOUR.h5`, which writes export/unet.onnx")
     if path.stem.endswith("-int8"):
         raise UserError(f"{path} is run by --precision int8 and the name of the file that it was made from")
     try:
@@ -198,6 +201,8 @@ def load(
         opened = (
             open_openvino(content, threads, precision) if engine == "openvino" else open_onnxruntime(content, threads)
         )
+    except ImportError as error:
+        raise UserError(f"{engine} is not installed ({error}): pip install {engine}") from None
     except Exception as error:
         raise UserError(f"{path} is no network that {engine} loads ({error})") from None
     return opened, facts, hashlib.sha256(content).hexdigest()

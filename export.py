@@ -322,6 +322,8 @@ def export(config: Config) -> dict[str, Any]:
     shown = [images.read_scan(path) for path in others]
     prepared = [predict.prepare(scan, size, facts).astype(np.float32) / 255 for scan in shown]
     write_int8(out_dir / "unet.onnx", out_dir / "unet-int8.onnx", prepared)
+    split = Path(config.model).with_name("split.csv").is_file()
+    source = Path(config.images).name if config.images else "of the split.csv beside the model" if split else "phantoms"
     agreement = compare(model, facts, out_dir, paths)
     precisions = measure_precisions(facts, out_dir, measured)
     files = sorted(path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json")
@@ -331,7 +333,7 @@ def export(config: Config) -> dict[str, Any]:
         "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
         "agreement": {"images": len(paths), **agreement},
         "precisions": precisions,
-        "measured_on": f"{len(measured)} images, {Path(config.images).name or 'of the run or phantoms'}",
+        "measured_on": f"{len(measured)} images, {source}",
     }
     for name, share in agreement.items():
         print(f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images")

@@ -35,9 +35,7 @@ class Config:
     clean: bool = True  # drop small parts and fill holes, where the model file says that it helps
     uncertainty: bool = False  # also tell where several models, or mirroring, disagree
     engine: str = "auto"  # of an exported model (.onnx): onnxruntime, openvino; auto is openvino for bfloat16
-    precision: str = (
-        "auto"  # of it: float32, bfloat16, int8; auto is bfloat16 where OpenVINO is and model and CPU allow
-    )
+    precision: str = "auto"  # of it: float32, bfloat16, int8; auto is bfloat16 where OpenVINO, model and CPU allow
     panels: bool = True  # also draw what was found; a panel takes longer than the rest together
     batch_size: int = 8  # images at once
 
@@ -107,7 +105,9 @@ def load_member(path: str, config: Config) -> Member:
         )
     import utils
 
-    return utils.load_model(path)
+    model, facts = utils.load_model(path)
+    print(f"{path}: Keras, float32")
+    return model, facts
 
 
 def load_members(config: Config) -> list[Member]:
@@ -327,8 +327,8 @@ def segment_files(
     source: str | Path,
     output: str | Path,
     config: Config = Config(),
-) -> list[str]:
-    """Segment one file or a folder's images into `output`; return the problems, a line per file that was left out.
+) -> tuple[int, list[str]]:
+    """Segment one file or a folder's images into `output`: how many, and the problems, a line per file left out.
 
     Raises UserError if masks or panels would take the images' place.
     """
@@ -336,9 +336,11 @@ def segment_files(
     check_output([Path(output), *([Path(output) / "panels"] if config.panels else [])], paths)
     facts = members[0][1]
     names, window, levels = facts["classes"], facts.get("window", ""), facts.get("mask_values", ())
+    count = 0
     for chunk in read_each(paths, lambda path: path, lambda path: pairing.read_input(path, window), config.batch_size):
         good = split_errors(chunk, problems)
         results = segment(members, [scan for _, scan in good], config)
+        count += len(good)
         for path, scan in good:
             found = collect(results, len(scan.pixels), facts)
             place, stem = Path(output), images.stem(path)
@@ -349,7 +351,7 @@ def segment_files(
             if config.panels:
                 parts = {"prediction": found.ids}
                 draw.draw_panel(place / "panels" / f"{stem}.png", scan, parts, names, found.uncertainty, window)
-    return problems
+    return count, problems
 
 
 def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:
@@ -412,12 +414,14 @@ def main(config: Config) -> None:
     """Score or segment, and say what was written. Raises UserError at the end if files were left out."""
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; expected at least 1")
+    if config.input and config.data_dir:
+        raise UserError("--input segments images, --data-dir scores those that have masks; expected one of them")
     members = load_members(config)
     if config.input:
         output = Path(config.output or "results/masks")
-        problems = segment_files(members, config.input, output, config)
-        if output.is_dir():
-            print(f"masks in {output}" + (f", panels in {output / 'panels'}" if config.panels else ""))
+        count, problems = segment_files(members, config.input, output, config)
+        if count:
+            print(f"{count} masks in {output}" + (f", panels in {output / 'panels'}" if config.panels else ""))
     else:
         output = Path(config.output or "results")
         pairs, problems = pairs_to_score(config)

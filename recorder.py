@@ -55,7 +55,7 @@ def read_history(folder: Path, config: Any) -> list[dict[str, float]]:
     now, then = comparable(config), defaults | progress["config"]
     changed = [name for name in (*now, *(set(then) - set(defaults))) if now.get(name) != then[name]]
     if changed:
-        print(f"{folder}: {', '.join(changed)} changed, so training starts anew")
+        print(f"{folder}: {', '.join(changed)} changed, so this is a new run; the earlier one will be kept")
     return [] if changed else progress["history"]
 
 

@@ -123,7 +123,7 @@ td {{ padding: 0.2em 1em 0.2em 0 }}</style>
 <h1>{title}</h1><pre>{html.escape(lines)}</pre>
 <h2>Problems</h2><ul>{listed}</ul>
 <h2>Proposed hyperparameters</h2><table>{rows}</table>
-<p><code>python train.py --from-report {html.escape(str(folder / "report.json"))}</code></p>
+<p><code>python train.py --from-report {html.escape(str(folder / "report.json"))} --out-dir files/mine</code></p>
 <h2>Pictures</h2>{shown}
 """
     with images.atomic(folder / "report.html") as temporary:

@@ -23,6 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cli
+
+if __name__ == "__main__":
+    cli.require("fastapi", "requirements-serve.txt")
+
 import fastapi
 import numpy as np
 import uvicorn
@@ -323,12 +328,11 @@ def serve(config: Config) -> None:
     except (OSError, OverflowError) as error:
         told = f"{config.host} port {config.port} cannot be listened on ({error})"
         raise UserError(f"{told}; stop what listens there, or give another --port") from None
+    kind = f"{app.state.service.network.engine}, {app.state.service.network.precision}"
     host, port = f"[{config.host}]" if ":" in config.host else config.host, listener.getsockname()[1]
-    print(f"http{'s' if tls else ''}://{host}:{port} serves {config.model}; Ctrl-C ends it", flush=True)
+    print(f"http{'s' if tls else ''}://{host}:{port} serves {config.model} ({kind}); Ctrl-C ends it", flush=True)
     Server(settings, app.state.service).run([listener])
 
 
 if __name__ == "__main__":
-    from cli import run
-
-    run(serve, Config)
+    cli.run(serve, Config)

@@ -44,6 +44,8 @@ class Network:
 
     facts: dict[str, Any]  # of the model file, see `utils.make_facts`
     sha256: str
+    engine: str  # see `engines.choose`
+    precision: str
     input_name: str
     input_shape: tuple[int, ...]  # (H, W, C)
     output_name: str
@@ -86,7 +88,7 @@ def load(
     """
     opened, facts, found = engines.load(path, kind, precision, threads)
     sides = opened.input_name, opened.input_shape, opened.output_name, opened.output_channels
-    return Network(facts, found, *sides), opened.run
+    return Network(facts, found, opened.engine, opened.precision, *sides), opened.run
 
 
 class Batcher:

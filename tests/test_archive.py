@@ -76,6 +76,8 @@ def test_what_cannot_be_is_told(script, exported, phantoms, tmp_path):  # noqa: 
     model = ("--model", exported / "unet.onnx")
     inside = script(tmp_path, "archive.py", "--input", phantoms, "--output", phantoms / "masks", *model)
     assert inside.returncode == 2 and "name another --output" in inside.stderr
+    missing = script(tmp_path, "archive.py", "--input", tmp_path / "x", "--output", tmp_path / "masks", *model)
+    assert missing.returncode == 2 and "cannot be listed" in missing.stderr
     nothing = script(tmp_path, "archive.py", "--input", tmp_path, "--output", tmp_path.parent / "masks", *model)
     assert nothing.returncode == 2 and "has no image" in nothing.stderr
     strange = script(tmp_path, "archive.py", "--input", "nosuch://x", "--output", "masks", *model)

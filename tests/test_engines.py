@@ -99,6 +99,8 @@ def test_wrong_names_are_told():
 def test_changed_or_lacking_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"run `python export\.py"):
         engines.load(tmp_path / "unet.onnx")
+    with pytest.raises(UserError, match=r"lungs\.h5 is no \.onnx file"):
+        engines.load(ROOT / "files" / "lungs.h5")
     shutil.copytree(BOX.parent, tmp_path / "box")
     integers = tmp_path / "box" / "unet-int8.onnx"
     integers.write_bytes(integers.read_bytes()[:-1] + b"?")

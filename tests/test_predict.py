@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
 def test_masks_have_the_images_own_size(run, tmp_path, size):
     members = [utils.load_model(run / "model.h5")]
     images.write(tmp_path / "in" / "x.jpg", np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
-    assert predict.segment_files(members, tmp_path / "in" / "x.jpg", tmp_path / "out") == []
+    assert predict.segment_files(members, tmp_path / "in" / "x.jpg", tmp_path / "out") == (1, [])
     assert images.read(tmp_path / "out" / "x.png").shape == (*size, 1)
     assert (tmp_path / "out" / "panels" / "x.png").is_file()
 
