@@ -1,5 +1,6 @@
 """The benchmark's arithmetic; what it measures is not tested, as machines differ."""
 
+import keras
 import pandas as pd
 
 import benchmark
@@ -16,6 +17,14 @@ def test_calls_are_made_in_turn_and_the_first_round_warms_up(monkeypatch):
     made = []
     found = benchmark.in_turn({name: lambda name=name: made.append(name) or len(made) for name in "ab"}, 2)
     assert made == list("ababab") and found == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_operations_are_those_of_the_convolutions():
+    """Forward and twice backward, a multiplication and an addition each."""
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.Conv2D(5, 3, padding="same")(x)
+    z = keras.layers.Conv2DTranspose(2, 2, strides=2)(keras.layers.BatchNormalization()(y))
+    assert benchmark.flops(keras.Model(x, z)) == 3 * 2 * 8 * 8 * (3 * 3 * 3 * 5 + 2 * 2 * 5 * 2)
 
 
 def test_the_table_keeps_other_figures(tmp_path, monkeypatch):

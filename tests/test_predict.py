@@ -143,6 +143,7 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
         ({"subset": "holdout"}, "subset is 'holdout'; expected one of train, val, test"),
         ({"input": "."}, "has no image; expected files ending in .png"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        ({"input": ".", "data_dir": "."}, "expected one of them"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run, tmp_path, monkeypatch, change, message):

@@ -313,6 +313,13 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
     assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err
 
 
+def test_what_is_not_installed_is_told(capsys):
+    cli.require("keras", "requirements.txt")
+    with pytest.raises(SystemExit) as caught:
+        cli.require("nosuch", "requirements-x.txt")
+    assert caught.value.code == 2 and "pip install -r requirements-x.txt" in capsys.readouterr().err
+
+
 def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = train.train(Config(phantoms=12, image_size=32, filters=2, depth=2, epochs=1, precision="float32"))
