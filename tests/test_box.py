@@ -25,7 +25,7 @@ def members():
 def test_it_is_small_and_says_what_it_is(members):
     assert BOX.stat().st_size <= 8 * 2**20
     facts = members[0][1]
-    assert facts["classes"] == ["lungs"] and facts["channels"] == 1 and facts["clean"] == [2]
+    assert facts["classes"] == ["lungs"] and facts["channels"] == 1 and facts["mirror"]
 
 
 def test_what_is_exported_in_the_box_is_that_model():
