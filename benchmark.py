@@ -254,10 +254,11 @@ def fit_seconds(model: Any, batches: Any) -> float:
     return (times[-1] - times[0]) * len(times) / (len(times) - 1)
 
 
-def pipeline(*, rounds: int = 7, originals: int = 16) -> None:
+def pipeline(*, sizes: str = "128,192", rounds: int = 7, originals: int = 16) -> None:
     """Measure what the images cost: an epoch with augmentation beside one without, and reading files beside the cache.
 
     Args:
+        sizes: of the network's input in pixels, separated by commas
         rounds: how often each is measured
         originals: so many pairs of 4020x4892 pixels, as Montgomery's files are, are written and read
     """
@@ -267,26 +268,27 @@ def pipeline(*, rounds: int = 7, originals: int = 16) -> None:
     import utils
 
     utils.set_precision("auto")
-    config = train.Config()
-    names, size = ["foreground"], (config.image_size, config.image_size)
-    recipe = data.Recipe(names, size)
-    rows = []
+    names, rows = ["foreground"], []
     with tempfile.TemporaryDirectory() as name:
-        folder = phantom.make_phantoms(Path(name) / "phantoms", config.phantoms, seed=0)
-        dataset, _ = data.load(pairing.find_pairs(folder)[0], recipe)
-        model = train.make_network(config, names, Path(), resumed=False)
-        train.compile_network(model, config, 10_000)
-        batches = data.Batches(dataset, np.arange(len(dataset.index)), names, config.batch_size, config.augmentation)
-        still = Repeated(*batches[0], len(batches))
-        calls = {
-            "step alone": lambda: fit_seconds(model, still),
-            "with images": lambda: fit_seconds(model, batches),
-        }
-        found = in_turn(calls, rounds)
-        what = f"epoch of {len(dataset.index)} images, {config.augmentation} augmentation"
-        rows.append(row(f"{what}: one batch again and again", "s", found["step alone"]))
-        rows.append(row(f"{what}: read and augmented", "s", found["with images"], "one batch", found["step alone"]))
+        folder = phantom.make_phantoms(Path(name) / "phantoms", train.Config.phantoms, seed=0)
+        for side in map(int, sizes.split(",")):
+            config = train.Config(image_size=side)
+            dataset, _ = data.load(pairing.find_pairs(folder)[0], data.Recipe(names, (side, side)))
+            model = train.make_network(config, names, Path(), resumed=False)
+            train.compile_network(model, config, 10_000)
+            batches = data.Batches(
+                dataset, np.arange(len(dataset.index)), names, config.batch_size, config.augmentation
+            )
+            calls = {
+                "step alone": partial(fit_seconds, model, Repeated(*batches[0], len(batches))),
+                "with images": partial(fit_seconds, model, batches),
+            }
+            found = in_turn(calls, rounds)
+            what = f"epoch of {len(dataset.index)} images of {side}x{side}, {config.augmentation} augmentation"
+            rows.append(row(f"{what}: one batch again and again", "s", found["step alone"]))
+            rows.append(row(f"{what}: read and augmented", "s", found["with images"], "one batch", found["step alone"]))
 
+        recipe = data.Recipe(names, (train.Config.image_size, train.Config.image_size))
         pairs, _ = pairing.find_pairs(write_large(Path(name) / "large", originals))
         paths = [path for pair in pairs for path in (pair.image, *pair.masks)]
 
