@@ -33,6 +33,7 @@ import export
 import images
 import metrics
 import pairing
+import serve
 from serving import engine
 
 BOX = ROOT / "files" / "lungs.h5"
@@ -401,6 +402,16 @@ def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script
         tmp_path, "serve.py", "--model", exported / "unet.onnx", "--tls-cert", "no.pem", "--tls-key", "no.pem"
     )
     assert done.returncode == 2 and "cannot be read as PEM" in done.stderr
+
+
+def test_an_answer_does_not_wait_for_the_receipt_of_its_header():
+    """Without TCP_NODELAY each answer of a connection that is kept took 40 ms more."""
+    with (
+        serve.listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_cannot_start_is_told(exported, tmp_path, script):
