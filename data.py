@@ -33,7 +33,7 @@ from cluster import Share
 from images import UserError
 from pairing import Pair
 
-AHEAD = 4  # batches that are made before they are asked for
+AHEAD = 2  # batches that each thread makes before they are asked for
 
 # ------------------------------------------------------------------------------------------------ decoding, caching
 
@@ -335,7 +335,10 @@ class Batches(keras.utils.PyDataset):
         self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
         self.strength, self.seed, self.epoch = strength, seed, 0
         self.share, self.count = share, max(len(rows), at_least)
-        self.threads, self.own = ThreadPoolExecutor(2), threading.local()  # with an augmentation of its own each
+        # To augment an image of 512x512 takes some 8 ms, so that a GPU would wait for two threads.
+        self.count_threads = max(2, min(8, (os.cpu_count() or 2) // 2))
+        self.threads = ThreadPoolExecutor(self.count_threads)
+        self.own = threading.local()  # an augmentation for each thread
         self.ahead: dict[int, Future] = {}
         self.missing = -self.count % share.devices
         if strength:
@@ -350,7 +353,7 @@ class Batches(keras.utils.PyDataset):
             return self.make(self.epoch, index)
         place = self.epoch * len(self) + index
         self.ahead = {number: batch for number, batch in self.ahead.items() if number >= place}
-        for number in range(place, place + 1 + AHEAD):
+        for number in range(place, place + 1 + AHEAD * self.count_threads):
             if number not in self.ahead:
                 self.ahead[number] = self.threads.submit(self.make, *divmod(number, len(self)))
         return self.ahead.pop(place).result()
