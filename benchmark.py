@@ -254,6 +254,29 @@ def fit_seconds(model: Any, batches: Any) -> float:
     return (times[-1] - times[0]) * len(times) / (len(times) - 1)
 
 
+def epoch_rows(folder: Path, side: int, rounds: int) -> list[dict]:
+    """Measure an epoch of a folder's images with augmentation, beside one of a single batch."""
+    import data
+    import pairing
+    import train
+
+    config, names = train.Config(image_size=side), ["foreground"]
+    dataset, _ = data.load(pairing.find_pairs(folder)[0], data.Recipe(names, (side, side)))
+    model = train.make_network(config, names, Path(), resumed=False)
+    train.compile_network(model, config, 10_000)
+    batches = data.Batches(dataset, np.arange(len(dataset.index)), names, config.batch_size, config.augmentation)
+    calls = {
+        "step alone": partial(fit_seconds, model, Repeated(*batches[0], len(batches))),
+        "with images": partial(fit_seconds, model, batches),
+    }
+    found = in_turn(calls, rounds)
+    what = f"epoch of {len(dataset.index)} images of {side}x{side}, {config.augmentation} augmentation"
+    return [
+        row(f"{what}: one batch again and again", "s", found["step alone"]),
+        row(f"{what}: read and augmented", "s", found["with images"], "one batch", found["step alone"]),
+    ]
+
+
 def pipeline(*, sizes: str = "128,192", rounds: int = 7, originals: int = 16) -> None:
     """Measure what the images cost: an epoch with augmentation beside one without, and reading files beside the cache.
 
@@ -268,27 +291,10 @@ def pipeline(*, sizes: str = "128,192", rounds: int = 7, originals: int = 16) ->
     import utils
 
     utils.set_precision("auto")
-    names, rows = ["foreground"], []
+    recipe = data.Recipe(["foreground"], (train.Config.image_size, train.Config.image_size))
     with tempfile.TemporaryDirectory() as name:
         folder = phantom.make_phantoms(Path(name) / "phantoms", train.Config.phantoms, seed=0)
-        for side in map(int, sizes.split(",")):
-            config = train.Config(image_size=side)
-            dataset, _ = data.load(pairing.find_pairs(folder)[0], data.Recipe(names, (side, side)))
-            model = train.make_network(config, names, Path(), resumed=False)
-            train.compile_network(model, config, 10_000)
-            batches = data.Batches(
-                dataset, np.arange(len(dataset.index)), names, config.batch_size, config.augmentation
-            )
-            calls = {
-                "step alone": partial(fit_seconds, model, Repeated(*batches[0], len(batches))),
-                "with images": partial(fit_seconds, model, batches),
-            }
-            found = in_turn(calls, rounds)
-            what = f"epoch of {len(dataset.index)} images of {side}x{side}, {config.augmentation} augmentation"
-            rows.append(row(f"{what}: one batch again and again", "s", found["step alone"]))
-            rows.append(row(f"{what}: read and augmented", "s", found["with images"], "one batch", found["step alone"]))
-
-        recipe = data.Recipe(names, (train.Config.image_size, train.Config.image_size))
+        rows = [made for side in sizes.split(",") for made in epoch_rows(folder, int(side), rounds)]
         pairs, _ = pairing.find_pairs(write_large(Path(name) / "large", originals))
         paths = [path for pair in pairs for path in (pair.image, *pair.masks)]
 
