@@ -11,6 +11,9 @@ import numpy as np
 from keras import KerasTensor, ops
 
 
+PARTS = 3, 2  # Newton's and Schulz's five rounds; all in one would diverge in TF32, a GPU's float32
+
+
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """A line from 0 to `peak` over `warmup` steps, then a cosine down to 0 over `decay` steps.
 
@@ -43,16 +46,25 @@ class Muon(keras.optimizers.Muon):
         return len(variable.shape) != 4 or variable.shape[-1] == 1 or "probabilities" in variable.path
 
     def zeropower_via_newtonschulz5(self, x: KerasTensor, steps: int) -> KerasTensor:
-        """Make a kernel's matrix orthogonal, as Keras does but in fewer operations, and as large as a step of AdamW."""
+        """Make a kernel's matrix orthogonal and as large as a step of AdamW: Keras's polynomials, in fewer operations.
+
+        A round is X → (a + bG + cG²)X with G = XXᵀ, and G's next value follows from G alone. So the long matrix is
+        multiplied at the start and end of each PART only, where G is computed anew, since its errors grow.
+        """
         rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
         matrix = ops.reshape(x, (rows, columns))
-        matrix = ops.transpose(matrix) if rows > columns else matrix
         matrix = matrix / (ops.norm(matrix) + 1e-7)
-        for _ in range(steps):
-            gram = ops.matmul(matrix, ops.transpose(matrix))
-            polynomial = self.muon_b * gram + self.muon_c * ops.matmul(gram, gram)
-            matrix = self.muon_a * matrix + ops.matmul(polynomial, matrix)
-        matrix = ops.transpose(matrix) if rows > columns else matrix
+        eye = np.eye(min(rows, columns), dtype="float32")
+        for rounds in PARTS:
+            flipped = ops.transpose(matrix)
+            gram = ops.matmul(flipped, matrix) if rows > columns else ops.matmul(matrix, flipped)
+            product = None
+            for i in range(rounds):
+                factor = self.muon_a * eye + self.muon_b * gram + self.muon_c * ops.matmul(gram, gram)
+                product = factor if product is None else ops.matmul(factor, product)
+                if i + 1 < rounds:
+                    gram = ops.matmul(ops.matmul(factor, gram), factor)
+            matrix = ops.matmul(matrix, product) if rows > columns else ops.matmul(product, matrix)
         return 0.2 * math.sqrt(max(rows, columns)) * ops.reshape(matrix, x.shape)
 
 
