@@ -109,12 +109,12 @@ def row(figure: str, unit: str, values: Sequence[float], reference: str = "", th
 
 
 def write(rows: Sequence[dict], hardware: str = "") -> None:
-    """Print rows, and put them into results/benchmark.csv in place of older ones of the same figures."""
+    """Print rows, and put them into results/benchmark.csv in place of older ones of the same figures and hardware."""
     table = pd.DataFrame(rows).assign(date=datetime.date.today().isoformat(), hardware=hardware or processor())
     print(table.drop(columns=["date", "hardware"]).to_string(index=False, float_format="{:.4g}".format))
     if TABLE.is_file():
         old = pd.read_csv(TABLE)
-        table = pd.concat([old[~old.figure.isin(table.figure)], table])
+        table = pd.concat([old[~(old.figure.isin(table.figure) & old.hardware.isin(table.hardware))], table])
     with images.atomic(TABLE) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4g")
     print(f"{TABLE} has these figures now, in place of earlier ones")
@@ -122,9 +122,9 @@ def write(rows: Sequence[dict], hardware: str = "") -> None:
 
 def processor() -> str:
     """Name the processor and the cores that are used."""
-    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    name = next((line.split(":")[1].strip() for line in info.splitlines() if "model name" in line), sys.platform)
-    return f"{engines.cores()} cores of {name}" + (" with AMX" if "amx_bf16" in info else "")
+    has = engines.cpu()
+    amx = " with AMX" if "amx_bf16" in has.get("flags", "") else ""
+    return f"{engines.cores()} cores of {has.get('model name', sys.platform)}{amx}"
 
 
 def in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -1,7 +1,7 @@
 """Run a network that `export.py` wrote, without Keras: by ONNX Runtime or, where it is installed, by OpenVINO.
 
 In float32, or in bfloat16 or int8 where the masks stay the same: the manifest tells their mean Dice with those of
-float32, as export.py measured it, and less than GATE is refused.
+float32 on each kind of processor where `gate.py` measured it, and less than GATE is refused.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import hmac
 import importlib.util
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,21 @@ class Engine:
 def cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@cache
+def cpu() -> dict[str, str]:
+    """Describe the first core as Linux does, by vendor_id, "model name", flags …; elsewhere nothing."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().partition("\n\n")[0].splitlines() if path.is_file() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def kind_of_cpu() -> str:
+    """Name the maker and what multiplies in reduced precision: between such kinds OpenVINO's masks differ."""
+    has, flags = cpu(), cpu().get("flags", "").split()
+    best = [name for name in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2") if name in flags]
+    return " ".join([has.get("vendor_id", platform.machine()), *best[:1]])
 
 
 def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
@@ -132,8 +148,8 @@ def has_bfloat16() -> bool:
 def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, str]:
     """Choose engine and precision: auto is OpenVINO in bfloat16 where that may be, else ONNX Runtime in float32.
 
-    dice: of the masks with those of float32, by "openvino bfloat16", "openvino int8" and "onnxruntime int8". Raises
-    UserError for what may not or cannot be.
+    dice: of the masks with those of float32 on this kind of processor, by "openvino bfloat16", "openvino int8" and
+    "onnxruntime int8". Raises UserError for what may not or cannot be.
     """
     for name, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
         if value not in known:
@@ -142,15 +158,16 @@ def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, st
     if precision == "auto":
         precision = "bfloat16" if bfloat16 and engine != "onnxruntime" else "float32"
     if engine == "auto":
-        engine = "openvino" if precision == "bfloat16" or (precision == "int8" and has_openvino()) else "onnxruntime"
+        integers = precision == "int8" and has_openvino() and dice.get("openvino int8", 0) >= GATE
+        engine = "openvino" if precision == "bfloat16" or integers else "onnxruntime"
     kind = f"{engine} {precision}"
     if precision == "bfloat16" and (engine == "onnxruntime" or (has_openvino() and not has_bfloat16())):
         raise UserError("precision bfloat16 needs --engine openvino and a processor that has it")
     if precision != "float32" and not dice.get(kind, 0) >= GATE:
         found = f"{dice[kind]:.4f}" if kind in dice else "not measured"
         raise UserError(
-            f"{kind}: the Dice of its masks with those of float32 is {found}; expected at least {GATE} in "
-            "manifest.json. Take --precision float32, or export where this engine is installed"
+            f"{kind}: the Dice of its masks with those of float32 on {kind_of_cpu()} is {found}; expected at least "
+            f"{GATE} in manifest.json. Take --precision float32, or, where it is not measured, run python gate.py"
         )
     if engine == "openvino" and not has_openvino():
         raise UserError("engine openvino is not installed: pip install openvino")
@@ -183,7 +200,7 @@ def load(
         raise UserError(f"{path} is run by --precision int8 and the name of the file that it was made from")
     try:
         manifest = json.loads(path.with_name("manifest.json").read_text())
-        facts, dice = manifest["facts"], manifest.get("precisions", {})
+        facts, dice = manifest["facts"], manifest.get("precisions", {}).get(kind_of_cpu(), {})
         content = read_checked(path, manifest)
         engine, precision = choose(engine, precision, dice)
         if precision == "int8":
@@ -198,9 +215,7 @@ def load(
     if facts.get("preparation") != images.PREPARATION:
         raise UserError(f"{path} expects images prepared by {facts.get('preparation')!r}, not {images.PREPARATION!r}")
     try:
-        opened = (
-            open_openvino(content, threads, precision) if engine == "openvino" else open_onnxruntime(content, threads)
-        )
+        opened = {"openvino": open_openvino, "onnxruntime": open_onnxruntime}[engine](content, threads, precision)
     except ImportError as error:
         raise UserError(f"{engine} is not installed ({error}): pip install {engine}") from None
     except Exception as error:

@@ -266,7 +266,7 @@ def corrupted(run: Path) -> None:
             spoilt = [corruptions.corrupt(name, scan.pixels[0], ids[0], number) for name in corruptions.CORRUPTIONS]
             found = predict.segment(members, [images.Scan(picture[None]) for picture, _ in spoilt], config)
             for name, (_, truth), result in zip(corruptions.CORRUPTIONS, spoilt, found, strict=True):
-                scores = metrics.score_classes(truth, predict.decide(result.probs, facts), facts["classes"])
+                scores = metrics.score_classes(truth, images.decide(result.probs, facts), facts["classes"])
                 rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
     table = pd.DataFrame(rows).groupby("corruption", sort=False)[["dice", "iou", "nsd", "hd95"]].mean().reset_index()
     table["loss"] = table.dice[0] - table.dice

@@ -5,8 +5,8 @@
     export/unet.onnx       the network for ONNX Runtime, prepared images in, probabilities out, facts as metadata
     export/unet-int8.onnx  the same in 8-bit integers, calibrated on training images
     export/manifest.json   facts, SHA-256 of every file, how many pixels agree with files/model.h5, and for each reduced
-                           precision the mean Dice of its masks with those of float32: on the run's validation images
-                           where it has some, or those named, never on those that calibrated
+                           precision the mean Dice of its masks with those of float32 on this kind of processor: of the
+                           run's validation images where it has some, or those named, never of those that calibrated
 
 Needs `pip install -r requirements-export.txt` and the TensorFlow backend.
 """
@@ -25,12 +25,11 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import ops
-from tqdm import tqdm
 
 import cli
 import engines
+import gate
 import images
-import metrics
 import phantom
 import predict
 import utils
@@ -259,37 +258,15 @@ def compare(model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Seq
             "onnx": run_onnx(prepared),
         }
         for name, values in found.items():
-            ids = predict.decide(images.restore(values[0], shape), facts)
-            same[name].append(float(np.mean(ids == predict.decide(probs, facts))))
+            ids = images.decide(images.restore(values[0], shape), facts)
+            same[name].append(float(np.mean(ids == images.decide(probs, facts))))
         if "encoded" not in saved.signatures:
             continue
         content = saved.signatures["encoded"](image_bytes=tf.constant([path.read_bytes()]))["mask_png"].numpy()[0]
         mask = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         scale = 255 if len(facts["classes"]) == 1 else 1
-        same.setdefault("saved_model, encoded", []).append(float(np.mean(mask == scale * predict.decide(probs, plain))))
+        same.setdefault("saved_model, encoded", []).append(float(np.mean(mask == scale * images.decide(probs, plain))))
     return {name: float(np.mean(shares)) for name, shares in same.items()}
-
-
-def measure_precisions(facts: dict[str, Any], out_dir: Path, paths: Sequence[Path]) -> dict[str, float]:
-    """Give for each engine and reduced precision that run here the mean Dice of their masks with those of float32."""
-    exact, integers = ((out_dir / name).read_bytes() for name in ("unet.onnx", "unet-int8.onnx"))
-    runs = {"onnxruntime int8": engines.open_onnxruntime(integers)}
-    if engines.has_openvino():
-        runs["openvino int8"] = engines.open_openvino(integers)
-    if engines.has_bfloat16():
-        runs["openvino bfloat16"] = engines.open_openvino(exact, precision="bfloat16")
-    scores: dict[str, list[float]] = {name: [] for name in runs}
-    reference = engines.open_onnxruntime(exact)
-    for path in tqdm(paths, "comparing precisions", unit="image", disable=None):
-        scan = images.read_scan(path)
-        prepared = predict.prepare(scan, tuple(facts["image_size"]), facts)
-        truth, *found = (
-            predict.decide(images.restore(predict.infer(run, prepared)[0], scan.pixels.shape[1:3]), facts)
-            for run in (reference, *runs.values())
-        )
-        for name, ids in zip(runs, found, strict=True):
-            scores[name].append(metrics.score_classes(truth, ids, facts["classes"])["dice"])
-    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def checksum(path: Path) -> str:
@@ -325,21 +302,18 @@ def export(config: Config) -> dict[str, Any]:
     split = Path(config.model).with_name("split.csv").is_file()
     source = Path(config.images).name if config.images else "of the split.csv beside the model" if split else "phantoms"
     agreement = compare(model, facts, out_dir, paths)
-    precisions = measure_precisions(facts, out_dir, measured)
+    precisions = gate.measure(out_dir / "unet.onnx", facts, measured)
     files = sorted(path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json")
     manifest = {
         "facts": facts,
         "model_sha256": checksum(Path(config.model)),
         "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
         "agreement": {"images": len(paths), **agreement},
-        "precisions": precisions,
-        "measured_on": f"{len(measured)} images, {source}",
+        "precisions": {engines.kind_of_cpu(): {**precisions, "images": f"{len(measured)}, {source}"}},
     }
     for name, share in agreement.items():
         print(f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images")
-    for name, dice in precisions.items():
-        told = "may be used" if dice >= engines.GATE else f"not used, as less than {engines.GATE}"
-        print(f"{name:22} Dice {dice:.5f} with the masks of float32, {told}")
+    gate.tell(precisions)
     if min(agreement["saved_model"], agreement["onnx"]) < 0.9999:
         raise UserError(f"{out_dir}: a format's masks are not those of {config.model}; do not serve it")
     with images.atomic(out_dir / "manifest.json") as temporary:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -432,6 +433,12 @@ def clean(ids: np.ndarray, parts: list[int]) -> np.ndarray:
         cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
         cleaned[(filled > 0) & (cleaned == 0)] = i
     return cleaned
+
+
+def decide(probs: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """Turn probabilities (H, W, K) into class ids (H, W), cleaned as the model file says."""
+    ids = to_ids(probs, facts["threshold"])
+    return clean(ids, facts["clean"]) if facts.get("clean") else ids
 
 
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:

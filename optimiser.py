@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from keras import KerasTensor, ops
 
-
 PARTS = 3, 2  # Newton's and Schulz's five rounds; all in one would diverge in TF32, a GPU's float32
 
 

@@ -235,12 +235,6 @@ def weigh(votes: np.ndarray, counted: int, config: Config, facts: dict[str, Any]
     return Segmentation(probs, votes.std(0).max(-1), apart)
 
 
-def decide(probs: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
-    """Turn probabilities (H, W, K) into class ids (H, W), cleaned as the model file says."""
-    ids = images.to_ids(probs, facts["threshold"])
-    return images.clean(ids, facts["clean"]) if facts.get("clean") else ids
-
-
 class Found(NamedTuple):
     """What is found in one scan."""
 
@@ -253,7 +247,7 @@ def collect(results: Iterator[Segmentation], count: int, facts: dict[str, Any]) 
     """Take the next `count` slices of `segment`, decided and put together."""
     ids, spreads, apart = [], [], []
     for result in itertools.islice(results, count):
-        ids.append(decide(result.probs, facts))
+        ids.append(images.decide(result.probs, facts))
         spreads.append(result.uncertainty)
         apart.append(result.disagreement)
     return Found(np.stack(ids), None if spreads[0] is None else np.stack(spreads), float(np.mean(apart)))

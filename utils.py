@@ -18,6 +18,7 @@ import h5py
 import keras
 import numpy as np
 
+import engines
 import images
 from images import UserError
 
@@ -41,7 +42,7 @@ def has_amx() -> bool:
 
     AVX512-BF16 alone does not pay: the step takes longer than in float32 (README, "On a GPU workstation").
     """
-    return "amx_bf16" in (Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else "")
+    return "amx_bf16" in engines.cpu().get("flags", "").split()
 
 
 def _has_fast_bfloat16() -> bool:

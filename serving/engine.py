@@ -71,8 +71,7 @@ class Network:
     def decide(self, probs: np.ndarray, prepared: Prepared) -> Found:
         """Decide an image's mask from its probabilities (1, h, w, K)."""
         whole = images.restore(probs[0], prepared.shape)
-        ids = images.to_ids(whole, self.facts["threshold"])
-        ids = images.clean(ids, self.facts["clean"]) if self.facts.get("clean") else ids
+        ids = images.decide(whole, self.facts)
         own = probs[0][images.fit(prepared.shape, probs.shape[1:3])]  # without padding
         decided = images.to_ids(own, self.facts["threshold"]) > 0
         sure = np.where(decided, own[..., 0], 1 - own[..., 0]) if own.shape[-1] == 1 else own.max(-1)

@@ -1,0 +1,108 @@
+"""May a network compute in reduced precision here? Compare its masks with those of float32, and note the answer.
+
+    python gate.py --images DIR [--model export/unet.onnx]
+
+Writes into the manifest beside the model what `engines.py` asks for, under this kind of processor. `export.py` does so
+where it runs; run this where the network is served, if that is of another kind: OpenVINO's int8 masks of one and the
+same file had a mean Dice of 0.9994 with float32's on an Intel with AMX, and of 0.997 on an AMD. It needs no Keras.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cli
+import engines
+import images
+from images import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared, on which images."""
+
+    images: str  # a file or folder of images such as the model will see, but not those that it was trained on
+    model: str = "export/unet.onnx"  # what export.py wrote
+    checked: int = 20  # how many of them
+
+
+def mean_dice(truth: np.ndarray, found: np.ndarray, classes: int) -> float:
+    """Average the Dice of class ids (H, W) over the classes; a class that both lack has 1."""
+    scores = []
+    for i in range(1, classes + 1):
+        pair = truth == i, found == i
+        both = sum(int(mask.sum()) for mask in pair)
+        scores.append(2 * int((pair[0] & pair[1]).sum()) / both if both else 1.0)
+    return float(np.mean(scores))
+
+
+def measure(model: Path, facts: dict[str, Any], paths: Sequence[Path]) -> dict[str, float]:
+    """Give for each engine and reduced precision that run here the mean Dice of their masks with those of float32.
+
+    model: an ONNX file, its int8 version beside it. An image that cannot be read is named and left out. Raises
+    UserError if none is left.
+    """
+    exact, integers = (path.read_bytes() for path in (model, model.with_name(f"{model.stem}-int8.onnx")))
+    runs = {"onnxruntime int8": engines.open_onnxruntime(integers)}
+    if engines.has_openvino():
+        runs["openvino int8"] = engines.open_openvino(integers)
+    if engines.has_bfloat16():
+        runs["openvino bfloat16"] = engines.open_openvino(exact, precision="bfloat16")
+    scores: dict[str, list[float]] = {name: [] for name in runs}
+    reference, window = engines.open_onnxruntime(exact), facts.get("window", "")
+    for path in paths:
+        try:
+            scan = images.read_scan(path, window)
+        except UserError as error:
+            print(f"{path}: {error}; left out")
+            continue
+        for picture in images.prepare_scan(scan, reference.input_shape[:2], facts["channels"], window):
+            prepared = picture[None].astype(np.float32) / 255
+            truth, *found = (
+                images.decide(images.restore(one.run(prepared)[0], scan.pixels.shape[1:3]), facts)
+                for one in (reference, *runs.values())
+            )
+            for name, ids in zip(runs, found, strict=True):
+                scores[name].append(mean_dice(truth, ids, len(facts["classes"])))
+    if not scores["onnxruntime int8"]:
+        raise UserError(f"none of the {len(paths)} files can be read, so nothing was compared")
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def tell(precisions: dict[str, float]) -> None:
+    """Print what may be used."""
+    for name, dice in precisions.items():
+        told = "may be used" if dice >= engines.GATE else f"not used, as less than {engines.GATE}"
+        print(f"{name:22} Dice {dice:.5f} with the masks of float32, {told}")
+
+
+def list_images(source: Path) -> list[Path]:
+    """List the images of a folder, or one file. Raises UserError where there are none."""
+    paths = [source] if source.is_file() else sorted(filter(images.is_image, source.glob("*")))
+    if not paths:
+        raise UserError(f"no images at {source}; name a file or folder of some with --images")
+    return paths
+
+
+def main(config: Config) -> None:
+    """Measure, tell, and note it in the manifest. Raises UserError."""
+    if config.checked < 1:
+        raise UserError(f"checked is {config.checked}; expected at least 1")
+    model, source = Path(config.model), Path(config.images)
+    facts = engines.load(model, "onnxruntime", "float32")[1]
+    paths = list_images(source)[: config.checked]
+    precisions, place = measure(model, facts, paths), model.with_name("manifest.json")
+    tell(precisions)
+    manifest = json.loads(place.read_text())
+    manifest["precisions"][engines.kind_of_cpu()] = {**precisions, "images": f"{len(paths)}, {source.name}"}
+    with images.atomic(place) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2))
+    print(f"{place} has this for {engines.kind_of_cpu()} now")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
