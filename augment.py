@@ -3,12 +3,32 @@
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 STRENGTHS = ("none", "mild", "strong", "free")
+
+
+class Amounts(NamedTuple):
+    """How much of each plain step there is, low and high; `on_device.py` takes them too."""
+
+    scale: tuple[float, float]  # of each axis
+    shift: float  # share of the side
+    rotate: float  # degrees
+    elastic: float  # pixels, before they are made smooth
+    elastic_p: float  # how often
+    light: float  # brightness and contrast
+    gamma: tuple[float, float]
+    downscale: tuple[float, float] | None  # to this share of the side
+    noise: tuple[float, float]  # standard deviation
+
+
+PLAIN = {
+    "mild": Amounts((0.9, 1.1), 0.05, 6, 30, 0.15, 0.25, (0.6, 1.6), None, (0.01, 0.05)),
+    "free": Amounts((0.7, 1.4), 0.1, 180, 60, 0.3, 0.3, (0.5, 2.0), (0.4, 0.8), (0.01, 0.07)),
+}
 
 
 def mirrored_ids(names: Sequence[str]) -> np.ndarray | None:
@@ -64,6 +84,22 @@ def own_transforms(order: np.ndarray) -> tuple[Any, Any]:
     return Mirror, Opacity
 
 
+def plain(amounts: Amounts) -> list[Any]:
+    """Make the steps that suit any modality."""
+    import albumentations as A
+
+    shift, turn = amounts.shift, amounts.rotate
+    return [
+        A.Affine(scale=amounts.scale, translate_percent=(-shift, shift), rotate=(-turn, turn), p=0.9),
+        A.ElasticTransform(alpha=amounts.elastic, sigma=6, p=amounts.elastic_p),
+        A.RandomBrightnessContrast(amounts.light, amounts.light, p=0.5),
+        A.RandomGamma(tuple(round(100 * one) for one in amounts.gamma), p=0.5),
+        *([A.Downscale(scale_range=amounts.downscale, p=0.2)] if amounts.downscale else []),
+        A.GaussNoise(amounts.noise, p=0.3),
+        A.GaussianBlur((3, 5), p=0.2),
+    ]
+
+
 def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
     """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K), see `Dataset`, seeded.
 
@@ -75,20 +111,11 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
 
     order = mirrored_ids(names)
     Mirror, Opacity = own_transforms(np.arange(len(names) + 1) if order is None else order)
-    flip, elastic = Mirror(p=0 if order is None else 0.5), A.ElasticTransform(alpha=30, sigma=6, p=0.15)
-    mild = [
-        flip,
-        A.Affine(scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), rotate=(-6, 6), p=0.9),
-        elastic,
-        A.RandomBrightnessContrast(0.25, 0.25, p=0.5),
-        A.RandomGamma((60, 160), p=0.5),
-        A.GaussNoise((0.01, 0.05), p=0.3),
-        A.GaussianBlur((3, 5), p=0.2),
-    ]
+    flip = Mirror(p=0 if order is None else 0.5)
     strong = [
         flip,
         A.Affine(scale=(0.75, 1.2), translate_percent=(-0.08, 0.08), rotate=(-15, 15), shear=(-4, 4), p=0.9),
-        elastic,
+        A.ElasticTransform(alpha=30, sigma=6, p=0.15),
         A.OneOf(  # film edges and collimators: black or white from one or more sides
             [A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill) for fill in (0, 0, 255)],
             p=0.3,
@@ -104,15 +131,5 @@ def augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any
         A.GaussianBlur((3, 7), p=0.2),
         A.ImageCompression(quality_range=(15, 70), p=0.1),
     ]
-    free = [
-        flip,
-        A.Affine(scale=(0.7, 1.4), translate_percent=(-0.1, 0.1), rotate=(-180, 180), p=0.9),
-        A.ElasticTransform(alpha=60, sigma=6, p=0.3),
-        A.RandomBrightnessContrast(0.3, 0.3, p=0.5),
-        A.RandomGamma((50, 200), p=0.5),
-        A.Downscale(scale_range=(0.4, 0.8), p=0.2),
-        A.GaussNoise((0.01, 0.07), p=0.3),
-        A.GaussianBlur((3, 5), p=0.2),
-    ]
-    steps = {"none": [], "mild": mild, "strong": strong, "free": free}
+    steps = {"none": [], "strong": strong} | {name: [flip, *plain(amounts)] for name, amounts in PLAIN.items()}
     return A.Compose(steps[strength], seed=seed, mask_interpolation=cv2.INTER_LINEAR)

@@ -358,13 +358,16 @@ class Batches(keras.utils.PyDataset):
                 self.ahead[number] = self.threads.submit(self.make, *divmod(number, len(self)))
         return self.ahead.pop(place).result()
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Put the images of an epoch in order, some of them several times."""
+        if not self.strength:
+            return self.rows
+        rng, repeats = np.random.default_rng((self.seed, epoch)), -(-self.count // len(self.rows))
+        return np.concatenate([rng.permutation(self.rows) for _ in range(repeats)])[: self.count]
+
     def make(self, epoch: int, index: int) -> tuple[np.ndarray, ...]:
         """Make a batch."""
-        order = self.rows
-        if self.strength:
-            rng, repeats = np.random.default_rng((self.seed, epoch)), -(-self.count // len(order))
-            order = np.concatenate([rng.permutation(order) for _ in range(repeats)])[: self.count]
-        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         fill = -len(rows) % self.share.devices
         weights = np.append(np.full(len(rows), 1 + self.missing / self.count), np.zeros(fill)).astype(np.float32)
         rows = np.append(rows, np.repeat(rows[-1:], fill))
@@ -390,11 +393,14 @@ class Batches(keras.utils.PyDataset):
         self.epoch += 1
 
 
-def with_background(masks: np.ndarray) -> np.ndarray:
-    """Put what several classes leave of each pixel before them, as a class of its own; a single one needs none."""
+def with_background(masks: np.ndarray, numpy: Any = np) -> np.ndarray:
+    """Put what several classes leave of each pixel before them, as a class of its own; a single one needs none.
+
+    numpy: or JAX's, for its arrays.
+    """
     if masks.shape[-1] == 1:
         return masks
-    return np.concatenate([np.maximum(1 - masks.sum(-1, keepdims=True), 0), masks], axis=-1)
+    return numpy.concatenate([numpy.maximum(1 - masks.sum(-1, keepdims=True), 0), masks], axis=-1)
 
 
 # ------------------------------------------------------------------------------------------------------ command line

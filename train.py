@@ -84,6 +84,7 @@ import data
 import draw
 import images
 import metrics
+import on_device
 import pairing
 import phantom
 import predict
@@ -274,7 +275,8 @@ def fit(
     share = cluster.share()
     if config.batch_size % share.devices:
         raise UserError(f"batch_size is {config.batch_size}; expected a multiple of the {share.devices} devices")
-    batches = data.Batches(
+    place = on_device if on_device.suits(dataset, config.augmentation, share) else data
+    batches = place.Batches(
         dataset,
         rows["train"],
         names,
@@ -284,7 +286,7 @@ def fit(
         at_least=config.epoch_images,
         share=share,
     )
-    held_out = data.Batches(dataset, rows["val"], names, config.batch_size, share=share)
+    held_out = place.Batches(dataset, rows["val"], names, config.batch_size, share=share)
     validation = held_out if len(rows["val"]) else None
     for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
         if start == end or len(history) > end:
