@@ -286,8 +286,8 @@ def fit(
         at_least=config.epoch_images,
         share=share,
     )
-    held_out = place.Batches(dataset, rows["val"], names, config.batch_size, share=share)
-    validation = held_out if len(rows["val"]) else None
+    held_out = rows["val"]
+    validation = place.Batches(dataset, held_out, names, config.batch_size, share=share) if len(held_out) else None
     for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
         if start == end or len(history) > end:
             continue
