@@ -56,7 +56,7 @@ class Config:
     output: str  # where the masks go; what is there already is not made again
     model: str = "export/unet.onnx"  # what `python export.py` wrote
     engine: str = "auto"  # as in predict.py, chosen here and the same on every machine
-    precision: str = "auto"  # likewise
+    precision: str = "auto"  # likewise; machines of several kinds want float32, or gate.py run on each
     workers: int = 0  # at most; 0 is what the machines' CPUs allow, also those of machines that join later
     cpus: int = 1  # of a worker
     batch: int = 64  # images in a task; a worker that dies loses at most these

@@ -98,7 +98,8 @@ def main(config: Config) -> None:
     precisions, place = measure(model, facts, paths), model.with_name("manifest.json")
     tell(precisions)
     manifest = json.loads(place.read_text())
-    manifest["precisions"][engines.kind_of_cpu()] = {**precisions, "images": f"{len(paths)}, {source.name}"}
+    noted = {**precisions, "images": f"{len(paths)}, {source.name}"}
+    manifest.setdefault("precisions", {})[engines.kind_of_cpu()] = noted
     with images.atomic(place) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2))
     print(f"{place} has this for {engines.kind_of_cpu()} now")
