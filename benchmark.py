@@ -122,9 +122,11 @@ def write(rows: Sequence[dict], hardware: str = "") -> None:
 
 def processor() -> str:
     """Name the processor and the cores that are used."""
-    has = engines.cpu()
+    import utils
+
+    has, gpus = engines.cpu(), [f"{gpu} by {keras.backend.backend()}, " for gpu in utils.gpus()]
     amx = " with AMX" if "amx_bf16" in has.get("flags", "") else ""
-    return f"{engines.cores()} cores of {has.get('model name', sys.platform)}{amx}"
+    return f"{''.join(gpus)}{engines.cores()} cores of {has.get('model name', sys.platform)}{amx}"
 
 
 def in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -160,6 +162,7 @@ def installed(name: str) -> bool:
 @contextlib.contextmanager
 def apart(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], float]]]:
     """Give each call, a function and its arguments, a process of its own: the threads of one library slow another's."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or the first has most of a GPU's memory
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in calls}
@@ -185,19 +188,20 @@ def multiply(side: int, count: int) -> float:
 
 
 @cache
-def make_step(kind: str, width: int) -> Callable[[int], float]:
-    """Build the default network with so many filters: a function that tells the seconds of so many steps."""
+def make_step(kind: str, config: Any) -> Callable[[int], float]:
+    """Build the network of a `train.Config`: a function that tells the seconds of so many steps, or predictions."""
     import train
     import utils
 
-    config = train.Config(filters=width)
     size = config.batch_size, config.image_size, config.image_size, 1
     x = np.random.default_rng(0).random(size, np.float32)
     y = np.float32(x > 0.5)
-    if kind == "Keras":
+    if kind.startswith("Keras"):
         utils.set_precision("auto")
         model = train.make_network(config, ["foreground"], Path(), resumed=False)
         train.compile_network(model, config, 10_000)
+        if kind == "Keras, prediction":
+            return lambda count: count / steps_per_second(lambda: model.predict_on_batch(x), count)
         return lambda count: fit_seconds(model, Repeated(x, y, count))
     import torch
 
@@ -205,42 +209,49 @@ def make_step(kind: str, width: int) -> Callable[[int], float]:
 
     torch.set_num_threads(engines.cores())
     precision = "bfloat16" if utils.has_amx() else "float32"
-    model = rival.UNet(1, width).to(memory_format=torch.channels_last)
+    model = rival.UNet(1, config.filters).to(memory_format=torch.channels_last)
     step = rival.make_step(torch.compile(model) if kind == "PyTorch compiled" else model, precision)
     return lambda count: count / steps_per_second(lambda: step(x, y), count)
 
 
-def step_rate(kind: str, width: int, count: int) -> float:
-    """Measure training steps: images per second."""
-    import train
-
-    return train.Config.batch_size * count / make_step(kind, width)(count)
+def step_rate(kind: str, config: Any, count: int) -> float:
+    """Measure training steps, or predictions: images per second."""
+    return config.batch_size * count / make_step(kind, config)(count)
 
 
-def training(*, filters: str = "8,16", rounds: int = 7, steps: int = 20) -> None:
-    """Measure the training step of the default network and of wider ones, in images per second.
+def training(
+    *, filters: str = "8,16", image_size: int = 128, batch_size: int = 8, rounds: int = 7, steps: int = 20
+) -> None:
+    """Measure the training step of the default network and of wider ones, and Keras's prediction: images per second.
 
     Args:
         filters: of the first level, separated by commas
+        image_size: pixels
+        batch_size: images
         rounds: how often each is measured
         steps: of each measurement
+
+    The paper's network on a GPU: --filters 64 --image-size 512 --batch-size 16. PyTorch is measured on CPUs only.
     """
     import train
+    import utils
 
-    rows, config = [], train.Config()
-    kinds = ["Keras", *(["PyTorch", "PyTorch compiled"] if installed("torch") else [])]
-    product = f"product of {PRODUCT}x{PRODUCT} matrices"
+    rows = []
+    kinds = ["Keras", *(["PyTorch", "PyTorch compiled"] if not utils.gpus() and installed("torch") else [])]
+    product, more = f"product of {PRODUCT}x{PRODUCT} matrices", "Keras, prediction"
     for width in map(int, filters.split(",")):
-        measured = {kind: (step_rate, kind, width, steps) for kind in kinds} | {product: (multiply, PRODUCT, steps)}
-        with apart(measured) as calls:
+        config = train.Config(filters=width, image_size=image_size, batch_size=batch_size)
+        measured = {kind: (step_rate, kind, config, steps) for kind in (*kinds, more)}
+        with apart(measured | {product: (multiply, PRODUCT, steps)}) as calls:
             found = in_turn(calls, rounds)
-        what = f"training step, {config.image_size}x{config.image_size}, {width} filters, batch {config.batch_size}"
+        what = f"training step, {image_size}x{image_size}, {width} filters, batch {batch_size}"
         for reference in kinds[1:]:
             rows.append(row(f"{what}: {reference}", "images/s", found[reference]))
         for reference in kinds[1:] or [""]:
             than = found.get(reference, ())
             rows.append(row(f"{what}: Keras, beside {reference}", "images/s", found["Keras"], reference, than))
-        model = train.make_network(train.Config(filters=width), ["foreground"], Path(), resumed=False)
+        rows.append(row(f"{what}: {more} alone", "images/s", found[more]))
+        model = train.make_network(config, ["foreground"], Path(), resumed=False)
         teras = [[rate * each / 1e12 for rate in found[of]] for of, each in (("Keras", flops(model)), (product, 1))]
         rows.append(row(f"{what}: Keras, its convolutions", "TFLOP/s", teras[0], product, teras[1]))
     write(rows)
@@ -250,7 +261,9 @@ def fit_seconds(model: Any, batches: Any) -> float:
     """Time the steps of an epoch of `fit`, as train.py runs it, without what comes before its first one ends."""
     times: list[float] = []
     clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: times.append(time.perf_counter()))
+    clock.async_safe = True  # as the Recorder is
     model.fit(batches, verbose=0, shuffle=False, callbacks=[clock])
+    times.sort()
     return (times[-1] - times[0]) * len(times) / (len(times) - 1)
 
 

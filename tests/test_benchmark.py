@@ -31,5 +31,7 @@ def test_the_table_keeps_other_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     benchmark.write([benchmark.row("a", "s", [1.0]), benchmark.row("b", "s", [2.0])])
     benchmark.write([benchmark.row("b", "s", [3.0])])
-    table = pd.read_csv(benchmark.TABLE).set_index("figure")
-    assert table["median"].to_dict() == {"a": 1, "b": 3} and table.hardware.notna().all()
+    benchmark.write([benchmark.row("a", "s", [4.0])], hardware="another machine")
+    table = pd.read_csv(benchmark.TABLE)
+    assert list(zip(table.figure, table["median"], strict=True)) == [("a", 1), ("b", 3), ("a", 4)]
+    assert list(table.hardware == "another machine") == [False, False, True] and table.hardware.notna().all()
