@@ -103,7 +103,7 @@ def augment(
     picture = jnp.where(happens(0.5), picture ** draw(*amounts.gamma), picture)
     if amounts.downscale:
         picture = jnp.where(happens(0.2), coarsen(picture, draw(*amounts.downscale)), picture)
-    noisy = picture + draw(*amounts.noise) * random.normal(next(keys), picture.shape)
+    noisy = picture + draw(*amounts.noise) * random.normal(next(keys), (*size, 1))
     picture = jnp.where(happens(0.3), jnp.clip(noisy, 0, 1), picture)
     blurred = blur(picture, jnp.where(happens(0.5), 1, 2), draw(0.5, 3.0))
     return jnp.where(happens(0.2), blurred, picture), mask
