@@ -56,7 +56,7 @@ class Config:
     output: str  # where the masks go; what is there already is not made again
     model: str = "export/unet.onnx"  # what `python export.py` wrote
     engine: str = "auto"  # as in predict.py, chosen here and the same on every machine
-    precision: str = "auto"  # likewise; machines of several kinds want float32, or gate.py run on each
+    precision: str = "auto"  # likewise; auto is float32 where the manifest lacks a machine's kind of processor
     workers: int = 0  # at most; 0 is what the machines' CPUs allow, also those of machines that join later
     cpus: int = 1  # of a worker
     batch: int = 64  # images in a task; a worker that dies loses at most these
@@ -186,12 +186,44 @@ def connect() -> None:
         import ray.data
     except ImportError:
         raise UserError("Ray is not installed: pip install -r requirements-archive.txt") from None
+    if ray.is_initialized():
+        return
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # until 2.64; nothing else bounds RETRIES
     ray.init("local" if alone else None, include_dashboard=False, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts images
     context.max_errored_blocks = -1  # a task that is given up shall not stop the others
+
+
+def kinds_of_cpu() -> set[str]:
+    """Ask the cluster's machines that compute for their kinds of processor."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0)(engines.kind_of_cpu)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    return set(ray.get([ask.options(scheduling_strategy=place).remote() for place in places]))
+
+
+def load_for_all(config: Config) -> tuple[engines.Engine, str]:
+    """Load the network in a precision that all machines of the cluster may use; also its checksum. Raises UserError."""
+    path = Path(config.model)
+    opened, _, sha256 = engines.load(path, config.engine, config.precision, 1)
+    if opened.precision == "float32" or not os.environ.get("RAY_ADDRESS"):
+        return opened, sha256
+    connect()
+    name, known = f"{opened.engine} {opened.precision}", json.loads(path.with_name("manifest.json").read_text())
+    lacking = [kind for kind in sorted(kinds_of_cpu()) if known["precisions"].get(kind, {}).get(name, 0) < engines.GATE]
+    if not lacking:
+        return opened, sha256
+    told = f"{name} may not be used on {', '.join(lacking)}, by {path.with_name('manifest.json')}"
+    if config.precision != "auto":
+        raise UserError(f"{told}; take --precision float32, or run gate.py there and add what it notes to this file")
+    print(f"{told}; float32 instead")
+    opened, _, sha256 = engines.load(path, config.engine, "float32", 1)
+    return opened, sha256
 
 
 def check_places(source: Place, target: Place) -> None:
@@ -215,7 +247,7 @@ def main(config: Config) -> None:
     if min(config.cpus, config.batch) < 1 or config.workers < 0:
         raise UserError("expected cpus and batch of at least 1, workers of at least 0")
     path, source, target = Path(config.model), Place(config.input), Place(config.output)
-    opened, _, sha256 = engines.load(path, config.engine, config.precision, 1)  # what is wrong is told before all else
+    opened, sha256 = load_for_all(config)  # what is wrong is told before all else
     kind = opened.engine, opened.precision
     print(f"{path}: {', '.join(kind)}")
     check_places(source, target)

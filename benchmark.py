@@ -162,7 +162,6 @@ def installed(name: str) -> bool:
 @contextlib.contextmanager
 def apart(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], float]]]:
     """Give each call, a function and its arguments, a process of its own: the threads of one library slow another's."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or the first has most of a GPU's memory
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in calls}
@@ -729,6 +728,7 @@ def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: flo
 if __name__ == "__main__":
     from cli import run_cli
 
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or one process has most of a GPU's memory
     commands = [training, pipeline, prediction, start, cold, archive, service, memory]
     run_cli(
         lambda: tyro.extras.subcommand_cli_from_dict({call.__name__: call for call in commands}, description=__doc__)

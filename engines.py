@@ -61,8 +61,11 @@ def cpu() -> dict[str, str]:
 def kind_of_cpu() -> str:
     """Name the maker and what multiplies in reduced precision: between such kinds OpenVINO's masks differ."""
     has, flags = cpu(), cpu().get("flags", "").split()
-    best = [name for name in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2") if name in flags]
-    return " ".join([has.get("vendor_id", platform.machine()), *best[:1]])
+    if flags:
+        known = "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2"
+        return " ".join([has["vendor_id"], *[name for name in known if name in flags][:1]])
+    model = platform.machine(), platform.processor(), has.get("CPU implementer"), has.get("CPU part")
+    return " ".join(filter(None, model))  # Arm, Windows, macOS
 
 
 def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
@@ -160,8 +163,10 @@ def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, st
     if engine == "auto":
         integers = precision == "int8" and has_openvino() and dice.get("openvino int8", 0) >= GATE
         engine = "openvino" if precision == "bfloat16" or integers else "onnxruntime"
+    if engine == "openvino" and not has_openvino():
+        raise UserError("engine openvino is not installed: pip install openvino")
     kind = f"{engine} {precision}"
-    if precision == "bfloat16" and (engine == "onnxruntime" or (has_openvino() and not has_bfloat16())):
+    if precision == "bfloat16" and (engine == "onnxruntime" or not has_bfloat16()):
         raise UserError("precision bfloat16 needs --engine openvino and a processor that has it")
     if precision != "float32" and not dice.get(kind, 0) >= GATE:
         found = f"{dice[kind]:.4f}" if kind in dice else "not measured"
@@ -169,8 +174,6 @@ def choose(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, st
             f"{kind}: the Dice of its masks with those of float32 on {kind_of_cpu()} is {found}; expected at least "
             f"{GATE} in manifest.json. Take --precision float32, or, where it is not measured, run python gate.py"
         )
-    if engine == "openvino" and not has_openvino():
-        raise UserError("engine openvino is not installed: pip install openvino")
     return engine, precision
 
 

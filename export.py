@@ -302,14 +302,14 @@ def export(config: Config) -> dict[str, Any]:
     split = Path(config.model).with_name("split.csv").is_file()
     source = Path(config.images).name if config.images else "of the split.csv beside the model" if split else "phantoms"
     agreement = compare(model, facts, out_dir, paths)
-    precisions = gate.measure(out_dir / "unet.onnx", facts, measured)
+    precisions, count = gate.measure(out_dir / "unet.onnx", facts, measured)
     files = sorted(path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json")
     manifest = {
         "facts": facts,
         "model_sha256": checksum(Path(config.model)),
         "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
         "agreement": {"images": len(paths), **agreement},
-        "precisions": {engines.kind_of_cpu(): {**precisions, "images": f"{len(measured)}, {source}"}},
+        "precisions": {engines.kind_of_cpu(): {**precisions, "images": f"{count}, {source}"}},
     }
     for name, share in agreement.items():
         print(f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images")

@@ -31,20 +31,20 @@ class Config:
 
 
 def mean_dice(truth: np.ndarray, found: np.ndarray, classes: int) -> float:
-    """Average the Dice of class ids (H, W) over the classes; a class that both lack has 1."""
+    """Average the Dice of class ids (H, W) over the classes that are there, in one at least; NaN if none is."""
     scores = []
     for i in range(1, classes + 1):
         pair = truth == i, found == i
-        both = sum(int(mask.sum()) for mask in pair)
-        scores.append(2 * int((pair[0] & pair[1]).sum()) / both if both else 1.0)
-    return float(np.mean(scores))
+        if both := sum(int(mask.sum()) for mask in pair):
+            scores.append(2 * int((pair[0] & pair[1]).sum()) / both)
+    return float(np.mean(scores)) if scores else float("nan")
 
 
-def measure(model: Path, facts: dict[str, Any], paths: Sequence[Path]) -> dict[str, float]:
+def measure(model: Path, facts: dict[str, Any], paths: Sequence[Path]) -> tuple[dict[str, float], int]:
     """Give for each engine and reduced precision that run here the mean Dice of their masks with those of float32.
 
-    model: an ONNX file, its int8 version beside it. An image that cannot be read is named and left out. Raises
-    UserError if none is left.
+    model: an ONNX file, its int8 version beside it. Gives also how many images were compared: one that cannot be read,
+    or in which float32 finds nothing, is named and left out.
     """
     exact, integers = (path.read_bytes() for path in (model, model.with_name(f"{model.stem}-int8.onnx")))
     runs = {"onnxruntime int8": engines.open_onnxruntime(integers)}
@@ -53,24 +53,36 @@ def measure(model: Path, facts: dict[str, Any], paths: Sequence[Path]) -> dict[s
     if engines.has_bfloat16():
         runs["openvino bfloat16"] = engines.open_openvino(exact, precision="bfloat16")
     scores: dict[str, list[float]] = {name: [] for name in runs}
-    reference, window = engines.open_onnxruntime(exact), facts.get("window", "")
+    reference, window, count = engines.open_onnxruntime(exact), facts.get("window", ""), 0
     for path in paths:
         try:
-            scan = images.read_scan(path, window)
+            found = compare(images.read_scan(path, window), facts, [reference, *runs.values()])
         except UserError as error:
             print(f"{path}: {error}; left out")
             continue
-        for picture in images.prepare_scan(scan, reference.input_shape[:2], facts["channels"], window):
-            prepared = picture[None].astype(np.float32) / 255
-            truth, *found = (
-                images.decide(images.restore(one.run(prepared)[0], scan.pixels.shape[1:3]), facts)
-                for one in (reference, *runs.values())
-            )
-            for name, ids in zip(runs, found, strict=True):
-                scores[name].append(mean_dice(truth, ids, len(facts["classes"])))
-    if not scores["onnxruntime int8"]:
-        raise UserError(f"none of the {len(paths)} files can be read, so nothing was compared")
-    return {name: float(np.mean(values)) for name, values in scores.items()}
+        count += 1
+        for name, dice in zip(runs, found, strict=True):
+            scores[name].append(dice)
+    return {name: float(np.mean(values)) for name, values in scores.items() if values}, count
+
+
+def compare(scan: images.Scan, facts: dict[str, Any], networks: Sequence[engines.Engine]) -> list[float]:
+    """Give the Dice of each network's masks with the first one's, averaged over the slices in which either has any.
+
+    Raises UserError where the first one's are all empty.
+    """
+    rows, empty = [], True
+    size, window = networks[0].input_shape[:2], facts.get("window", "")
+    for picture in images.prepare_scan(scan, size, facts["channels"], window):
+        prepared = picture[None].astype(np.float32) / 255
+        truth, *found = (
+            images.decide(images.restore(one.run(prepared)[0], scan.pixels.shape[1:3]), facts) for one in networks
+        )
+        rows.append([mean_dice(truth, ids, len(facts["classes"])) for ids in found])
+        empty = empty and not truth.any()
+    if empty:
+        raise UserError("nothing is found in it")
+    return np.nanmean(rows, axis=0).tolist()
 
 
 def tell(precisions: dict[str, float]) -> None:
@@ -95,10 +107,12 @@ def main(config: Config) -> None:
     model, source = Path(config.model), Path(config.images)
     facts = engines.load(model, "onnxruntime", "float32")[1]
     paths = list_images(source)[: config.checked]
-    precisions, place = measure(model, facts, paths), model.with_name("manifest.json")
+    (precisions, count), place = measure(model, facts, paths), model.with_name("manifest.json")
+    if not count:
+        raise UserError(f"none of the {len(paths)} files shows anything to compare; name others with --images")
     tell(precisions)
     manifest = json.loads(place.read_text())
-    noted = {**precisions, "images": f"{len(paths)}, {source.name}"}
+    noted = {**precisions, "images": f"{count}, {source.name}"}
     manifest.setdefault("precisions", {})[engines.kind_of_cpu()] = noted
     with images.atomic(place) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2))

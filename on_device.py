@@ -31,7 +31,8 @@ def suits(dataset: Dataset, strength: str, share: Share) -> bool:
     import jax
 
     memory = jax.devices()[0].memory_stats() or {}  # a CPU tells nothing
-    return isinstance(dataset.rows, np.ndarray) and dataset.rows.nbytes <= SHARE * memory.get("bytes_limit", 0)
+    most = SHARE * memory.get("bytes_limit", 0) / (1 + 2 * dataset.neighbours)  # each image is there so many times
+    return isinstance(dataset.rows, np.ndarray) and dataset.rows.nbytes <= most
 
 
 class Batches(data.Batches):

@@ -78,7 +78,7 @@ class Recorder(keras.callbacks.Callback):
     A run that is killed makes the epochs since then once more.
     """
 
-    async_safe = True  # the loss is looked at beside the next steps, so that a GPU does not wait for it
+    async_safe = True  # on JAX the loss is looked at beside the next steps, so that a GPU does not wait for it
 
     def __init__(self, config: Any, folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
         super().__init__()

@@ -3,14 +3,21 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_serve import exported  # noqa: F401 (a fixture)
 
 import archive
+import engines
 import images
 from benchmark import TwoNodes, count_masks, wait_until
+from images import UserError
 from serving import engine
 
 pytest.importorskip("ray")
@@ -21,6 +28,14 @@ def cluster():
     running = TwoNodes()
     yield running
     running.stop()
+
+
+def test_machines_tell_their_processors(cluster):
+    code = "import archive; archive.connect(); print(archive.kinds_of_cpu())"
+    asked = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=cluster.settings, capture_output=True, text=True, check=False
+    )
+    assert repr({engines.kind_of_cpu()}) in asked.stdout, asked.stdout + asked.stderr
 
 
 def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_path):  # noqa: F811
@@ -82,3 +97,26 @@ def test_what_cannot_be_is_told(script, exported, phantoms, tmp_path):  # noqa: 
     assert nothing.returncode == 2 and "has no image" in nothing.stderr
     strange = script(tmp_path, "archive.py", "--input", "nosuch://x", "--output", "masks", *model)
     assert strange.returncode == 2 and "cannot be opened" in strange.stderr
+
+
+def test_all_machines_compute_in_a_precision_that_each_may_use(exported, monkeypatch, capsys):  # noqa: F811
+    def load(path, engine, precision, threads):
+        return (
+            SimpleNamespace(engine="openvino", precision="float32" if precision == "float32" else "bfloat16"),
+            {},
+            "x",
+        )
+
+    monkeypatch.setattr(archive.engines, "load", load)
+    monkeypatch.setattr(archive, "connect", lambda: None)
+    monkeypatch.setattr(archive, "kinds_of_cpu", lambda: {"here", "there"})
+    config = archive.Config("scans", "masks", model=str(exported / "unet.onnx"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert archive.load_for_all(config)[0].precision == "bfloat16"  # this machine alone, which load asked for
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert archive.load_for_all(config)[0].precision == "float32"
+    assert "openvino bfloat16 may not be used on here, there" in capsys.readouterr().out
+    with pytest.raises(UserError, match="take --precision float32"):
+        archive.load_for_all(replace(config, precision="bfloat16"))
+    monkeypatch.setattr(archive.engines, "GATE", 0.0)
+    assert archive.load_for_all(config)[0].precision == "bfloat16"

@@ -44,6 +44,7 @@ def test_measured_here_it_counts(elsewhere, script):
     noted = json.loads(elsewhere.with_name("manifest.json").read_text())["precisions"]
     assert set(noted) == {"another", engines.kind_of_cpu()}
     dice = noted[engines.kind_of_cpu()]["onnxruntime int8"]
+    assert noted[engines.kind_of_cpu()]["images"] == "1, scans"  # not the damaged one
     assert 0.9 < dice < 1  # of a phantom, which that model was not made for
     assert f"Dice {dice:.5f}" in done.stdout
     if dice < engines.GATE:
@@ -53,16 +54,44 @@ def test_measured_here_it_counts(elsewhere, script):
         assert engines.load(elsewhere, "onnxruntime", "int8")[0].precision == "int8"
 
 
-@pytest.mark.parametrize(("source", "told"), [("nothing", "no images at"), ("scans/b.png", "none of the 1 files")])
-def test_without_images_nothing_is_noted(elsewhere, source, told):
-    before = elsewhere.with_name("manifest.json").read_text()
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("nothing", "no images at"), ("scans/b.png", "none of the 1 files"), ("black.png", "none of the 1 files")],
+)
+def test_without_images_that_show_something_nothing_is_noted(elsewhere, source, told):
+    folder, before = elsewhere.parent.parent, elsewhere.with_name("manifest.json").read_text()
+    images.write(folder / "black.png", np.zeros((64, 64), np.uint8))  # two empty masks are the same in any precision
     with pytest.raises(UserError, match=told):
-        gate.main(gate.Config(images=str(elsewhere.parent.parent / source), model=str(elsewhere)))
+        gate.main(gate.Config(images=str(folder / source), model=str(elsewhere)))
     assert elsewhere.with_name("manifest.json").read_text() == before
 
 
-def test_its_dice_is_that_of_the_metrics():
+def test_its_dice_is_that_of_the_metrics_without_absent_classes():
     rng = np.random.default_rng(0)
     truth, found = rng.integers(0, 3, (2, 40, 40))
-    assert gate.mean_dice(truth, found, 2) == pytest.approx(metrics.score_classes(truth, found, ["a", "b"])["dice"])
-    assert gate.mean_dice(truth * 0, found * 0, 2) == 1
+    expected = pytest.approx(metrics.score_classes(truth, found, ["a", "b"])["dice"])
+    assert gate.mean_dice(truth, found, 2) == expected == gate.mean_dice(truth, found, 5)
+    assert gate.mean_dice(truth * 0, found, 2) == 0 and np.isnan(gate.mean_dice(truth * 0, found * 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("info", "machine", "expected"),
+    [
+        (
+            {"vendor_id": "GenuineIntel", "flags": "fpu avx2 avx512f avx512_vnni amx_bf16"},
+            "x86_64",
+            "GenuineIntel amx_bf16",
+        ),
+        ({"vendor_id": "AuthenticAMD", "flags": "avx512_bf16 avx_vnni avx2"}, "x86_64", "AuthenticAMD avx512_bf16"),
+        ({"vendor_id": "GenuineIntel", "flags": "fpu"}, "x86_64", "GenuineIntel"),
+        ({"CPU implementer": "0x41", "CPU part": "0xd40", "Features": "i8mm"}, "aarch64", "aarch64 0x41 0xd40"),
+        ({}, "AMD64", "AMD64 Intel64 Family 6 Model 143"),
+    ],
+)
+def test_kinds_of_processors_are_told_apart(info, machine, expected, monkeypatch):
+    monkeypatch.setattr(engines, "cpu", lambda: info)
+    monkeypatch.setattr(engines.platform, "machine", lambda: machine)
+    monkeypatch.setattr(
+        engines.platform, "processor", lambda: "Intel64 Family 6 Model 143" if machine == "AMD64" else ""
+    )
+    assert engines.kind_of_cpu() == expected

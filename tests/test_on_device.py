@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,6 +139,8 @@ def test_it_is_for_one_process_with_jax_and_a_gpu_that_holds_the_images(dataset,
     ):
         monkeypatch.setattr(jax, "devices", lambda devices=devices: devices)
         assert on_device.suits(dataset, strength, share) == expected
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert not on_device.suits(replace(dataset, neighbours=1), "mild", Share())  # three times as large
     monkeypatch.setattr(on_device.keras.backend, "backend", lambda: "tensorflow")
     assert not on_device.suits(dataset, "mild", Share())
 
@@ -146,8 +149,9 @@ def test_it_is_for_one_process_with_jax_and_a_gpu_that_holds_the_images(dataset,
 def test_a_network_learns_from_them(tmp_path, monkeypatch):
     """As on a GPU, but for what computes."""
     code = f"""
-import on_device, train
+import data, on_device, train
 on_device.suits = lambda *_: True
+data.Batches.make = None  # the threads' work
 small = dict(phantoms=40, image_size=64, filters=4, depth=3, epochs=12, cache_dir="")
 log = train.train(train.Config(**small, out_dir={str(tmp_path)!r}))
 print("validation Dice", log.val_dice.max())
@@ -156,3 +160,12 @@ print("validation Dice", log.val_dice.max())
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) > 0.85, done.stdout
+
+
+@pytest.mark.compiled
+def test_nan_stops_where_the_loss_is_read_beside_the_steps(tmp_path, script, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    small = "--phantoms 12 --image-size 32 --filters 2 --depth 2 --epochs 2 --learning-rate 1e30"
+    done = script(tmp_path, "train.py", *small.split())
+    assert done.returncode == 2 and "the loss became nan in epoch 1" in done.stderr, done.stderr
+    assert not (tmp_path / "files" / "model.h5").exists()
