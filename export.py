@@ -26,15 +26,14 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-import cli
-import engines
-import gate
-import images
-import phantom
 import predict
 import utils
-from augment import mirrored_ids
-from images import UserError
+from dataset.phantoms import make_phantoms
+from imaging import formats, preprocess
+from imaging.labels import mirrored_channels
+from inference import engines, postprocess, precision_check, segment
+from inference.inputs import list_inputs
+from utils import UserError, atomic
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green, blue, as OpenCV's
 
@@ -45,18 +44,23 @@ class Config:
 
     model: str = "files/model.h5"  # the model file
     out_dir: str = "export"  # where it goes
-    images: str = ""  # a file or folder to check on; "" takes images of the model's run, or phantoms
+    images: str = (
+        ""  # a file or folder to check on; "" takes images of the model's run, or phantoms
+    )
     checked: int = 20  # how many of them; so many more calibrate the integers
 
 
-def deployed(model: keras.Model, facts: dict[str, Any]) -> keras.Model:
+def with_mirror(model: keras.Model, facts: dict[str, Any]) -> keras.Model:
     """Build the network that gives what `predict.py` decides on: averaged with the mirror where the facts say so."""
     inputs = keras.Input(model.input_shape[1:], name="image")
     probs = model(inputs)
     if facts.get("mirror"):
         mirrored = ops.flip(model(ops.flip(inputs, axis=2)), axis=2)
-        order = mirrored_ids(facts["classes"])
-        probs = (probs + (mirrored if len(order) == 2 else ops.take(mirrored, order.astype("int32"), axis=-1))) / 2
+        order = mirrored_channels(facts["classes"])
+        probs = (
+            probs
+            + (mirrored if len(order) == 2 else ops.take(mirrored, order.astype("int32"), axis=-1))
+        ) / 2
     return keras.Model(inputs, keras.layers.Identity(name="probabilities", dtype="float32")(probs))
 
 
@@ -69,14 +73,18 @@ def write_onnx(network: keras.Model, facts: dict[str, Any], path: Path) -> None:
         import onnx
         import tf2onnx  # noqa: F401 (Keras needs it)
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install -r requirements-export.txt") from None
-    with images.atomic(path) as temporary:
+        raise UserError(
+            f"{error.name} is not installed: pip install -r requirements-export.txt"
+        ) from None
+    with atomic(path) as temporary:
         network.export(temporary, format="onnx", verbose=False)
         graph = onnx.load(temporary)
         for value in (graph.graph.input[0], graph.graph.output[0]):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         rename_output(graph, "probabilities")
-        onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in facts.items()})
+        onnx.helper.set_model_props(
+            graph, {name: json.dumps(value) for name, value in facts.items()}
+        )
         onnx.checker.check_model(graph, full_check=True)
         onnx.save(graph, temporary)
 
@@ -103,7 +111,7 @@ def write_int8(source: Path, path: Path, prepared: Sequence[np.ndarray]) -> None
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.feeds, None)
 
-    with images.atomic(path) as temporary, tempfile.TemporaryDirectory() as folder:
+    with atomic(path) as temporary, tempfile.TemporaryDirectory() as folder:
         fused = Path(folder) / "fused.onnx"
         quant_pre_process(source, fused, skip_symbolic_shape=True)
         quantize_static(fused, temporary, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
@@ -146,7 +154,9 @@ def _prepare(content: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
     image = tf.cast(image[..., :3], tf.float32)
     if channels == 1:
         image = tf.cond(
-            tf.shape(image)[-1] == 3, lambda: tf.reduce_sum(image * GREY, -1, keepdims=True), lambda: image[..., :1]
+            tf.shape(image)[-1] == 3,
+            lambda: tf.reduce_sum(image * GREY, -1, keepdims=True),
+            lambda: image[..., :1],
         )
     else:
         image = image * tf.ones(channels)
@@ -154,13 +164,17 @@ def _prepare(content: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
     inner, start = _box(shape, size)
     small = _resize(image, inner)
     if facts.get("window"):
-        centre, width = images.parse_window(facts["window"])
-        deep = tf.strings.substr(content, 24, 1) == b"\x10"  # a PNG of 16 bits; 8 bits were stretched to 16
+        centre, width = preprocess.parse_window(facts["window"])
+        deep = (
+            tf.strings.substr(content, 24, 1) == b"\x10"
+        )  # a PNG of 16 bits; 8 bits were stretched to 16
         unit = tf.where(deep, 1.0, 65535 / 255)
         low, high = unit * (centre - width / 2), unit * (centre + width / 2)
     else:
         ranked = tf.sort(tf.reshape(small, [-1]))
-        places = tf.constant(images.PERCENTILES) / 100 * tf.cast(tf.size(ranked) - 1, tf.float32)
+        places = (
+            tf.constant(preprocess.PERCENTILES) / 100 * tf.cast(tf.size(ranked) - 1, tf.float32)
+        )
         below = tf.cast(tf.floor(places), tf.int32)
         above = tf.minimum(below + 1, tf.size(ranked) - 1)
         share = places - tf.floor(places)
@@ -202,9 +216,13 @@ def write_saved_model(network: keras.Model, facts: dict[str, Any], path: Path) -
     archive = keras.export.ExportArchive()
     archive.track(network)
     images_in = tf.TensorSpec(network.input_shape, tf.float32, name="images")
-    archive.add_endpoint("serving_default", lambda images: {"probabilities": network(images)}, [images_in])
+    archive.add_endpoint(
+        "serving_default", lambda images: {"probabilities": network(images)}, [images_in]
+    )
     if facts.get("window") != "file":  # which only DICOM has, that TensorFlow cannot read
-        archive.add_endpoint("encoded", encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")])
+        archive.add_endpoint(
+            "encoded", encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")]
+        )
     temporary = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     archive.write_out(str(temporary), verbose=False)
@@ -222,20 +240,22 @@ def choose_files(config: Config, subset: str) -> list[Path]:
     """
     split = Path(config.model).parent / "split.csv"
     if config.images:
-        paths, _ = predict.list_inputs(Path(config.images))
+        paths, _ = list_inputs(Path(config.images))
     elif split.is_file():
         table = pd.read_csv(split)
         chosen = table.image[table.subset == subset]
         paths = [Path(image) for image in (chosen if len(chosen) else table.image)]
     else:
-        paths = sorted((phantom.make_phantoms("", 2 * config.checked, seed=1) / "CXR_png").iterdir())
+        paths = sorted((make_phantoms("", 2 * config.checked, seed=1) / "CXR_png").iterdir())
     paths = [path for path in paths if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp")]
     if not paths:
         raise UserError("no PNG, JPEG or BMP file to check the formats on; name some with --images")
     return paths
 
 
-def compare(model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Sequence[Path]) -> dict[str, float]:
+def compare(
+    model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Sequence[Path]
+) -> dict[str, float]:
     """Give the share of pixels, over all images, in which each format's mask is that of the model file.
 
     The network's masks are compared as `predict.py` writes them; those of image files without cleaning, which
@@ -249,23 +269,31 @@ def compare(model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Seq
     config = predict.Config(batch_size=1)
     same: dict[str, list[float]] = {"saved_model": [], "onnx": []}
     for path in paths:
-        scan = images.read_scan(path)
-        prepared = predict.prepare(scan, tuple(facts["image_size"]), facts).astype(np.float32) / 255
-        probs = next(predict.segment([(model, facts)], [scan], config)).probs
+        scan = formats.read_scan(path)
+        prepared = (
+            segment.prepare_inputs(scan, tuple(facts["image_size"]), facts).astype(np.float32) / 255
+        )
+        probs = next(segment.segment_scans([(model, facts)], [scan], config)).probs
         shape = scan.pixels.shape[1:3]
         found = {
-            "saved_model": saved.signatures["serving_default"](images=tf.constant(prepared))["probabilities"].numpy(),
+            "saved_model": saved.signatures["serving_default"](images=tf.constant(prepared))[
+                "probabilities"
+            ].numpy(),
             "onnx": run_onnx(prepared),
         }
         for name, values in found.items():
-            ids = images.decide(images.restore(values[0], shape), facts)
-            same[name].append(float(np.mean(ids == images.decide(probs, facts))))
+            ids = postprocess.decide(preprocess.restore(values[0], shape), facts)
+            same[name].append(float(np.mean(ids == postprocess.decide(probs, facts))))
         if "encoded" not in saved.signatures:
             continue
-        content = saved.signatures["encoded"](image_bytes=tf.constant([path.read_bytes()]))["mask_png"].numpy()[0]
+        content = saved.signatures["encoded"](image_bytes=tf.constant([path.read_bytes()]))[
+            "mask_png"
+        ].numpy()[0]
         mask = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         scale = 255 if len(facts["classes"]) == 1 else 1
-        same.setdefault("saved_model, encoded", []).append(float(np.mean(mask == scale * images.decide(probs, plain))))
+        same.setdefault("saved_model, encoded", []).append(
+            float(np.mean(mask == scale * postprocess.decide(probs, plain)))
+        )
     return {name: float(np.mean(shares)) for name, shares in same.items()}
 
 
@@ -278,49 +306,75 @@ def checksum(path: Path) -> str:
 def export(config: Config) -> dict[str, Any]:
     """Write all formats and the manifest; return it. Raises UserError if a format's masks are not the model's."""
     if keras.backend.backend() != "tensorflow":
-        raise UserError(f"KERAS_BACKEND is {keras.backend.backend()}; expected tensorflow, which writes SavedModels")
+        raise UserError(
+            f"KERAS_BACKEND is {keras.backend.backend()}; expected tensorflow, which writes SavedModels"
+        )
     model, facts = utils.load_model(config.model)
     if facts.get("neighbours"):
-        raise UserError(f"{config.model} looks at neighbouring slices, which servers of single images do not have")
+        raise UserError(
+            f"{config.model} looks at neighbouring slices, which servers of single images do not have"
+        )
     if config.checked < 1:
         raise UserError(f"checked is {config.checked}; expected at least 1")
     out_dir, paths = Path(config.out_dir), choose_files(config, "test")[: config.checked]
     out_dir.mkdir(parents=True, exist_ok=True)
-    network = deployed(model, facts)
+    network = with_mirror(model, facts)
     network(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports only what was called
     write_onnx(network, facts, out_dir / "unet.onnx")
     write_saved_model(network, facts, out_dir / "unet" / "1")
     size = tuple(facts["image_size"])
     measured = choose_files(config, "val")
-    measured = measured[: min(config.checked, max(1, len(measured) // 2))]  # some must be left to calibrate on
-    others = [path for path in choose_files(config, "train") if path not in measured][-config.checked :]
+    measured = measured[
+        : min(config.checked, max(1, len(measured) // 2))
+    ]  # some must be left to calibrate on
+    others = [path for path in choose_files(config, "train") if path not in measured][
+        -config.checked :
+    ]
     if not others:
-        raise UserError(f"{measured[0]} is the only image; expected another one to calibrate the integers on")
-    shown = [images.read_scan(path) for path in others]
-    prepared = [predict.prepare(scan, size, facts).astype(np.float32) / 255 for scan in shown]
+        raise UserError(
+            f"{measured[0]} is the only image; expected another one to calibrate the integers on"
+        )
+    shown = [formats.read_scan(path) for path in others]
+    prepared = [
+        segment.prepare_inputs(scan, size, facts).astype(np.float32) / 255 for scan in shown
+    ]
     write_int8(out_dir / "unet.onnx", out_dir / "unet-int8.onnx", prepared)
     split = Path(config.model).with_name("split.csv").is_file()
-    source = Path(config.images).name if config.images else "of the split.csv beside the model" if split else "phantoms"
+    source = (
+        Path(config.images).name
+        if config.images
+        else "of the split.csv beside the model"
+        if split
+        else "phantoms"
+    )
     agreement = compare(model, facts, out_dir, paths)
-    precisions, count = gate.measure(out_dir / "unet.onnx", facts, measured)
-    files = sorted(path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json")
+    precisions, count = precision_check.measure_precisions(out_dir / "unet.onnx", facts, measured)
+    files = sorted(
+        path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json"
+    )
     manifest = {
         "facts": facts,
         "model_sha256": checksum(Path(config.model)),
         "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
         "agreement": {"images": len(paths), **agreement},
-        "precisions": {engines.kind_of_cpu(): {**precisions, "images": f"{count}, {source}"}},
+        "precisions": {utils.kind_of_cpu(): {**precisions, "images": f"{count}, {source}"}},
     }
     for name, share in agreement.items():
-        print(f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images")
-    gate.tell(precisions)
+        print(
+            f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images"
+        )
+    precision_check.print_precisions(precisions)
     if min(agreement["saved_model"], agreement["onnx"]) < 0.9999:
-        raise UserError(f"{out_dir}: a format's masks are not those of {config.model}; do not serve it")
-    with images.atomic(out_dir / "manifest.json") as temporary:
+        raise UserError(
+            f"{out_dir}: a format's masks are not those of {config.model}; do not serve it"
+        )
+    with atomic(out_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2))
-    print(f"{out_dir}: unet/1 for TensorFlow Serving, unet.onnx for ONNX Runtime and OpenVINO, manifest.json")
+    print(
+        f"{out_dir}: unet/1 for TensorFlow Serving, unet.onnx for ONNX Runtime and OpenVINO, manifest.json"
+    )
     return manifest
 
 
 if __name__ == "__main__":
-    cli.run(export, Config)
+    utils.run_script(export, Config)

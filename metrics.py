@@ -15,7 +15,8 @@ import pandas as pd
 from keras import KerasTensor, ops
 from scipy import ndimage, stats
 
-from images import UserError
+import utils
+from utils import UserError
 
 METRICS = ("dice", "iou", "precision", "recall", "nsd", "hd95", "assd")
 NSD_TOLERANCE = 2.0  # pixels by which a border may be off and still counts as right
@@ -39,7 +40,9 @@ def _with_background(tensor: KerasTensor) -> KerasTensor:
 def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> KerasTensor:
     """Cross-entropy that counts easy pixels less: (N,) ≥ 0 (Lin et al. 2017; for shares Li et al. 2020)."""
     y_true, y_pred = map(_with_background, _float32(y_true, y_pred))
-    y_pred = ops.clip(y_pred, 1e-30, 1.0)  # a larger floor would end the gradient where a class is wrongly ruled out
+    y_pred = ops.clip(
+        y_pred, 1e-30, 1.0
+    )  # a larger floor would end the gradient where a class is wrongly ruled out
     weight = ops.power(ops.abs(y_true - y_pred), gamma) if gamma else 1.0
     return -ops.mean(ops.sum(y_true * weight * ops.log(y_pred), axis=-1), axis=(1, 2))
 
@@ -49,7 +52,9 @@ def cross_entropy(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     return focal_loss(y_true, y_pred, gamma=0.0)
 
 
-def tversky_loss(y_true: KerasTensor, y_pred: KerasTensor, alpha: float = 0.3, beta: float = 0.7) -> KerasTensor:
+def tversky_loss(
+    y_true: KerasTensor, y_pred: KerasTensor, alpha: float = 0.3, beta: float = 0.7
+) -> KerasTensor:
     """One minus the Tversky index, alpha weighing false positives, beta misses: (N,) in [0, 1] (Salehi et al. 2017).
 
     A pixel counts as hit by the smaller of truth and prediction: their product where the truth is 0 or 1, and elsewhere
@@ -91,7 +96,9 @@ def _decide(tensor: KerasTensor) -> KerasTensor:
     return ops.cast(decided, "float32")
 
 
-def _counts(y_true: KerasTensor, y_pred: KerasTensor) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
+def _counts(
+    y_true: KerasTensor, y_pred: KerasTensor
+) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
     """Count (N, K) pixels of the decided masks: both, truth, prediction."""
     truth, decided = (_foreground(_decide(tensor)) for tensor in _float32(y_true, y_pred))
     return tuple(ops.sum(masks, axis=(1, 2)) for masks in (truth * decided, truth, decided))
@@ -134,14 +141,18 @@ def surface_distances(
     truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances (pixels or mm) of the border pixels of one mask (bool, not empty) to the other's border, both ways."""
-    box = ndimage.find_objects((truth | found).astype(np.uint8))[0]  # the rest has no border, but would cost time
+    box = ndimage.find_objects((truth | found).astype(np.uint8))[
+        0
+    ]  # the rest has no border, but would cost time
     box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
     borders = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (truth, found)]
     away = [ndimage.distance_transform_edt(~border, sampling=spacing) for border in borders]
     return away[1][borders[0]], away[0][borders[1]]
 
 
-def score_mask(truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | None = None) -> dict[str, float]:
+def score_mask(
+    truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | None = None
+) -> dict[str, float]:
     """Compare two masks (H, W) or (S, H, W) in {0, 1}: dice, iou, precision, recall, nsd in [0, 1]; hd95 and assd.
 
     The latter two are in pixels, or in mm where their `spacing` is given, a number per axis, and so is the tolerance.
@@ -172,7 +183,10 @@ def score_mask(truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | 
 
 
 def score_classes(
-    truth: np.ndarray, found: np.ndarray, names: Sequence[str], spacing: Sequence[float] | None = None
+    truth: np.ndarray,
+    found: np.ndarray,
+    names: Sequence[str],
+    spacing: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Compare class ids (S, H, W) or (H, W): each metric's mean over the classes, and `dice: name` … where several.
 
@@ -181,13 +195,19 @@ def score_classes(
     if len(truth) == 1 and truth.ndim == 3:
         truth, found, spacing = truth[0], found[0], spacing and spacing[1:]
     scores = {name: score_mask(truth == i, found == i, spacing) for i, name in enumerate(names, 1)}
-    row = {metric: float(np.mean([score[metric] for score in scores.values()])) for metric in METRICS}
+    row = {
+        metric: float(np.mean([score[metric] for score in scores.values()])) for metric in METRICS
+    }
     if len(names) > 1:
-        row |= {f"{metric}: {name}": score[metric] for name, score in scores.items() for metric in METRICS}
+        row |= {
+            f"{metric}: {name}": score[metric]
+            for name, score in scores.items()
+            for metric in METRICS
+        }
     return row
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
+def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """Average a table with a row per image: per metric the mean and its 95 % bootstrap interval (low, high; seeded).
 
     Where some rows are in mm and others in pixels (column unit), distances and NSD are left out.
@@ -199,7 +219,9 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         values = table[column].to_numpy(float)
         low = high = values.mean()
         if np.ptp(values) > 0:
-            interval = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9999, batch=100, rng=0)
+            interval = stats.bootstrap(
+                (values,), np.mean, method="percentile", n_resamples=9999, batch=100, rng=0
+            )
             low, high = interval.confidence_interval
         rows[column] = {"mean": values.mean(), "low": low, "high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -218,12 +240,14 @@ def compare(one: Path, other: Path, /) -> pd.DataFrame:
     Prints and returns a row per metric. Raises UserError unless both hold the same images.
     """
     tables = [_read_metrics(path) for path in (one, other)]
-    result = pair(*tables)
-    print(f"{len(tables[0])} images; A is {one}, B is {other}\n{result.to_string(float_format='{:.4f}'.format)}")
+    result = compare_tables(*tables)
+    print(
+        f"{len(tables[0])} images; A is {one}, B is {other}\n{result.to_string(float_format='{:.4f}'.format)}"
+    )
     return result
 
 
-def pair(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Compare two tables with a row per image, a row per metric: A, B, B - A, its 95 % interval, Wilcoxon's p.
 
     Raises UserError unless both hold the same images.
@@ -239,8 +263,15 @@ def pair(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         first, second = one[metric].to_numpy(float), other[metric].to_numpy(float)
         difference = pd.DataFrame({metric: second - first})
         p = stats.wilcoxon(first, second).pvalue if difference[metric].any() else 1.0
-        mean, low, high = summarise(difference).loc[metric]
-        rows[metric] = {"A": first.mean(), "B": second.mean(), "B - A": mean, "low": low, "high": high, "p": p}
+        mean, low, high = summarize(difference).loc[metric]
+        rows[metric] = {
+            "A": first.mean(),
+            "B": second.mean(),
+            "B - A": mean,
+            "low": low,
+            "high": high,
+            "p": p,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -250,16 +281,20 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a metrics.csv") from None
     if not {"image", "dice"} <= set(table) or not table.image.is_unique or not len(table):
-        raise UserError(f"{path} is no metrics.csv; expected columns image, dice … and each image once")
+        raise UserError(
+            f"{path} is no metrics.csv; expected columns image, dice … and each image once"
+        )
     for name in set(METRICS) & set(table):
         if not np.issubdtype(table[name].dtype, np.number) or not np.isfinite(table[name]).all():
-            raise UserError(f"{path}: column {name} has other things than numbers; expected one for each image")
+            raise UserError(
+                f"{path}: column {name} has other things than numbers; expected one for each image"
+            )
     return table
 
 
 if __name__ == "__main__":
     import tyro
 
-    from cli import run_cli
-
-    run_cli(lambda: tyro.extras.subcommand_cli_from_dict({"compare": compare}, description=__doc__))
+    utils.run_cli(
+        lambda: tyro.extras.subcommand_cli_from_dict({"compare": compare}, description=__doc__)
+    )

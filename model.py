@@ -18,26 +18,34 @@ from typing import Any
 import keras
 from keras import KerasTensor, layers
 
-from images import UserError
+import utils
+from benchmarks import figures
+from utils import UserError
 
-Block = Callable[[KerasTensor, int, str], KerasTensor]  # (input, filters, name) → same size, `filters` channels
+Block = Callable[
+    [KerasTensor, int, str], KerasTensor
+]  # (input, filters, name) → same size, `filters` channels
 
 # ------------------------------------------------------------------------------------------------------------ blocks
 
 
-def normalise(x: KerasTensor, kind: str, name: str) -> KerasTensor:
+def normalize(x: KerasTensor, kind: str, name: str) -> KerasTensor:
     """Normalise (N, H, W, C) over the batch, over groups of channels, over each channel (instance), or not at all."""
     if kind == "none":
         return x
     if kind == "batch":
         return layers.BatchNormalization(momentum=0.9, name=name)(x)
     channels = x.shape[-1]
-    most = channels if kind == "instance" else min(8, max(1, channels // 4))  # a group has four channels at least
+    most = (
+        channels if kind == "instance" else min(8, max(1, channels // 4))
+    )  # a group has four channels at least
     groups = max(count for count in range(1, most + 1) if channels % count == 0)
     return layers.GroupNormalization(groups, name=name)(x)
 
 
-def convolve(x: KerasTensor, filters: int, name: str, number: int, size: int, normalisation: str) -> KerasTensor:
+def convolve(
+    x: KerasTensor, filters: int, name: str, number: int, size: int, normalisation: str
+) -> KerasTensor:
     """Convolve and normalise: (N, H, W, C) → (N, H, W, filters)."""
     convolution = layers.Conv2D(
         filters,
@@ -47,7 +55,7 @@ def convolve(x: KerasTensor, filters: int, name: str, number: int, size: int, no
         kernel_initializer="he_normal",
         name=f"{name}_conv{number}",
     )
-    return normalise(convolution(x), normalisation, f"{name}_norm{number}")
+    return normalize(convolution(x), normalisation, f"{name}_norm{number}")
 
 
 def conv_block(x: KerasTensor, filters: int, name: str, normalisation: str) -> KerasTensor:
@@ -82,7 +90,9 @@ def encode(x: KerasTensor, filters: int, depth: int, block: Block) -> list[Keras
     for level in range(depth):
         x = block(x, filters * 2**level, f"encoder{level}")  # (N, H/2^l, W/2^l, 2^l F)
         features.append(x)
-        x = layers.MaxPooling2D(2, name=f"encoder{level}_pool")(x)  # (N, H/2^(l+1), W/2^(l+1), 2^l F)
+        x = layers.MaxPooling2D(2, name=f"encoder{level}_pool")(
+            x
+        )  # (N, H/2^(l+1), W/2^(l+1), 2^l F)
     return [*features, block(x, filters * 2**depth, "bottleneck")]  # (N, H/2^d, W/2^d, 2^d F)
 
 
@@ -113,7 +123,9 @@ def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[
         x = layers.Concatenate(name="grey_to_colour")([x, x, x])  # (N, H, W, 3)
     x = layers.Rescaling(backbone.scale, backbone.offset, name="pixel_range")(x)
     try:
-        network = backbone.build(include_top=False, weights=None if weights == "none" else weights, input_tensor=x)
+        network = backbone.build(
+            include_top=False, weights=None if weights == "none" else weights, input_tensor=x
+        )
     except Exception as error:  # Keras raises this very class when a download fails
         if weights == "none":
             raise
@@ -121,13 +133,13 @@ def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[
             f"encoder_weights {weights!r} cannot be loaded ({error}); expected imagenet (needs the internet once), a "
             "weights file that Keras wrote for this encoder, or none"
         ) from error
-    clone = keras.models.clone_model(network, input_tensors=network.inputs, call_function=call_storably)
+    clone = keras.models.clone_model(network, input_tensors=network.inputs, call_function=as_layer)
     clone.set_weights(network.get_weights())
     last = {layer.output.shape[1:3]: layer.output for layer in clone.layers}
     return [last[height // 2**level, width // 2**level] for level in range(1, 6)]
 
 
-def call_storably(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+def as_layer(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
     """Call a step of a network; where it is `x + number` or `x * number` (MobileNetV3's), a layer does the same.
 
     An HDF5 file names a step by its class alone, and Keras then takes the operation Add for the layer Add.
@@ -136,30 +148,39 @@ def call_storably(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
         return step(*args, **kwargs)
     x, number = args
     kind = type(step).__name__
-    return layers.Rescaling(**{"Add": {"scale": 1.0, "offset": number}, "Multiply": {"scale": number}}[kind])(x)
+    return layers.Rescaling(
+        **{"Add": {"scale": 1.0, "offset": number}, "Multiply": {"scale": number}}[kind]
+    )(x)
 
 
 # ---------------------------------------------------------------------------------------------------------- decoders
 # Each takes the encoder's feature maps, the finest first, and gives its own finest one.
 
 
-def decode(features: list[KerasTensor], filters: int, block: Block, attention: bool = False) -> KerasTensor:
+def decode(
+    features: list[KerasTensor], filters: int, block: Block, attention: bool = False
+) -> KerasTensor:
     """Run the expanding path of the U-Net: up-convolution, skip connection (gated by `attention`), block."""
     x = features[-1]
     for level in reversed(range(len(features) - 1)):
         name = f"decoder{level}"
         x = up(x, filters * 2**level, name)  # (N, H/2^l, W/2^l, 2^l F)
-        skip = gate(features[level], x, name) if attention else features[level]
+        skip = attention_gate(features[level], x, name) if attention else features[level]
         x = layers.Concatenate(name=f"{name}_skip")([skip, x])  # (N, H/2^l, W/2^l, 2^(l+1) F)
         x = block(x, filters * 2**level, name)  # (N, H/2^l, W/2^l, 2^l F)
     return x
 
 
-def gate(skip: KerasTensor, signal: KerasTensor, name: str) -> KerasTensor:
+def attention_gate(skip: KerasTensor, signal: KerasTensor, name: str) -> KerasTensor:
     """Attention gate: weigh each pixel of `skip` by what it and the coarser `signal` say (Oktay et al. 2018)."""
     inner = max(1, skip.shape[-1] // 2)
-    both = [layers.Conv2D(inner, 1, name=f"{name}_gate_{part}")(x) for part, x in (("skip", skip), ("signal", signal))]
-    x = layers.Activation("relu", name=f"{name}_gate_relu")(layers.Add(name=f"{name}_gate_add")(both))
+    both = [
+        layers.Conv2D(inner, 1, name=f"{name}_gate_{part}")(x)
+        for part, x in (("skip", skip), ("signal", signal))
+    ]
+    x = layers.Activation("relu", name=f"{name}_gate_relu")(
+        layers.Add(name=f"{name}_gate_add")(both)
+    )
     weight = layers.Conv2D(1, 1, activation="sigmoid", name=f"{name}_gate")(x)  # (N, H, W, 1)
     return layers.Multiply(name=f"{name}_gated")([skip, weight])
 
@@ -186,9 +207,17 @@ def decode_full_scale(features: list[KerasTensor], filters: int, block: Block) -
             if other < level:
                 x = layers.MaxPooling2D(2 ** (level - other), name=f"{name}_pool")(x)
             elif other > level:
-                x = layers.UpSampling2D(2 ** (other - level), interpolation="bilinear", name=f"{name}_up")(x)
-            parts.append(layers.Conv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name)(x))
-        joined = layers.Concatenate(name=f"decoder{level}_skip")(parts)  # (N, H/2^l, W/2^l, (d+1) F)
+                x = layers.UpSampling2D(
+                    2 ** (other - level), interpolation="bilinear", name=f"{name}_up"
+                )(x)
+            parts.append(
+                layers.Conv2D(
+                    filters, 3, padding="same", kernel_initializer="he_normal", name=name
+                )(x)
+            )
+        joined = layers.Concatenate(name=f"decoder{level}_skip")(
+            parts
+        )  # (N, H/2^l, W/2^l, (d+1) F)
         maps[level] = block(joined, filters * len(parts), f"decoder{level}")
     return maps[0]
 
@@ -201,7 +230,7 @@ DECODERS = {
     "unet3+": decode_full_scale,
     **dict.fromkeys(BACKBONES, decode),
 }
-NORMALISATIONS = ("batch", "group", "instance", "none")
+NORMALIZATIONS = ("batch", "group", "instance", "none")
 
 
 # ------------------------------------------------------------------------------------------------------- the network
@@ -233,7 +262,10 @@ def build_unet(
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
     if backbone:
         pretrained = encode_pretrained(inputs, backbone, encoder_weights)
-        features = [block(inputs, filters, "decoder_input"), *pretrained]  # the finest level is not in the backbone
+        features = [
+            block(inputs, filters, "decoder_input"),
+            *pretrained,
+        ]  # the finest level is not in the backbone
     else:
         features = encode(inputs, filters, depth, block)
     decoded = DECODERS[architecture](features, filters, block)
@@ -242,12 +274,17 @@ def build_unet(
 
 def check_names(architecture: str, normalisation: str, encoder_weights: str) -> None:
     """Raise UserError for a name that `build_unet` does not know."""
-    choices = ("architecture", architecture, DECODERS), ("normalisation", normalisation, NORMALISATIONS)
+    choices = (
+        ("architecture", architecture, DECODERS),
+        ("normalisation", normalisation, NORMALIZATIONS),
+    )
     for name, value, known in choices:
         if value not in known:
             raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
     if encoder_weights != "none" and architecture not in BACKBONES:
-        raise UserError(f"encoder_weights are for {', '.join(BACKBONES)}; {architecture} has none, see --init-weights")
+        raise UserError(
+            f"encoder_weights are for {', '.join(BACKBONES)}; {architecture} has none, see --init-weights"
+        )
 
 
 def check_size(sides: tuple[int | None, int | None], depth: int, fixed: bool) -> None:
@@ -259,14 +296,20 @@ def check_size(sides: tuple[int | None, int | None], depth: int, fixed: bool) ->
         if side is not None and (side < step or side % step or (fixed and side == step)):
             near = max(2 * step if fixed else step, round(side / step) * step)
             if fixed:
-                raise UserError(f"image size is {side}; take {near} (a pretrained encoder halves it five times)")
-            raise UserError(f"image size {side} is not a multiple of {step} (2**depth); take {near} or another depth")
+                raise UserError(
+                    f"image size is {side}; take {near} (a pretrained encoder halves it five times)"
+                )
+            raise UserError(
+                f"image size {side} is not a multiple of {step} (2**depth); take {near} or another depth"
+            )
 
 
 def head(x: KerasTensor, classes: int) -> KerasTensor:
     """Turn a feature map into probabilities: (N, H, W, C) → (N, H, W, classes), float32."""
     activation = "sigmoid" if classes == 1 else "softmax"
-    return layers.Conv2D(classes, 1, activation=activation, dtype="float32", name="probabilities")(x)
+    return layers.Conv2D(classes, 1, activation=activation, dtype="float32", name="probabilities")(
+        x
+    )
 
 
 def freeze_encoder(model: keras.Model, frozen: bool) -> None:
@@ -280,7 +323,9 @@ def freeze_encoder(model: keras.Model, frozen: bool) -> None:
 class Config:
     """Which network to describe."""
 
-    architecture: str = "unet"  # unet, residual, attention, unet++, unet3+, or a pretrained encoder's name
+    architecture: str = (
+        "unet"  # unet, residual, attention, unet++, unet3+, or a pretrained encoder's name
+    )
     image_size: int = 128  # pixels, height and width
     channels: int = 1  # 1 grey, 3 colour
     classes: int = 1  # output channels
@@ -291,17 +336,16 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the summary and draw the picture."""
-    from draw import draw_network
 
     shape = (config.image_size, config.image_size, config.channels)
-    model = build_unet(shape, config.classes, config.filters, config.depth, architecture=config.architecture)
+    model = build_unet(
+        shape, config.classes, config.filters, config.depth, architecture=config.architecture
+    )
     model.summary()
     if config.architecture == "unet":
-        draw_network(model, Path(config.picture))
+        figures.draw_network(model, Path(config.picture))
         print(config.picture)
 
 
 if __name__ == "__main__":
-    from cli import run
-
-    run(main, Config)
+    utils.run_script(main, Config)

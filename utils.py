@@ -1,70 +1,221 @@
-"""What the scripts share: precision, and the model file.
+"""What the scripts share: the command line, errors, files, devices and precision, the model file.
 
-A model file is plain HDF5 as Keras writes it (architecture and weights, in float32), with one more attribute, `facts`:
-JSON that says how to use it (input size, channels, preparation, class names, threshold, versions, validation Dice).
+A model file is plain HDF5 as Keras writes it: architecture and weights, in float32. One more
+attribute, `facts`, holds the metadata as JSON: input size, channels, preprocessing, class names,
+threshold, versions, validation Dice. Keras is imported by the functions that need it, because
+`serve.py` and `predict.py` on an exported model do without its seconds of start-up.
 """
 
+import importlib.util
 import json
+import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable
-from functools import partial
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import cv2
-import h5py
-import keras
 import numpy as np
+import tyro
 
-import engines
-import images
-from images import UserError
+if TYPE_CHECKING:
+    import keras
 
+T = TypeVar("T")
+ROOT = Path(__file__).parent
+RESUMES = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+# How images become network inputs (imaging/preprocess.py). A model file names it, and a model that
+# was trained with another preprocessing is refused.
+PREPARATION = "letterbox, percentiles 0.5-99.5"
 
 
-# --------------------------------------------------------------------------------------------------------- precision
+class UserError(ValueError):
+    """Something the user can fix: the message says what was found, what was expected, what to do."""
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+def require(package: str, requirements: str) -> None:
+    """End the script with exit code 2 if a package of the file `requirements` is not installed."""
+    if importlib.util.find_spec(package) is None:
+        print(f"error: {package} is not installed: pip install -r {requirements}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_flags(config_class: type[T]) -> T:
+    """Read a script's flags: one per field of its dataclass, the field's comment is the help."""
+    hide_backend_logs()
+    return tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
+
+
+def hide_backend_logs() -> None:
+    """Hide TensorFlow's start-up messages, unless --verbose is among the flags."""
+    if "--verbose" in sys.argv:
+        sys.argv.remove("--verbose")
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras advises against HDF5
+
+
+def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
+    """Run a script: exit code 0 when done, 2 on the user's mistake, 130 on Ctrl-C, 1 on our fault.
+
+    on_stop: what to add to "stopped".
+    """
+    try:
+        call()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        cure = "check the path, its permissions and the disk"
+        print(f"error: {error.filename}: {error.strerror}; {cure}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nstopped{on_stop}", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_script(main: Callable[[T], Any], config_class: type[T], on_stop: str = "") -> None:
+    """Run `main` with the flags of the command line; see `parse_flags` and `run_cli`."""
+    run_cli(lambda: main(parse_flags(config_class)), on_stop)
+
+
+def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> None:
+    """Run the one of several functions that the command line names."""
+    hide_backend_logs()
+    run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=description))
+
+
+# ------------------------------------------------------------------------------- errors and files
+
+
+def first_line(error: BaseException) -> str:
+    """Shorten another library's error to its first line."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return textwrap.shorten(line, 160, placeholder=" …")
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces `path` when the block ends well.
+
+    So no reader sees half a file, and a crash leaves the old one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            # Without fsync a power cut could leave the new name with none of the bytes.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------- devices, precision
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@cache
+def cpu_info() -> dict[str, str]:
+    """Describe the first core as /proc/cpuinfo does: vendor_id, flags … Empty except on Linux."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    pairs = {}
+    for line in path.read_text().partition("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def kind_of_cpu() -> str:
+    """Name the vendor and the best instruction set for reduced precision.
+
+    Between such kinds the masks of reduced precision differ.
+    """
+    info = cpu_info()
+    flags = info.get("flags", "").split()
+    for name in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2"):
+        if name in flags:
+            return f"{info['vendor_id']} {name}"
+    if flags:
+        return info["vendor_id"]
+    # Arm, Windows, macOS
+    parts = (
+        platform.machine(),
+        platform.processor(),
+        info.get("CPU implementer"),
+        info.get("CPU part"),
+    )
+    return " ".join(part for part in parts if part)
+
+
+def has_amx() -> bool:
+    """Say whether the processor multiplies bfloat16 matrices in hardware.
+
+    AVX512-BF16 alone does not pay: a training step takes longer than in float32 (docs/speed.md).
+    """
+    return "amx_bf16" in cpu_info().get("flags", "").split()
 
 
 def gpus() -> list[str]:
     """List the GPUs that Keras computes on."""
+    import keras
+
     try:
         return keras.distribution.list_devices("gpu")
-    except RuntimeError:  # how JAX says that there is none
+    except RuntimeError:  # JAX without a GPU
         return []
 
 
-def has_amx() -> bool:
-    """Tell whether the processor multiplies bfloat16 matrices in hardware.
-
-    AVX512-BF16 alone does not pay: the step takes longer than in float32 (README, "On a GPU workstation").
-    """
-    return "amx_bf16" in engines.cpu().get("flags", "").split()
+def device_name() -> str:
+    """Name what Keras computes on."""
+    return ", ".join(gpus()) or f"{cores()} CPU cores"
 
 
 def _has_fast_bfloat16() -> bool:
-    """Tell whether the device that Keras will use multiplies bfloat16 matrices in hardware."""
-    if gpus():
-        if keras.backend.backend() == "jax":
-            import jax
+    """Say whether Keras's device multiplies bfloat16 matrices in hardware."""
+    import keras
 
-            return float(jax.devices()[0].compute_capability) >= 8
-        import tensorflow as tf
+    if not gpus():
+        return has_amx()
+    if keras.backend.backend() == "jax":
+        import jax
 
-        gpu = tf.config.list_physical_devices("GPU")[0]
-        return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
-    return has_amx()
+        return float(jax.devices()[0].compute_capability) >= 8
+    import tensorflow as tf
+
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    return details.get("compute_capability", (0, 0)) >= (8, 0)
 
 
 def set_precision(name: str) -> str:
-    """Set Keras's dtype policy from auto, float32, bfloat16 or float16; return the precision that was set.
+    """Set Keras's dtype policy; return the precision that was set.
 
-    auto is bfloat16 where the hardware multiplies it (AMX processors; GPUs since Ampere), else float32. Raises
-    UserError for another name.
+    name: float32, bfloat16, float16 or auto, which is bfloat16 where the hardware multiplies it
+    (GPUs since Ampere, processors with AMX), else float32. Raises UserError for another name.
     """
+    import keras
+
     if name not in ("auto", *PRECISIONS):
         raise UserError(f"precision is {name!r}; expected auto, {', '.join(PRECISIONS)}")
     if name == "auto":
@@ -74,59 +225,32 @@ def set_precision(name: str) -> str:
 
 
 def jit_compile() -> bool | str:
-    """Choose XLA for Keras's `compile`: its convolutions are slow on TensorFlow's CPU device, fast elsewhere."""
+    """Choose XLA for Keras's `compile`.
+
+    Its convolutions are slow on TensorFlow's CPU device and fast elsewhere.
+    """
+    import keras
+
     return "auto" if gpus() or keras.backend.backend() != "tensorflow" else False
 
 
-def fuse_normalisation(model: keras.Model) -> None:
-    """Let batch normalisation train by TensorFlow's fused kernel on the CPU, where Keras makes a dozen passes.
-
-    The layers stay Keras's own, and so does what is saved. Nothing changes elsewhere: there XLA fuses the passes.
-    """
-    if jit_compile():
-        return
-    import tensorflow as tf
-
-    def normalise(layer: keras.Layer, stock: Callable, inputs: Any, training: bool = False, mask: Any = None) -> Any:
-        if not (training and layer.trainable):
-            return stock(inputs, training=training, mask=mask)
-        # oneDNN's kernel for bfloat16 is slow unless channels come in sixteens.
-        kind = inputs.dtype if inputs.shape[-1] % 16 == 0 else tf.float32
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=tf.cast(inputs, kind),
-            scale=layer.gamma.value,
-            offset=layer.beta.value,
-            mean=tf.zeros(0),
-            variance=tf.zeros(0),
-            epsilon=layer.epsilon,
-        )
-        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
-        # The kernel's variance is that of a sample, Keras's that of the whole.
-        for average, new in ((layer.moving_mean, mean), (layer.moving_variance, variance * (count - 1) / count)):
-            average.assign(average * layer.momentum + new * (1 - layer.momentum))
-        return tf.cast(outputs, inputs.dtype)
-
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.call = partial(normalise, layer, layer.call)
+# ------------------------------------------------------------------------------------- model file
 
 
-def device_name() -> str:
-    """Name what Keras computes on, for people."""
-    return ", ".join(gpus()) or f"{os.cpu_count()} CPU cores"
+def make_metadata(
+    names: list[str], image_size: tuple[int, int], channels: int, **more: Any
+) -> dict[str, Any]:
+    """Collect what a user of the model must know; `more` is added as it is (validation Dice …)."""
+    import cv2
+    import h5py
+    import keras
 
-
-# -------------------------------------------------------------------------------------------------------- model file
-
-
-def make_facts(names: list[str], image_size: tuple[int, int], channels: int, **more: Any) -> dict[str, Any]:
-    """Collect what a user of the model must know; `more` is kept as it is (validation Dice, epoch)."""
     versions = {module.__name__: module.__version__ for module in (keras, np, cv2, h5py)}
     versions |= {"python": platform.python_version(), "backend": keras.backend.backend()}
     return {
         "image_size": list(image_size),
         "channels": channels,
-        "preparation": images.PREPARATION,
+        "preparation": PREPARATION,
         "classes": names,
         "threshold": THRESHOLD,
         "versions": versions,
@@ -134,22 +258,31 @@ def make_facts(names: list[str], image_size: tuple[int, int], channels: int, **m
     }
 
 
-def save_model(model: keras.Model, path: str | Path, facts: dict[str, Any]) -> None:
-    """Write model and facts to one HDF5 file, whole or not at all; mixed precision is written as float32."""
-    with images.atomic(path) as temporary:
+def save_model(model: "keras.Model", path: str | Path, metadata: dict[str, Any]) -> None:
+    """Write model and metadata to one HDF5 file, whole or not at all.
+
+    A model of mixed precision is written as float32.
+    """
+    import h5py
+
+    with atomic(path) as temporary:
         model.save(temporary, include_optimizer=False)
         with h5py.File(temporary, "r+") as file:
             config = file.attrs["model_config"]
             for policy in ("mixed_bfloat16", "mixed_float16"):
                 config = config.replace(policy, "float32")
             file.attrs["model_config"] = config
-            file.attrs["facts"] = json.dumps(facts)
+            file.attrs["facts"] = json.dumps(metadata)
 
 
-def load_facts(path: str | Path) -> dict[str, Any]:
-    """Read the facts of a model file. Raises UserError if it is not one."""
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata of a model file. Raises UserError if it is not one."""
+    import h5py
+
     if not Path(path).is_file():
-        raise UserError(f"no model at {path}; run `python train.py` first, or name one with --model")
+        raise UserError(
+            f"no model at {path}; run `python train.py` first, or name one with --model"
+        )
     try:
         with h5py.File(path) as file:
             return json.loads(file.attrs["facts"])
@@ -157,22 +290,43 @@ def load_facts(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a model written by train.py ({error})") from None
 
 
-def add_facts(path: str | Path, **more: Any) -> None:
-    """Add facts to a model file, or change them; a file that holds them stays untouched."""
-    old = load_facts(path)
-    facts = old | more
-    if facts == old:
+def update_metadata(path: str | Path, **more: Any) -> None:
+    """Add metadata to a model file, or change it; a file that has it already stays untouched."""
+    import h5py
+
+    old = load_metadata(path)
+    new = old | more
+    if new == old:
         return
-    with images.atomic(path) as temporary:
+    with atomic(path) as temporary:
         shutil.copyfile(path, temporary)
         with h5py.File(temporary, "r+") as file:
-            file.attrs["facts"] = json.dumps(facts)
+            file.attrs["facts"] = json.dumps(new)
 
 
-def copy_weights(path: str | Path, model: keras.Model) -> None:
-    """Copy the weights of a model file into `model`, layer by layer, as far as names and shapes are the same; say so.
+def load_model(path: str | Path) -> tuple["keras.Model", dict[str, Any]]:
+    """Read a model file: the model, in float32 and not compiled, and its metadata.
 
-    Raises UserError if nothing fits.
+    Raises UserError if it is not one, or was trained with another preprocessing.
+    """
+    import keras
+
+    metadata = load_metadata(path)
+    check_preparation(path, metadata)
+    return keras.models.load_model(path, compile=False), metadata
+
+
+def check_preparation(path: str | Path, metadata: dict[str, Any]) -> None:
+    """Raise UserError unless the model expects images as this version prepares them."""
+    found = metadata.get("preparation")
+    if found != PREPARATION:
+        raise UserError(f"{path} expects images prepared by {found!r}, not {PREPARATION!r}")
+
+
+def copy_weights(path: str | Path, model: "keras.Model") -> None:
+    """Copy the weights of a model file into `model`, layer by layer, where name and shapes agree.
+
+    Prints which layers start anew. Raises UserError if nothing fits.
     """
     source = {layer.name: layer for layer in load_model(path)[0].layers}
     copied, other = [], []
@@ -180,20 +334,15 @@ def copy_weights(path: str | Path, model: keras.Model) -> None:
         if not layer.weights:
             continue
         known = source[layer.name].get_weights() if layer.name in source else []
-        fits = [weight.shape for weight in known] == [tuple(weight.shape) for weight in layer.weights]
-        if fits:
+        if [weight.shape for weight in known] == [tuple(weight.shape) for weight in layer.weights]:
             layer.set_weights(known)
-        (copied if fits else other).append(layer.name)
+            copied.append(layer.name)
+        else:
+            other.append(layer.name)
     if not copied:
         raise UserError(
-            f"{path}: none of its weights fit {model.name}; give the architecture and filters it was made with"
+            f"{path}: none of its weights fit {model.name}; give the architecture and filters "
+            "it was made with"
         )
-    print(f"{path}: weights of {len(copied)} layers taken over" + (f", anew: {', '.join(other)}" if other else ""))
-
-
-def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
-    """Read a model file: the model, in float32 and not compiled, and its facts. Raises UserError if it is not one."""
-    facts = load_facts(path)
-    if facts["preparation"] != images.PREPARATION:
-        raise UserError(f"{path} expects images prepared by {facts['preparation']!r}, not {images.PREPARATION!r}")
-    return keras.models.load_model(path, compile=False), facts
+    rest = f", new: {', '.join(other)}" if other else ""
+    print(f"{path}: weights of {len(copied)} layers loaded{rest}")

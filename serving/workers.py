@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 import cv2
 
-import images
-from images import UserError
-from serving import quiet
-from serving.problems import Problem
+import serving
+from imaging import scan
+from serving.errors import Problem
+from utils import UserError, first_line
 
 T = TypeVar("T")
 BYTES = 32  # of memory for a pixel of the largest image
-TOO_MUCH = "more memory than the service gives one request; expected a smaller image, or fewer numbers"
+TOO_MUCH = (
+    "more memory than the service gives one request; expected a smaller image, or fewer numbers"
+)
 
 
 def bound_memory(more: int) -> None:
@@ -34,28 +36,30 @@ def bound_memory(more: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))
 
 
-def do(call: Callable[..., T], *args: Any) -> T:
+def call_safely(call: Callable[..., T], *args: Any) -> T:
     """Call, in a worker. What another library said of an error may quote the file; it does not leave the worker."""
     try:
         return call(*args)
     except UserError as error:
         said = error.__context__
-        raise Problem(400, str(error).replace(f" ({images.brief(said)})", "") if said else str(error)) from None
+        raise Problem(
+            400, str(error).replace(f" ({first_line(said)})", "") if said else str(error)
+        ) from None
     except MemoryError:
         raise Problem(413, TOO_MUCH) from None
 
 
 def work(pipe: Connection, pixels: int) -> None:
     """Do what comes through the pipe until it is closed; images have at most so many pixels."""
-    quiet()
+    serving.quiet()
     cv2.setNumThreads(1)
-    images.MAX_BYTES = 16 * pixels
+    scan.MAX_BYTES = 16 * pixels
     bound_memory(BYTES * pixels)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             call, args = pipe.recv()
             try:
-                answer = do(call, *args)
+                answer = call_safely(call, *args)
             except Exception as error:
                 answer = error
             pipe.send(answer)
@@ -65,10 +69,14 @@ class Worker:
     """A process that does one thing at a time."""
 
     def __init__(self, pixels: int) -> None:
-        context = multiprocessing.get_context("spawn")  # with nothing of ours: no connection, no key, no thread
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # with nothing of ours: no connection, no key, no thread
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, pixels), daemon=True)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for the service
+        before = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # which it inherits: Ctrl-C is for the service
         self.process.start()
         signal.signal(signal.SIGINT, before)
         theirs.close()
@@ -122,7 +130,11 @@ class Workers:
             worker = self._replace(worker)
         try:
             return await worker.ask(call, *args)
-        except (asyncio.CancelledError, EOFError, ConnectionError) as error:  # its time is over; or it died
+        except (
+            asyncio.CancelledError,
+            EOFError,
+            ConnectionError,
+        ) as error:  # its time is over; or it died
             worker = self._replace(worker)
             if isinstance(error, asyncio.CancelledError):
                 raise

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import images
-import phantom
+from dataset.phantoms import make_phantoms
+from imaging import pictures
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen phantoms in the Montgomery layout; read only."""
-    return phantom.make_phantoms(tmp_path_factory.mktemp("data") / "phantoms", 16, seed=1)
+    return make_phantoms(tmp_path_factory.mktemp("data") / "phantoms", 16, seed=1)
 
 
 @pytest.fixture
@@ -29,8 +29,10 @@ def discs(tmp_path: Path) -> Path:
         y, x = np.mgrid[:height, :width]
         disc = (y - height / 2) ** 2 + (x - rng.uniform(20, 30)) ** 2 < 12**2
         image = np.clip(60 + 120 * disc + rng.normal(0, 10, disc.shape), 0, 255).astype(np.uint8)
-        images.write(tmp_path / "discs" / "images" / f"disc{i:02d}.png", image)
-        images.write(tmp_path / "discs" / "masks" / f"disc{i:02d}_mask.png", 255 * disc.astype(np.uint8))
+        pictures.write_picture(tmp_path / "discs" / "images" / f"disc{i:02d}.png", image)
+        pictures.write_picture(
+            tmp_path / "discs" / "masks" / f"disc{i:02d}_mask.png", 255 * disc.astype(np.uint8)
+        )
     return tmp_path / "discs"
 
 
@@ -40,8 +42,15 @@ def script():
 
     def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
         name, *flags = map(str, command)
+        target = ROOT / name if name.endswith(".py") else name  # or -m, and a module
         return subprocess.run(
-            [sys.executable, ROOT / name, *flags], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, target, *flags],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
 
     return run
@@ -52,5 +61,7 @@ def real() -> Path:
     """The folder named by UNET_DATA, holding montgomery/ and sunnybrook/; required in CI, else the test is skipped."""
     folder = Path(os.environ.get("UNET_DATA", "no UNET_DATA"))
     if not (folder / "montgomery").is_dir():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("UNET_DATA names no folder with montgomery/ in it")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "UNET_DATA names no folder with montgomery/ in it"
+        )
     return folder

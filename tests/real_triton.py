@@ -12,9 +12,16 @@ answer, sys.stdout = sys.stdout, sys.stderr  # Triton logs to stdout
 model, port = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 sides = (session.get_inputs(), session.get_outputs())  # without the batch's axis, which Triton adds
-tensors = [[Tensor(name=one.name, dtype=np.float32, shape=one.shape[1:]) for one in side] for side in sides]
+tensors = [
+    [Tensor(name=one.name, dtype=np.float32, shape=one.shape[1:]) for one in side] for side in sides
+]
 # its version has known holes: loopback only
-here = {"http_address": "127.0.0.1", "allow_grpc": False, "allow_metrics": False, "exit_timeout_secs": 5}
+here = {
+    "http_address": "127.0.0.1",
+    "allow_grpc": False,
+    "allow_metrics": False,
+    "exit_timeout_secs": 5,
+}
 
 
 @batch

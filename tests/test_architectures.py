@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import metrics
-import model
 import utils
-from images import UserError
-from model import BACKBONES, DECODERS, build_unet, freeze_encoder
+from model import BACKBONES, DECODERS, NORMALIZATIONS, build_unet, freeze_encoder, normalize
+from utils import UserError
 
 SHAPE = (64, 64, 1)
 
@@ -32,15 +31,18 @@ def test_it_trains_is_saved_and_predicts_the_same(name, tmp_path):
     x, y = batch(2)
     before = [weight.numpy() for weight in network.trainable_weights]
     assert np.isfinite(network.train_on_batch(x, y))
-    moved = [not np.array_equal(old, now) for old, now in zip(before, network.trainable_weights, strict=True)]
+    moved = [
+        not np.array_equal(old, now)
+        for old, now in zip(before, network.trainable_weights, strict=True)
+    ]
     assert np.mean(moved) > 0.9  # a ReLU of these few channels may be dead
-    utils.save_model(network, tmp_path / "model.h5", utils.make_facts(["x"], SHAPE[:2], 1))
+    utils.save_model(network, tmp_path / "model.h5", utils.make_metadata(["x"], SHAPE[:2], 1))
     loaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
     assert loaded.output.shape == (None, 64, 64, 2)
     np.testing.assert_allclose(loaded(x), network(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"normalisation": kind} for kind in model.NORMALISATIONS])
+@pytest.mark.parametrize("change", [{"normalisation": kind} for kind in NORMALIZATIONS])
 def test_blocks_can_be_varied(change, tmp_path):
     network = build_unet(SHAPE, filters=4, depth=2, architecture="residual", **change)
     probs = np.asarray(network(batch()[0]))
@@ -51,7 +53,7 @@ def test_blocks_can_be_varied(change, tmp_path):
 
 def test_instance_normalisation_forgets_each_channels_brightness():
     x = keras.Input((8, 8, 3))
-    layer = keras.Model(x, model.normalise(x, "instance", "n"))
+    layer = keras.Model(x, normalize(x, "instance", "n"))
     image = np.random.default_rng(0).random((1, 8, 8, 3)).astype(np.float32)
     np.testing.assert_allclose(layer(image), layer(image * (1, 5, 9) + (0, 2, 7)), atol=0.05)
 
@@ -76,7 +78,10 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns():
     ("change", "message"),
     [
         ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
-        ({"normalisation": "layer"}, "normalisation is 'layer'; expected batch, group, instance, none"),
+        (
+            {"normalisation": "layer"},
+            "normalisation is 'layer'; expected batch, group, instance, none",
+        ),
         (
             {"encoder_weights": "imagenet"},
             "encoder_weights are for efficientnetv2b0, mobilenetv3, resnet50v2; unet has",
@@ -91,7 +96,8 @@ def test_unknown_names_are_told(change, message):
 @pytest.mark.parametrize("side", [48, 32])
 def test_a_pretrained_encoder_needs_sides_it_can_halve_five_times(side):
     with pytest.raises(
-        UserError, match=rf"image size is {side}; take 64 \(a pretrained encoder halves it five times\)"
+        UserError,
+        match=rf"image size is {side}; take 64 \(a pretrained encoder halves it five times\)",
     ):
         build_unet((side, side, 1), architecture="mobilenetv3")
 
@@ -100,11 +106,16 @@ def test_an_encoders_weights_come_from_a_file(tmp_path):
     donor = BACKBONES["mobilenetv3"].build(include_top=False, weights=None, input_shape=(64, 64, 3))
     donor.save_weights(tmp_path / "encoder.weights.h5")
     network = build_unet(
-        SHAPE, filters=2, architecture="mobilenetv3", encoder_weights=str(tmp_path / "encoder.weights.h5")
+        SHAPE,
+        filters=2,
+        architecture="mobilenetv3",
+        encoder_weights=str(tmp_path / "encoder.weights.h5"),
     )
     for layer in donor.layers:
         if layer.weights:
-            for one, other in zip(layer.get_weights(), network.get_layer(layer.name).get_weights(), strict=True):
+            for one, other in zip(
+                layer.get_weights(), network.get_layer(layer.name).get_weights(), strict=True
+            ):
                 np.testing.assert_array_equal(one, other)
 
 
@@ -118,7 +129,9 @@ def test_grey_is_colour_thrice():
     for one, other in zip(grey_to_level.layers[2:], colour_to_level.layers[1:], strict=True):
         other.set_weights(one.get_weights())
     x = batch()[0]
-    np.testing.assert_allclose(grey_to_level([x]), colour_to_level([np.repeat(x, 3, -1)]), atol=1e-4)
+    np.testing.assert_allclose(
+        grey_to_level([x]), colour_to_level([np.repeat(x, 3, -1)]), atol=1e-4
+    )
 
 
 @pytest.fixture
@@ -155,9 +168,13 @@ def test_imagenet_weights_are_downloaded_once(server, tmp_path, monkeypatch):
     monkeypatch.setattr(mobilenet_v3, "BASE_WEIGHT_PATH", address)
     monkeypatch.setitem(mobilenet_v3.WEIGHTS_HASHES, "large_224_1.0_float", ("", digest))
     for _ in range(2):
-        network = build_unet(SHAPE, filters=2, architecture="mobilenetv3", encoder_weights="imagenet")
+        network = build_unet(
+            SHAPE, filters=2, architecture="mobilenetv3", encoder_weights="imagenet"
+        )
         some = next(layer for layer in donor.layers if layer.weights)
-        np.testing.assert_array_equal(some.get_weights()[0], network.get_layer(some.name).get_weights()[0])
+        np.testing.assert_array_equal(
+            some.get_weights()[0], network.get_layer(some.name).get_weights()[0]
+        )
     assert len(asked) == 1
 
 
@@ -167,7 +184,9 @@ def test_no_internet_is_told_with_the_way_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path / "home"))
     monkeypatch.setattr(mobilenet_v3, "BASE_WEIGHT_PATH", "http://127.0.0.1:9/")
-    with pytest.raises(UserError, match="encoder_weights 'imagenet' cannot be loaded .* a weights file .* or none"):
+    with pytest.raises(
+        UserError, match="encoder_weights 'imagenet' cannot be loaded .* a weights file .* or none"
+    ):
         build_unet(SHAPE, architecture="mobilenetv3", encoder_weights="imagenet")
     with pytest.raises(UserError, match=r"encoder_weights 'nowhere.h5' cannot be loaded"):
         build_unet(SHAPE, architecture="mobilenetv3", encoder_weights="nowhere.h5")
@@ -175,18 +194,24 @@ def test_no_internet_is_told_with_the_way_out(tmp_path, monkeypatch):
 
 def test_weights_are_copied_as_far_as_they_fit(tmp_path, capsys):
     source = build_unet(SHAPE, 1, filters=2, depth=2)
-    utils.save_model(source, tmp_path / "model.h5", utils.make_facts(["x"], SHAPE[:2], 1))
+    utils.save_model(source, tmp_path / "model.h5", utils.make_metadata(["x"], SHAPE[:2], 1))
     target = build_unet((32, 32, 3), 3, filters=2, depth=2)
     utils.copy_weights(tmp_path / "model.h5", target)
     said = capsys.readouterr().out
     assert "anew: encoder0_conv1, probabilities" in said
     for layer in target.layers:
         if layer.weights and layer.name not in ("encoder0_conv1", "probabilities"):
-            for one, other in zip(layer.get_weights(), source.get_layer(layer.name).get_weights(), strict=True):
+            for one, other in zip(
+                layer.get_weights(), source.get_layer(layer.name).get_weights(), strict=True
+            ):
                 np.testing.assert_array_equal(one, other)
 
 
 def test_weights_of_quite_another_network_are_refused(tmp_path):
-    utils.save_model(build_unet(SHAPE, filters=2), tmp_path / "model.h5", utils.make_facts(["x"], SHAPE[:2], 1))
+    utils.save_model(
+        build_unet(SHAPE, filters=2),
+        tmp_path / "model.h5",
+        utils.make_metadata(["x"], SHAPE[:2], 1),
+    )
     with pytest.raises(UserError, match="none of its weights fit"):
         utils.copy_weights(tmp_path / "model.h5", build_unet(SHAPE, filters=3))

@@ -13,12 +13,13 @@ import pytest
 from conftest import ROOT
 from test_serve import exported  # noqa: F401 (a fixture)
 
-import archive
-import engines
-import images
-from benchmark import TwoNodes, count_masks, wait_until
-from images import UserError
-from serving import engine
+import utils
+from benchmarks.scale import TwoNodes, count_masks
+from benchmarks.timing import wait_until
+from imaging import formats
+from inference import archive
+from inference.exported_model import load_exported
+from utils import UserError
 
 pytest.importorskip("ray")
 
@@ -31,11 +32,16 @@ def cluster():
 
 
 def test_machines_tell_their_processors(cluster):
-    code = "import archive; archive.connect(); print(archive.kinds_of_cpu())"
+    code = "from inference import archive; archive.connect(); print(archive.kinds_of_cpu())"
     asked = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=cluster.settings, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=cluster.settings,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert repr({engines.kind_of_cpu()}) in asked.stdout, asked.stdout + asked.stderr
+    assert repr({utils.kind_of_cpu()}) in asked.stdout, asked.stdout + asked.stderr
 
 
 def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_path):  # noqa: F811
@@ -67,14 +73,16 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
     assert running.returncode == 2 and "384 masks" in said and "1 file(s) left out" in said, said
     assert "ward0/broken.png,unreadable" in (out / "problems.csv").read_text()
     assert count_masks(out) == 384
-    network, run = engine.load(exported / "unet.onnx", 1, "onnxruntime")
+    network, run = load_exported(exported / "unet.onnx", 1, "onnxruntime")
     prepared = network.read(files[3].read_bytes())
     expected = 255 * network.decide(run(prepared.batch), prepared).ids
     for ward in (0, 23):
-        assert np.array_equal(images.read_mask(out / f"ward{ward}" / files[3].name), expected)
+        assert np.array_equal(formats.read_mask(out / f"ward{ward}" / files[3].name), expected)
 
     (scans / "ward0" / "broken.png").unlink()
-    (out / "ward0" / ".123.half.png").write_bytes(files[0].read_bytes()[:999])  # as a killed worker may leave
+    (out / "ward0" / ".123.half.png").write_bytes(
+        files[0].read_bytes()[:999]
+    )  # as a killed worker may leave
     written = {path: path.stat().st_mtime_ns for path in out.rglob("[!.]*.png")}
     again = cluster.start(*flags)
     assert "384 masks" in again.communicate(timeout=60)[0] and again.returncode == 0
@@ -82,41 +90,76 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
 
 
 def test_plan_gives_each_mask_one_image():
-    wanted, problems = archive.plan(["b/x.nii.gz", "a/x.PNG", "a/x.dcm", "a/.y.png", "notes.txt", "x.png"])
+    wanted, problems = archive.plan(
+        ["b/x.nii.gz", "a/x.PNG", "a/x.dcm", "a/.y.png", "notes.txt", "x.png"]
+    )
     assert wanted == {"a/x.png": "a/x.PNG", "b/x.png": "b/x.nii.gz", "x.png": "x.png"}
     assert list(problems) == ["a/x.dcm"]
 
 
 def test_what_cannot_be_is_told(script, exported, phantoms, tmp_path):  # noqa: F811
     model = ("--model", exported / "unet.onnx")
-    inside = script(tmp_path, "archive.py", "--input", phantoms, "--output", phantoms / "masks", *model)
+    inside = script(
+        tmp_path,
+        "-m",
+        "inference.archive",
+        "--input",
+        phantoms,
+        "--output",
+        phantoms / "masks",
+        *model,
+    )
     assert inside.returncode == 2 and "name another --output" in inside.stderr
-    missing = script(tmp_path, "archive.py", "--input", tmp_path / "x", "--output", tmp_path / "masks", *model)
+    missing = script(
+        tmp_path,
+        "-m",
+        "inference.archive",
+        "--input",
+        tmp_path / "x",
+        "--output",
+        tmp_path / "masks",
+        *model,
+    )
     assert missing.returncode == 2 and "cannot be listed" in missing.stderr
-    nothing = script(tmp_path, "archive.py", "--input", tmp_path, "--output", tmp_path.parent / "masks", *model)
+    nothing = script(
+        tmp_path,
+        "-m",
+        "inference.archive",
+        "--input",
+        tmp_path,
+        "--output",
+        tmp_path.parent / "masks",
+        *model,
+    )
     assert nothing.returncode == 2 and "has no image" in nothing.stderr
-    strange = script(tmp_path, "archive.py", "--input", "nosuch://x", "--output", "masks", *model)
+    strange = script(
+        tmp_path, "-m", "inference.archive", "--input", "nosuch://x", "--output", "masks", *model
+    )
     assert strange.returncode == 2 and "cannot be opened" in strange.stderr
 
 
 def test_all_machines_compute_in_a_precision_that_each_may_use(exported, monkeypatch, capsys):  # noqa: F811
     def load(path, engine, precision, threads):
         return (
-            SimpleNamespace(engine="openvino", precision="float32" if precision == "float32" else "bfloat16"),
+            SimpleNamespace(
+                engine="openvino", precision="float32" if precision == "float32" else "bfloat16"
+            ),
             {},
             "x",
         )
 
-    monkeypatch.setattr(archive.engines, "load", load)
+    monkeypatch.setattr(archive.engines, "load_engine", load)
     monkeypatch.setattr(archive, "connect", lambda: None)
     monkeypatch.setattr(archive, "kinds_of_cpu", lambda: {"here", "there"})
     config = archive.Config("scans", "masks", model=str(exported / "unet.onnx"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert archive.load_for_all(config)[0].precision == "bfloat16"  # this machine alone, which load asked for
+    assert (
+        archive.load_for_all(config)[0].precision == "bfloat16"
+    )  # this machine alone, which load asked for
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert archive.load_for_all(config)[0].precision == "float32"
     assert "openvino bfloat16 may not be used on here, there" in capsys.readouterr().out
     with pytest.raises(UserError, match="take --precision float32"):
         archive.load_for_all(replace(config, precision="bfloat16"))
-    monkeypatch.setattr(archive.engines, "GATE", 0.0)
+    monkeypatch.setattr(archive.engines, "MIN_DICE_VS_FLOAT32", 0.0)
     assert archive.load_for_all(config)[0].precision == "bfloat16"

@@ -9,12 +9,17 @@ import pydicom
 import pytest
 from pydicom.data import data_manager
 
-import augment
 import data
-import images
-import pairing
-from cache import Dataset
-from images import UserError
+from dataset import loading
+from dataset.batches import Batches
+from dataset.cache import Dataset
+from dataset.layouts import SUBSETS, Pair
+from dataset.loading import Preprocessing
+from dataset.reading import read_ids
+from dataset.split_table import read_split, write_split
+from imaging import formats, pictures, preprocess
+from imaging.labels import class_names, mask_values, mirrored_channels
+from utils import UserError
 
 
 def names_of(problems):
@@ -22,10 +27,10 @@ def names_of(problems):
 
 
 def test_pairs_are_made_by_stem_in_both_layouts(discs, phantoms):
-    pairs, problems = pairing.find_pairs(discs)
+    pairs, problems = data.find_pairs(discs)
     assert problems == [] and len(pairs) == 12
     assert all(pair.masks[0].stem == f"{pair.stem}_mask" for pair in pairs)
-    pairs, problems = pairing.find_pairs(phantoms)
+    pairs, problems = data.find_pairs(phantoms)
     assert problems == [] and len(pairs) == 16
     assert all([m.parent.name for m in p.masks] == ["leftMask", "rightMask"] for p in pairs)
     assert all(mask.stem == pair.stem for pair in pairs for mask in pair.masks)
@@ -35,17 +40,23 @@ def test_a_missing_file_shifts_no_pair(discs):
     """The defect of sorted globs: after a lost mask every later image would get its neighbour's."""
     (discs / "masks" / "disc03_mask.png").unlink()
     (discs / "images" / "disc07.png").unlink()
-    pairs, problems = pairing.find_pairs(discs)
+    pairs, problems = data.find_pairs(discs)
     assert all(pair.masks[0].stem.startswith(pair.stem) for pair in pairs) and len(pairs) == 10
-    assert len(problems) == 2 and "disc03.png: no mask" in problems[0] and "disc07_mask.png: no image" in problems[1]
+    assert (
+        len(problems) == 2
+        and "disc03.png: no mask" in problems[0]
+        and "disc07_mask.png: no image" in problems[1]
+    )
 
 
 def test_an_unknown_layout_says_what_it_found_and_what_it_expects(tmp_path):
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(UserError, match=r"holds pictures but not images, masks; expected images/ \+ masks/"):
-        pairing.find_pairs(tmp_path)
+    with pytest.raises(
+        UserError, match=r"holds pictures but not images, masks; expected images/ \+ masks/"
+    ):
+        data.find_pairs(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
-        pairing.find_pairs(tmp_path / "nowhere")
+        data.find_pairs(tmp_path / "nowhere")
 
 
 def damage(discs):
@@ -53,14 +64,16 @@ def damage(discs):
     folder, masks = discs / "images", discs / "masks"
     (folder / "disc00.png").write_bytes((folder / "disc00.png").read_bytes()[:300])
     (folder / "disc01.png").write_text("not a picture")
-    images.write(folder / "disc02.png", np.zeros((1, 1), np.uint8))
-    images.write(masks / "disc03_mask.png", np.zeros((9 * 4, 40), np.uint8))
+    pictures.write_picture(folder / "disc02.png", np.zeros((1, 1), np.uint8))
+    pictures.write_picture(masks / "disc03_mask.png", np.zeros((9 * 4, 40), np.uint8))
     (masks / "disc04_mask.png").unlink()
-    images.write(masks / "disc05_mask.png", images.read(masks / "disc05_mask.png")[..., 0] // 2)
-    images.write(folder / "disc06.jpg", images.read(folder / "disc06.png"))
-    sixteen = images.read(folder / "disc08.png").astype(np.uint16) * 200
-    images.write(folder / "disc08.png", sixteen)
-    rgba = np.repeat(images.read(folder / "disc09.png"), 4, axis=-1)
+    pictures.write_picture(
+        masks / "disc05_mask.png", formats.read_image(masks / "disc05_mask.png")[..., 0] // 2
+    )
+    pictures.write_picture(folder / "disc06.jpg", formats.read_image(folder / "disc06.png"))
+    sixteen = formats.read_image(folder / "disc08.png").astype(np.uint16) * 200
+    pictures.write_picture(folder / "disc08.png", sixteen)
+    rgba = np.repeat(formats.read_image(folder / "disc09.png"), 4, axis=-1)
     cv2.imwrite(str(folder / "disc09.png"), rgba)
     return {
         "disc00.png": "truncated",
@@ -80,7 +93,10 @@ def test_check_names_every_problem_and_exits_2(discs, script):
     done = script(discs, "data.py", "check", ".")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for name, what in said.items():
-        assert any(name in line and what in line for line in done.stdout.splitlines()), (name, done.stdout)
+        assert any(name in line and what in line for line in done.stdout.splitlines()), (
+            name,
+            done.stdout,
+        )
 
 
 def test_check_of_a_good_set(discs, capsys):
@@ -92,54 +108,54 @@ def test_check_of_a_good_set(discs, capsys):
 def test_training_stops_on_the_same_problems(discs):
     said = damage(discs)
     with pytest.raises(UserError, match=r"7 problem\(s\)") as caught:
-        data.load_checked(discs, data.Recipe(["disc"], (32, 32)))
+        data.load_dataset(discs, Preprocessing(["disc"], (32, 32)))
     assert all(name in str(caught.value) for name in list(said)[:7])
 
 
 def test_left_and_right_are_merged_or_kept(phantoms):
-    pairs, _ = pairing.find_pairs(phantoms)
-    merged, both = pairing.read_ids(pairs[0], ["lung"]), pairing.read_ids(pairs[0], ["left lung", "right lung"])
-    left, right = (images.read_mask_scan(path) > 0 for path in pairs[0].masks)
+    pairs, _ = data.find_pairs(phantoms)
+    merged, both = read_ids(pairs[0], ["lung"]), read_ids(pairs[0], ["left lung", "right lung"])
+    left, right = (formats.read_mask_scan(path) > 0 for path in pairs[0].masks)
     np.testing.assert_array_equal(merged, left | right)  # 255 + 255 did not wrap around
     np.testing.assert_array_equal(both == 1, left)
     np.testing.assert_array_equal(both == 2, right)
-    swapped = pairing.read_ids(pairs[0], ["right lung", "left lung"])
+    swapped = read_ids(pairs[0], ["right lung", "left lung"])
     np.testing.assert_array_equal(swapped == 2, left)  # the name decides, not the order
     for names in (["lung", "heart"], ["left", "right", "heart"]):
         with pytest.raises(UserError, match="folders of masks for .*; --classes names l"):
-            pairing.read_ids(pairs[0], names)
+            read_ids(pairs[0], names)
 
 
 def test_class_ids_up_to_the_number_of_names(discs):
     path = discs / "masks" / "disc00_mask.png"
-    images.write(path, (images.read(path)[..., 0] > 0).astype(np.uint8) * 3)
-    pair = pairing.find_pairs(discs)[0][0]
-    assert set(np.unique(pairing.read_ids(pair, ["a", "b", "c"]))) == {0, 3}
+    pictures.write_picture(path, (formats.read_image(path)[..., 0] > 0).astype(np.uint8) * 3)
+    pair = data.find_pairs(discs)[0][0]
+    assert set(np.unique(read_ids(pair, ["a", "b", "c"]))) == {0, 3}
     with pytest.raises(UserError, match=r"values 0, 3; expected 0, 1, 2, the values of --classes"):
-        pairing.read_ids(pair, ["a", "b"])
+        read_ids(pair, ["a", "b"])
 
 
 def test_mask_values_of_other_kinds_are_refused_with_advice(discs):
     path = discs / "masks" / "disc00_mask.png"
-    pair = pairing.find_pairs(discs)[0][0]
-    ids = np.random.default_rng(0).integers(0, 3, images.read(path).shape[:2])
-    images.write(path, ids.astype(np.uint8))
+    pair = data.find_pairs(discs)[0][0]
+    ids = np.random.default_rng(0).integers(0, 3, formats.read_image(path).shape[:2])
+    pictures.write_picture(path, ids.astype(np.uint8))
     with pytest.raises(
         UserError,
         match=r"values 0, 1, 2; expected 0/255 or 0/1 \(if these are classes, name them: --classes \"NAME1=1,NAME2=2\"",
     ):
-        pairing.read_ids(pair, ["one"])
+        read_ids(pair, ["one"])
     for values, dtype in ((ids - 1, np.int32), (ids * 0.85, np.float32)):
         cv2.imwrite(str(path.with_suffix(".tif")), values.astype(dtype))
-        pair = pairing.Pair(pair.image, (path.with_suffix(".tif"),))
+        pair = Pair(pair.image, (path.with_suffix(".tif"),))
         with pytest.raises(UserError, match=r"expected 0, 1, 2, the values of --classes"):
-            pairing.read_ids(pair, ["one", "two"])
+            read_ids(pair, ["one", "two"])
 
 
 def test_every_fault_of_a_pair_is_told(discs):
     (discs / "images" / "disc00.png").write_text("text")
     (discs / "masks" / "disc00_mask.png").write_text("text")
-    _, problems = data.load(pairing.find_pairs(discs)[0], data.Recipe(["disc"], (32, 32)))
+    _, problems = loading.load_pairs(data.find_pairs(discs)[0], Preprocessing(["disc"], (32, 32)))
     assert len(problems) == 2 and "disc00.png" in problems[0] and "disc00_mask.png" in problems[1]
 
 
@@ -148,76 +164,81 @@ def test_names_that_a_table_cannot_hold_and_links_to_nowhere(discs):
     (discs / "masks" / "gone.png").symlink_to("nowhere.png")
     with open(os.fsencode(discs / "images") + b"/\xff\xe9.png", "wb") as file:  # noqa: PTH123 (bytes are no Path)
         file.write(b"x")
-    pairs, problems = pairing.find_pairs(discs)
+    pairs, problems = data.find_pairs(discs)
     assert len(problems) == 1 and "unprintable" in problems[0]
-    _, problems = data.load(pairs, data.Recipe(["disc"], (32, 32)))
-    assert len(problems) == 2 and all("gone.png: cannot be opened" in problem for problem in problems)
+    _, problems = loading.load_pairs(pairs, Preprocessing(["disc"], (32, 32)))
+    assert len(problems) == 2 and all(
+        "gone.png: cannot be opened" in problem for problem in problems
+    )
 
 
 def test_accents_may_be_composed_or_not(discs):
     (discs / "images" / "disc00.png").rename(discs / "images" / "caf\u00e9.png")
     (discs / "masks" / "disc00_mask.png").rename(discs / "masks" / "cafe\u0301_mask.png")
-    assert pairing.find_pairs(discs)[1] == []
+    assert data.find_pairs(discs)[1] == []
 
 
 def write_class_folders(discs, names):
     """Give each disc a mask for each class: of the first all of it, of the next the upper half."""
-    whole = {path.name: images.read_mask(path) for path in sorted((discs / "masks").iterdir())}
+    whole = {path.name: formats.read_mask(path) for path in sorted((discs / "masks").iterdir())}
     shutil.rmtree(discs / "masks")
     for i, name in enumerate(names):
         for file, mask in whole.items():
             half = mask.copy()
             half[len(half) // 2 :] *= i == 0
-            images.write(discs / "masks" / name / file, half)
+            pictures.write_picture(discs / "masks" / name / file, half)
     return whole
 
 
 def test_each_class_may_have_a_folder_and_the_last_named_wins_what_is_of_both(discs, tmp_path):
     whole = write_class_folders(discs, ["kidney", "cyst"])  # in the alphabet the other way round
-    pairs, problems = pairing.find_pairs(discs)
+    pairs, problems = data.find_pairs(discs)
     assert problems == []
     for pair in pairs[:3]:
         mask = whole[f"{pair.stem}_mask.png"] > 0
         upper = np.arange(len(mask))[:, None] < len(mask) // 2
-        np.testing.assert_array_equal(pairing.read_ids(pair, ["kidney", "cyst"])[0], mask * (1 + upper))
-        assert set(np.unique(pairing.read_ids(pair, ["either"]))) == {0, 1}
-    pairing.write_split(tmp_path / "split.csv", pairs, ["train"] * len(pairs))
-    assert pairing.read_split(tmp_path / "split.csv")[0] == [pairing.Pair(pair.image, pair.masks) for pair in pairs]
+        np.testing.assert_array_equal(read_ids(pair, ["kidney", "cyst"])[0], mask * (1 + upper))
+        assert set(np.unique(read_ids(pair, ["either"]))) == {0, 1}
+    write_split(tmp_path / "split.csv", pairs, ["train"] * len(pairs))
+    assert read_split(tmp_path / "split.csv")[0] == [Pair(pair.image, pair.masks) for pair in pairs]
     with pytest.raises(
-        UserError, match="folders of masks for cyst, kidney; --classes names kidney, stone, or one for all"
+        UserError,
+        match="folders of masks for cyst, kidney; --classes names kidney, stone, or one for all",
     ):
-        pairing.read_ids(pairs[0], ["kidney", "stone"])
+        read_ids(pairs[0], ["kidney", "stone"])
 
 
 def test_class_folders_that_become_one_class_are_told(discs, tmp_path, capsys):
     write_class_folders(discs, ["kidney", "cyst"])
-    data.load_checked(discs, data.Recipe(["x"], (32, 32)))
+    data.load_dataset(discs, Preprocessing(["x"], (32, 32)))
     said = 'the masks of cyst, kidney become one class; --classes "cyst,kidney" keeps them apart'
     assert said in capsys.readouterr().out
     data.check(discs, output=tmp_path / "page")
     assert said in capsys.readouterr().out
-    data.load_checked(discs, data.Recipe(["kidney", "cyst"], (32, 32)))
+    data.load_dataset(discs, Preprocessing(["kidney", "cyst"], (32, 32)))
     assert "become one" not in capsys.readouterr().out
 
 
 def test_a_window_that_shows_nothing_is_told(discs):
-    with pytest.raises(UserError, match=r"disc00\.png: nothing is seen in window 900,10 of grey levels \d+ to \d+"):
-        data.load_checked(discs, data.Recipe(["x"], (32, 32), window="900,10"))
+    with pytest.raises(
+        UserError, match=r"disc00\.png: nothing is seen in window 900,10 of grey levels \d+ to \d+"
+    ):
+        data.load_dataset(discs, Preprocessing(["x"], (32, 32), window="900,10"))
 
 
 def test_classes_may_be_grey_levels(discs):
-    pair = pairing.find_pairs(discs)[0][0]
-    mask = images.read_mask(pair.masks[0]) > 0
-    images.write(pair.masks[0], np.uint8(63 * mask))
+    pair = data.find_pairs(discs)[0][0]
+    mask = formats.read_mask(pair.masks[0]) > 0
+    pictures.write_picture(pair.masks[0], np.uint8(63 * mask))
     for classes, expected in (("liver=63", mask), ("other=7,liver=63", 2 * mask)):
-        names, levels = pairing.class_names(classes), pairing.mask_values(classes)
-        np.testing.assert_array_equal(pairing.read_ids(pair, names, levels)[0], expected)
+        names, levels = class_names(classes), mask_values(classes)
+        np.testing.assert_array_equal(read_ids(pair, names, levels)[0], expected)
     for classes in ("liver=62", "liver", "a=1,b=2"):
         with pytest.raises(UserError, match="values 0, 63; expected"):
-            pairing.read_ids(pair, pairing.class_names(classes), pairing.mask_values(classes))
+            read_ids(pair, class_names(classes), mask_values(classes))
     for classes in ("a=x", "a=0", "a=3,b=3"):
         with pytest.raises(UserError, match="expected different grey levels"):
-            pairing.mask_values(classes)
+            mask_values(classes)
 
 
 def test_patients_of_dicom_headers_stay_together(tmp_path):
@@ -225,10 +246,13 @@ def test_patients_of_dicom_headers_stay_together(tmp_path):
         (tmp_path / name).mkdir()
     for i in range(6):
         header = pydicom.dcmread(Path(data_manager.__file__).parent / "test_files" / "CT_small.dcm")
-        header.PatientID, header.PixelData = f"patient {i // 2}", np.full((128, 128), i, np.int16).tobytes()
+        header.PatientID, header.PixelData = (
+            f"patient {i // 2}",
+            np.full((128, 128), i, np.int16).tobytes(),
+        )
         header.save_as(tmp_path / "images" / f"{i}.dcm")
-        images.write(tmp_path / "masks" / f"{i}.png", np.eye(128, dtype=np.uint8))
-    pairs, _ = data.load_checked(tmp_path, data.Recipe(["x"], (32, 32), window="0,10"))
+        pictures.write_picture(tmp_path / "masks" / f"{i}.png", np.eye(128, dtype=np.uint8))
+    pairs, _ = data.load_dataset(tmp_path, Preprocessing(["x"], (32, 32), window="0,10"))
     patients = [pair.patient for pair in pairs]
     assert patients[::2] == patients[1::2] and len(set(patients)) == 3
     assert "patient" not in "".join(patients)
@@ -236,63 +260,68 @@ def test_patients_of_dicom_headers_stay_together(tmp_path):
         header = pydicom.dcmread(path)
         header.PatientID = "anonymous"
         header.save_as(path)
-    pairs, _ = data.load_checked(tmp_path, data.Recipe(["x"], (32, 32), window="0,10"))
+    pairs, _ = data.load_dataset(tmp_path, Preprocessing(["x"], (32, 32), window="0,10"))
     assert {pair.patient for pair in pairs} == {""}
 
 
 def test_an_image_without_the_window_asked_for_is_named(discs):
-    pairs, _ = pairing.find_pairs(discs)
-    _, problems = data.load(pairs[:2], data.Recipe(["disc"], (32, 32), window="file"))
+    pairs, _ = data.find_pairs(discs)
+    _, problems = loading.load_pairs(pairs[:2], Preprocessing(["disc"], (32, 32), window="file"))
     assert len(problems) == 2 and "disc00.png: its header proposes no window" in problems[0]
 
 
 @pytest.mark.parametrize("classes", ["", "a,,b", "a,a", "a\\b"])
 def test_class_names_must_be_names(classes):
     with pytest.raises(UserError, match="expected 1 to 255 different names"):
-        pairing.class_names(classes)
+        class_names(classes)
 
 
 # --------------------------------------------------------------------------------------------------------- the cache
 
 
 def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, monkeypatch):
-    pairs, _ = pairing.find_pairs(discs)
-    first, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
+    pairs, _ = data.find_pairs(discs)
+    first, _ = loading.load_pairs(pairs, Preprocessing(["disc"], (32, 32)), tmp_path / "cache")
     reads = []
-    decode = images.decode_scan
-    monkeypatch.setattr(images, "decode_scan", lambda content: reads.append(1) or decode(content))
-    again, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
+    decode = formats.decode_scan
+    monkeypatch.setattr(formats, "decode_scan", lambda content: reads.append(1) or decode(content))
+    again, _ = loading.load_pairs(pairs, Preprocessing(["disc"], (32, 32)), tmp_path / "cache")
     assert reads == []
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.masks, again.masks)
     pd.testing.assert_frame_equal(first.facts, again.facts)
-    flipped = images.read(pairs[5].image)[::-1]
-    images.write(pairs[5].image, flipped)
+    flipped = formats.read_image(pairs[5].image)[::-1]
+    pictures.write_picture(pairs[5].image, flipped)
     os.utime(pairs[5].image, ns=(1, 1))
     reads.clear()
-    changed, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
+    changed, _ = loading.load_pairs(pairs, Preprocessing(["disc"], (32, 32)), tmp_path / "cache")
     assert len(reads) == 2  # that image and its mask
-    np.testing.assert_array_equal(changed.images[5], images.prepare(flipped, (32, 32), 1))
+    np.testing.assert_array_equal(changed.images[5], preprocess.prepare_image(flipped, (32, 32), 1))
     np.testing.assert_array_equal(np.delete(changed.images, 5, 0), np.delete(first.images, 5, 0))
 
 
 def test_a_damaged_cache_is_made_anew(discs, tmp_path):
-    pairs, _ = pairing.find_pairs(discs)
-    first, _ = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
+    pairs, _ = data.find_pairs(discs)
+    first, _ = loading.load_pairs(pairs, Preprocessing(["disc"], (32, 32)), tmp_path / "cache")
     for path in (tmp_path / "cache").glob("*.rows"):
         path.write_bytes(path.read_bytes()[:-300])
-    again, problems = data.load(pairs, data.Recipe(["disc"], (32, 32)), tmp_path / "cache")
+    again, problems = loading.load_pairs(
+        pairs, Preprocessing(["disc"], (32, 32)), tmp_path / "cache"
+    )
     np.testing.assert_array_equal(first.images, again.images)
     assert problems == []
 
 
 def test_resized_masks_hold_the_share_of_each_pixel(discs):
-    pairs, _ = pairing.find_pairs(discs)
-    dataset, _ = data.load(pairs, data.Recipe(["disc"], (24, 24)))
-    assert dataset.images.shape == (12, 24, 24, 1) and dataset.images.dtype == dataset.masks.dtype == np.uint8
+    pairs, _ = data.find_pairs(discs)
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(["disc"], (24, 24)))
+    assert (
+        dataset.images.shape == (12, 24, 24, 1)
+        and dataset.images.dtype == dataset.masks.dtype == np.uint8
+    )
     assert dataset.masks.shape == (12, 24, 24, 1) and len(np.unique(dataset.masks)) > 10
-    for masks, ids in zip(dataset.masks, (pairing.read_ids(pair, ["disc"]) for pair in pairs), strict=True):
-        rows, columns = images.fit(ids.shape[1:], (24, 24))
+    for masks, ids in zip(dataset.masks, (read_ids(pair, ["disc"]) for pair in pairs), strict=True):
+        rows, columns = preprocess.letterbox(ids.shape[1:], (24, 24))
         assert masks[rows, columns].mean() == pytest.approx(255 * ids.mean(), abs=0.5)
 
 
@@ -301,9 +330,9 @@ def test_resized_masks_hold_the_share_of_each_pixel(discs):
 
 def make_pairs(count, patients=None, labels=None, subsets=None):
     return [
-        pairing.Pair(
-            images.Path(f"images/p{i:03d}.png"),
-            (images.Path(f"masks/p{i:03d}.png"),),
+        Pair(
+            Path(f"images/p{i:03d}.png"),
+            (Path(f"masks/p{i:03d}.png"),),
             patients[i] if patients else "",
             labels[i] if labels else "",
             subsets[i] if subsets else "",
@@ -323,7 +352,7 @@ def test_a_split_has_the_shares_asked_for_and_its_seed_decides():
 def test_labels_are_shared_out_equally():
     labels = ["1"] * 58 + ["0"] * 80  # Montgomery's tuberculosis and normal cases
     subsets = np.array(data.split(make_pairs(138, labels=labels), 0.15, 0.2, seed=0))
-    shares = [np.mean(np.array(labels)[subsets == name] == "1") for name in pairing.SUBSETS]
+    shares = [np.mean(np.array(labels)[subsets == name] == "1") for name in SUBSETS]
     assert all(abs(share - 58 / 138) < 0.05 for share in shares)
 
 
@@ -332,12 +361,14 @@ def test_a_patient_is_in_one_subset_only():
     for fold in range(5):
         subsets = data.split(make_pairs(140, patients=patients), 0.15, 0.2, 0, folds=5, fold=fold)
         assert pd.DataFrame({"p": patients, "s": subsets}).groupby("p").s.nunique().max() == 1
-        assert set(subsets) == set(pairing.SUBSETS)
+        assert set(subsets) == set(SUBSETS)
 
 
 def test_every_image_is_tested_once_in_cross_validation():
     pairs = make_pairs(53)
-    tested = [np.array(data.split(pairs, 0.15, 0.2, 0, folds=5, fold=i)) == "test" for i in range(5)]
+    tested = [
+        np.array(data.split(pairs, 0.15, 0.2, 0, folds=5, fold=i)) == "test" for i in range(5)
+    ]
     assert (np.sum(tested, axis=0) == 1).all()
 
 
@@ -345,7 +376,9 @@ def test_cross_validation_leaves_a_fixed_test_set_alone():
     fixed = ["test" if i % 3 == 0 else "train" for i in range(60)]
     tested = np.zeros(60)
     for fold in range(4):
-        subsets = np.array(data.split(make_pairs(60, subsets=fixed), 0.15, 0.2, seed=0, folds=4, fold=fold))
+        subsets = np.array(
+            data.split(make_pairs(60, subsets=fixed), 0.15, 0.2, seed=0, folds=4, fold=fold)
+        )
         assert (subsets[np.array(fixed) == "test"] == "").all()
         tested += subsets == "test"
     assert (tested == (np.array(fixed) == "train")).all()
@@ -360,15 +393,19 @@ def test_a_fixed_test_set_is_kept():
 
 def test_a_patient_that_the_index_puts_in_two_subsets_is_named():
     pairs = make_pairs(
-        40, patients=["p1", "p1", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL"], subsets=["test", *[""] * 39]
+        40,
+        patients=["p1", "p1", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL"],
+        subsets=["test", *[""] * 39],
     )
-    with pytest.raises(UserError, match=r"index.csv would part patient p1; name one subset for all"):
+    with pytest.raises(
+        UserError, match=r"index.csv would part patient p1; name one subset for all"
+    ):
         data.split(pairs, 0.15, 0.2, seed=0)
 
 
 def test_rare_labels_do_not_stop_a_split():
     labels = ["0"] * 6 + ["1"] * 5 + ["rare"]
-    assert set(data.split(make_pairs(12, labels=labels), 0.15, 0.2, seed=0)) == set(pairing.SUBSETS)
+    assert set(data.split(make_pairs(12, labels=labels), 0.15, 0.2, seed=0)) == set(SUBSETS)
 
 
 def test_too_few_images_to_split():
@@ -378,45 +415,50 @@ def test_too_few_images_to_split():
 
 def test_index_csv_gives_patients_labels_and_split(discs):
     stems = [f"disc{i:02d}" for i in range(12)]
-    table = pd.DataFrame({"stem": stems, "patient": [s[-1] for s in stems], "split": ["Test"] * 3 + ["Train"] * 9})
+    table = pd.DataFrame(
+        {"stem": stems, "patient": [s[-1] for s in stems], "split": ["Test"] * 3 + ["Train"] * 9}
+    )
     table.to_csv(discs / "index.csv", index=False)
-    pairs, problems = pairing.find_pairs(discs)
+    pairs, problems = data.find_pairs(discs)
     assert problems == []
     assert pairs[2].patient == "2" and pairs[2].subset == "test" and pairs[5].subset == "train"
-    (discs / "index.csv").write_text("Stem, Patient , split\n" + "\n".join(f"{s}, {s[-1]}, Test " for s in stems))
-    pairs, problems = pairing.find_pairs(discs)
+    (discs / "index.csv").write_text(
+        "Stem, Patient , split\n" + "\n".join(f"{s}, {s[-1]}, Test " for s in stems)
+    )
+    pairs, problems = data.find_pairs(discs)
     assert problems == [] and pairs[2].patient == "2" and pairs[2].subset == "test"
     table.iloc[1:].assign(split="holdout").to_csv(discs / "index.csv", index=False)
-    _, problems = pairing.find_pairs(discs)
+    _, problems = data.find_pairs(discs)
     assert "no row for disc00" in names_of(problems) and "split is 'holdout'" in names_of(problems)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"stem,patient\n\xff\xfe,1\n", b"stem\na,b\nc,d,e\n", b"name\na\n", b"stem,Stem\na,a\n"]
+    "content",
+    [b"", b"stem,patient\n\xff\xfe,1\n", b"stem\na,b\nc,d,e\n", b"name\na\n", b"stem,Stem\na,a\n"],
 )
 def test_an_index_that_is_no_table_is_refused(discs, content):
     (discs / "index.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"index.csv (cannot be read|has columns)"):
-        pairing.find_pairs(discs)
+        data.find_pairs(discs)
 
 
 def test_a_right_mask_of_another_ending_is_found_again(phantoms, tmp_path):
     shutil.copytree(phantoms, tmp_path / "set")
     path = tmp_path / "set" / "ManualMask" / "rightMask" / "phantom_0000.png"
     path.rename(path.with_name("phantom_0000_mask.png"))
-    pairs, problems = pairing.find_pairs(tmp_path / "set")
+    pairs, problems = data.find_pairs(tmp_path / "set")
     assert problems == []
-    pairing.write_split(tmp_path / "split.csv", pairs, ["test"] * len(pairs))
-    assert pairing.read_split(tmp_path / "split.csv")[0][0].masks == pairs[0].masks
+    write_split(tmp_path / "split.csv", pairs, ["test"] * len(pairs))
+    assert read_split(tmp_path / "split.csv")[0][0].masks == pairs[0].masks
 
 
 def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
     for folder in (phantoms, discs):
-        pairs, _ = pairing.find_pairs(folder)
+        pairs, _ = data.find_pairs(folder)
         subsets = data.split(pairs, 0.2, 0.2, seed=3)
-        pairing.write_split(tmp_path / "split.csv", pairs, subsets)
+        write_split(tmp_path / "split.csv", pairs, subsets)
         assert pd.read_csv(tmp_path / "split.csv").columns.tolist() == ["image", "mask", "subset"]
-        reread, again = pairing.read_split(tmp_path / "split.csv")
+        reread, again = read_split(tmp_path / "split.csv")
         assert again == subsets
         assert [(p.image, p.masks) for p in reread] == [(p.image, p.masks) for p in pairs]
 
@@ -426,13 +468,17 @@ def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
 
 def make_dataset(pictures, ids):
     ids = np.asarray(ids)
-    return join(pictures, np.stack([255 * (ids == i) for i in range(1, max(1, ids.max()) + 1)], axis=-1))
+    return join(
+        pictures, np.stack([255 * (ids == i) for i in range(1, max(1, ids.max()) + 1)], axis=-1)
+    )
 
 
 def join(pictures, masks):
     pictures, each = np.asarray(pictures, np.uint8), np.arange(len(masks))
-    rows = np.concatenate([part.astype(np.uint8).reshape(len(each), -1) for part in (pictures, masks)], axis=1)
-    return data.Dataset(rows, each, each, pictures.shape[1:3], pictures.shape[-1], pd.DataFrame())
+    rows = np.concatenate(
+        [part.astype(np.uint8).reshape(len(each), -1) for part in (pictures, masks)], axis=1
+    )
+    return Dataset(rows, each, each, pictures.shape[1:3], pictures.shape[-1], pd.DataFrame())
 
 
 def test_image_and_mask_are_augmented_alike():
@@ -440,14 +486,21 @@ def test_image_and_mask_are_augmented_alike():
     y, x = np.mgrid[:64, :64]
     disc = ((y - 40) ** 2 + (x - 24) ** 2 < 14**2).astype(np.uint8)
     dataset = make_dataset([30 + 180 * disc[..., None]] * 24, [disc] * 24)
-    batch = data.Batches(dataset, np.arange(24), ["disc"], 24, "mild", seed=0)
+    batch = Batches(dataset, np.arange(24), ["disc"], 24, "mild", seed=0)
     pictures, masks = batch[0]
-    assert pictures.dtype == masks.dtype == np.float32 and pictures.shape == masks.shape == (24, 64, 64, 1)
+    assert pictures.dtype == masks.dtype == np.float32 and pictures.shape == masks.shape == (
+        24,
+        64,
+        64,
+        1,
+    )
     assert masks.min() == pictures.min() == 0 and masks.max() == 1 and pictures.max() <= 1
     moved = 0
     for picture, mask in zip(pictures[..., 0], np.round(masks[..., 0]), strict=True):
         middle = (picture[mask == 1].mean() + picture[mask == 0].mean()) / 2
-        overlap = 2 * ((picture > middle) & (mask == 1)).sum() / ((picture > middle).sum() + mask.sum())
+        overlap = (
+            2 * ((picture > middle) & (mask == 1)).sum() / ((picture > middle).sum() + mask.sum())
+        )
         assert overlap > 0.9
         moved += np.mean(mask != disc) > 0.01
     assert moved > 20
@@ -458,8 +511,12 @@ def test_a_mirrored_left_lung_becomes_a_right_one():
     picture[:, 4:14], picture[:, 18:28] = 100, 220
     ids = np.zeros((32, 32), np.uint8)
     ids[:, 4:14], ids[:, 18:28] = 2, 1  # the patient's right lung on the image's left
-    batch = data.Batches(
-        make_dataset([picture] * 40, [ids] * 40), np.arange(40), ["left lung", "right lung"], 40, "mild"
+    batch = Batches(
+        make_dataset([picture] * 40, [ids] * 40),
+        np.arange(40),
+        ["left lung", "right lung"],
+        40,
+        "mild",
     )
     pictures, masks = batch[0]
     columns = np.arange(32)
@@ -472,19 +529,23 @@ def test_a_mirrored_left_lung_becomes_a_right_one():
 
 
 def test_what_a_mirror_makes_of_class_names():
-    assert augment.mirrored_ids(["lung"]).tolist() == [0, 1]
-    assert augment.mirrored_ids(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
-    for names in (["leftlung", "rightlung"], ["LeftLung", "RightLung"], ["lung_left", "lung_right"]):
-        assert augment.mirrored_ids(names).tolist() == [0, 2, 1]
+    assert mirrored_channels(["lung"]).tolist() == [0, 1]
+    assert mirrored_channels(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
+    for names in (
+        ["leftlung", "rightlung"],
+        ["LeftLung", "RightLung"],
+        ["lung_left", "lung_right"],
+    ):
+        assert mirrored_channels(names).tolist() == [0, 2, 1]
     for names in (["left lung", "heart"], ["leftlung"], ["heart", "lungLeft"]):
-        assert augment.mirrored_ids(names) is None
-    assert augment.mirrored_ids(["bright spot"]).tolist() == [0, 1]
+        assert mirrored_channels(names) is None
+    assert mirrored_channels(["bright spot"]).tolist() == [0, 1]
 
 
 def test_batches_follow_from_seed_and_epoch_alone():
     rng = np.random.default_rng(0)
     dataset = make_dataset(rng.integers(0, 256, (10, 32, 32, 1)), rng.integers(0, 2, (10, 32, 32)))
-    one, two = (data.Batches(dataset, np.arange(10), ["x"], 4, "mild", seed=5) for _ in range(2))
+    one, two = (Batches(dataset, np.arange(10), ["x"], 4, "mild", seed=5) for _ in range(2))
     assert len(one) == 3 and len(one[2][0]) == 2
     np.testing.assert_array_equal(two[1][0], one[1][0])
     first = one[0][0]
@@ -497,7 +558,7 @@ def test_batches_follow_from_seed_and_epoch_alone():
 def test_validation_is_neither_shuffled_nor_augmented():
     rng = np.random.default_rng(0)
     dataset = make_dataset(rng.integers(0, 256, (5, 32, 32, 1)), rng.integers(0, 3, (5, 32, 32)))
-    pictures, masks = data.Batches(dataset, np.array([4, 2]), ["a", "b"], 4)[0]
+    pictures, masks = Batches(dataset, np.array([4, 2]), ["a", "b"], 4)[0]
     np.testing.assert_allclose(pictures, dataset.images[[4, 2]] / 255, rtol=1e-6)
     assert masks.shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(masks[..., 1:], dataset.masks[[4, 2]] / 255)
@@ -508,7 +569,7 @@ def test_a_border_pixel_has_shares_of_several_classes():
     masks = np.zeros((1, 8, 8, 2), np.uint8)
     masks[0, 0, 0] = 51, 102
     dataset = join(np.zeros((1, 8, 8, 1)), masks)
-    batch = data.Batches(dataset, np.arange(1), ["a", "b"], 1)[0][1]
+    batch = Batches(dataset, np.arange(1), ["a", "b"], 1)[0][1]
     np.testing.assert_allclose(batch[0, 0, 0], [0.4, 0.2, 0.4], atol=1e-6)
 
 
@@ -517,13 +578,15 @@ def test_augmented_masks_keep_borders_within_pixels(strength):
     y, x = np.mgrid[:64, :64]
     disc = (y - 30) ** 2 + (x - 30) ** 2 < 14**2
     dataset = make_dataset(np.full((8, 64, 64, 1), 99), [disc] * 8)
-    masks = data.Batches(dataset, np.arange(8), ["disc"], 8, strength)[0][1]
+    masks = Batches(dataset, np.arange(8), ["disc"], 8, strength)[0][1]
     assert ((masks > 0.05) & (masks < 0.95)).sum() > 8 * 30
 
 
 def test_few_images_are_shown_again_in_an_epoch():
-    dataset = make_dataset([np.full((8, 8, 1), i, np.uint8) for i in range(3)], [np.zeros((8, 8), np.uint8)] * 3)
-    batches = data.Batches(dataset, np.arange(3), ["x"], 4, "none", at_least=10)
+    dataset = make_dataset(
+        [np.full((8, 8, 1), i, np.uint8) for i in range(3)], [np.zeros((8, 8), np.uint8)] * 3
+    )
+    batches = Batches(dataset, np.arange(3), ["x"], 4, "none", at_least=10)
     shown = np.concatenate([np.round(255 * batches[i][0][:, 0, 0, 0]) for i in range(len(batches))])
     assert len(batches) == 3 and len(shown) == 10
     assert sorted(np.bincount(shown.astype(int)).tolist()) == [3, 3, 4]
@@ -534,7 +597,7 @@ def test_strong_augmentation_changes_image_and_mask_together():
     picture, ids = np.full((64, 64, 1), 40, np.uint8), np.zeros((64, 64), np.uint8)
     picture[20:44, 20:44], ids[20:44, 20:44] = 220, 1
     dataset = make_dataset([picture] * 60, [ids] * 60)
-    pictures, masks = data.Batches(dataset, np.arange(60), ["x"], 60, "strong", seed=3)[0]
+    pictures, masks = Batches(dataset, np.arange(60), ["x"], 60, "strong", seed=3)[0]
     apart = [x[m > 0].mean() - np.median(x[m == 0]) for x, m in zip(pictures, masks, strict=True)]
     assert 40 < sum(value > 0 for value in apart) < 60
     assert len({int(mask.sum()) for mask in masks}) > 20
@@ -545,7 +608,7 @@ def test_the_steps_of_an_augmentation_are_drawn_apart(tmp_path):
     picture = np.tile(np.arange(64, 128, dtype=np.uint8), (64, 1))
     rows = np.tile(np.concatenate([picture.ravel(), np.zeros(64 * 64, np.uint8)]), (256, 1))
     dataset = Dataset(rows, np.arange(256), np.arange(256), (64, 64), 1, pd.DataFrame())
-    batches = data.Batches(dataset, np.arange(256), ["x"], 256, "mild")
+    batches = Batches(dataset, np.arange(256), ["x"], 256, "mild")
     pictures = batches[0][0][..., 0]
     mirrored = pictures[:, :, :32].mean((1, 2)) > pictures[:, :, 32:].mean((1, 2))
     brightness = pictures[:, 16:48, 16:48].mean((1, 2))

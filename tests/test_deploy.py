@@ -24,14 +24,21 @@ def tool(name: str, package: str) -> str:
     """Find a program; required in CI, else the test is skipped."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if not path:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {name}: apt-get install {package}")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            f"no {name}: apt-get install {package}"
+        )
     return path
 
 
 def test_alerts_fire_when_they_should_and_only_then():
     promtool = tool("promtool", "prometheus")
-    for command in (["check", "config", "--syntax-only", "prometheus.yaml"], ["test", "rules", "alerts_test.yaml"]):
-        done = subprocess.run([promtool, *command], cwd=DEPLOY, capture_output=True, text=True, check=False)
+    for command in (
+        ["check", "config", "--syntax-only", "prometheus.yaml"],
+        ["test", "rules", "alerts_test.yaml"],
+    ):
+        done = subprocess.run(
+            [promtool, *command], cwd=DEPLOY, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -56,7 +63,9 @@ def test_compose_and_kubernetes_files_name_what_exists():
             source = volume.split(":")[0].removeprefix("./")
             if source in compose["volumes"]:
                 continue
-            assert (DEPLOY / source).exists() or source in ("tls", "metrics_key"), source  # the user's own
+            assert (DEPLOY / source).exists() or source in ("tls", "metrics_key"), (
+                source
+            )  # the user's own
     kinds = [one["kind"] for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())]
     assert kinds == ["Deployment", "Service", "HorizontalPodAutoscaler"]
 
@@ -71,7 +80,11 @@ def proxy(exported, tmp_path):  # noqa: F811
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "keys").write_text(hashlib.sha256(b"key").hexdigest())
-        replicas.append(Running(exported, tmp_path / name, "--threads", "1", "--keys", str(tmp_path / name / "keys")))
+        replicas.append(
+            Running(
+                exported, tmp_path / name, "--threads", "1", "--keys", str(tmp_path / name / "keys")
+            )
+        )
     authority, port = trustme.CA(), free_port()
     (tmp_path / "tls").mkdir()
     cert = authority.issue_cert("127.0.0.1")
@@ -94,7 +107,9 @@ def proxy(exported, tmp_path):  # noqa: F811
     process = subprocess.Popen(command)
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
-    client = httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, timeout=60, headers={"X-API-Key": "key"})
+    client = httpx.Client(
+        base_url=f"https://127.0.0.1:{port}", verify=trust, timeout=60, headers={"X-API-Key": "key"}
+    )
     for _ in range(100):
         try:
             client.get("/livez")
@@ -123,7 +138,9 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
     script = f'wrk.headers["X-API-Key"] = "key"; wrk.method = "POST"; wrk.body = io.open("{xray[0]}", "rb"):read("*a")'
     (tmp_path / "post.lua").write_text(script)
     load = [tool("wrk", "wrk"), "-t1", "-c4", "-d15s", "--timeout=30s", "-s", tmp_path / "post.lua"]
-    with subprocess.Popen([*load, str(client.base_url.join("/v1/segment"))], stdout=subprocess.PIPE, text=True) as wrk:
+    with subprocess.Popen(
+        [*load, str(client.base_url.join("/v1/segment"))], stdout=subprocess.PIPE, text=True
+    ) as wrk:
         time.sleep(1)
         one.process.kill()
         one.process.wait()
@@ -148,7 +165,11 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
     one.process.terminate()
     one.process.wait(30)
     away = client.post("/v1/segment", content=xray[0].read_bytes())
-    assert away.status_code == 503 and away.headers["retry-after"] == "1" and away.json()["status"] == 503
+    assert (
+        away.status_code == 503
+        and away.headers["retry-after"] == "1"
+        and away.json()["status"] == 503
+    )
 
 
 def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
@@ -178,7 +199,9 @@ def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
             time.sleep(0.3)
             try:
                 query = {"query": 'unet_requests_total{route="/v1/segment",status="200"}'}
-                found = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params=query).json()["data"]["result"]
+                found = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params=query).json()[
+                    "data"
+                ]["result"]
             except (httpx.TransportError, KeyError):
                 continue
             if found:

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import engines
-import images
 import metrics
-import phantom
 import predict
-from images import UserError
+import utils
+from dataset.phantoms import draw_phantom
+from imaging import pictures, preprocess
+from imaging.scan import Scan
+from inference import engines, postprocess, segment
+from inference.bundled import BUNDLED_MODEL
+from utils import UserError
 
-BOX = ROOT / predict.IN_THE_BOX
+BOX = ROOT / BUNDLED_MODEL
 KINDS = [
     ("onnxruntime", "float32"),
     ("onnxruntime", "int8"),
@@ -39,10 +42,16 @@ def skip_unless_here(engine, precision):
 def masks(config):
     """Segment three phantoms of unlike sizes, in one call and so in one batch."""
     shapes = [(256, 256), (200, 300), (256, 256)]
-    pictures = [images.resize(phantom.phantom(np.random.default_rng(i))[0], shape) for i, shape in enumerate(shapes)]
+    pictures = [
+        preprocess.resize(draw_phantom(np.random.default_rng(i))[0], shape)
+        for i, shape in enumerate(shapes)
+    ]
     members = predict.load_members(config)
-    scans = [images.Scan(picture.reshape(1, *picture.shape[:2], 1)) for picture in pictures]
-    return [images.decide(result.probs, members[0][1]) for result in predict.segment(members, scans, config)]
+    scans = [Scan(picture.reshape(1, *picture.shape[:2], 1)) for picture in pictures]
+    return [
+        postprocess.decide(result.probs, members[0][1])
+        for result in segment.segment_scans(members, scans, config)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +65,11 @@ def test_every_engine_finds_what_keras_finds(engine, precision, from_keras, tmp_
     skip_unless_here(engine, precision)
     shutil.copytree(BOX.parent, tmp_path / "box")
     place = tmp_path / "box" / "manifest.json"
-    measured = {engines.kind_of_cpu(): {f"{engine} {precision}": 1.0}}
+    measured = {utils.kind_of_cpu(): {f"{engine} {precision}": 1.0}}
     place.write_text(json.dumps(json.loads(place.read_text()) | {"precisions": measured}))
-    found = masks(predict.Config(model=str(place.with_name("unet.onnx")), engine=engine, precision=precision))
+    found = masks(
+        predict.Config(model=str(place.with_name("unet.onnx")), engine=engine, precision=precision)
+    )
     least = 0.9999 if precision == "float32" else 0.98
     for one, other in zip(from_keras, found, strict=True):
         assert metrics.score_mask(one, other)["dice"] >= least
@@ -71,64 +82,85 @@ def test_auto_takes_bfloat16_only_where_it_may(monkeypatch):
         {"openvino bfloat16": bfloat16, "openvino int8": int8, "onnxruntime int8": int8}
         for bfloat16, int8 in ((0.9995, 0.9991), (0.9989, 0.98))
     )
-    assert engines.choose("auto", "auto", good) == ("openvino", "bfloat16")
-    assert engines.choose("auto", "auto", bad) == engines.choose("auto", "auto", {}) == ("onnxruntime", "float32")
-    assert engines.choose("onnxruntime", "auto", good) == ("onnxruntime", "float32")
-    assert engines.choose("openvino", "auto", bad) == ("openvino", "float32")
-    assert engines.choose("auto", "int8", good) == ("openvino", "int8")
-    assert engines.choose("auto", "int8", good | {"openvino int8": 0.98}) == ("onnxruntime", "int8")
+    assert engines.choose_engine("auto", "auto", good) == ("openvino", "bfloat16")
+    assert (
+        engines.choose_engine("auto", "auto", bad)
+        == engines.choose_engine("auto", "auto", {})
+        == ("onnxruntime", "float32")
+    )
+    assert engines.choose_engine("onnxruntime", "auto", good) == ("onnxruntime", "float32")
+    assert engines.choose_engine("openvino", "auto", bad) == ("openvino", "float32")
+    assert engines.choose_engine("auto", "int8", good) == ("openvino", "int8")
+    assert engines.choose_engine("auto", "int8", good | {"openvino int8": 0.98}) == (
+        "onnxruntime",
+        "int8",
+    )
     for precision, told in (("bfloat16", "0.9989"), ("int8", "0.9800")):
         with pytest.raises(UserError, match=f"{told}; expected at least 0.999"):
-            engines.choose("auto", precision, bad)
+            engines.choose_engine("auto", precision, bad)
         with pytest.raises(UserError, match="is not measured"):
-            engines.choose("auto", precision, {})
+            engines.choose_engine("auto", precision, {})
     monkeypatch.setattr(engines, "has_bfloat16", lambda: False)
-    assert engines.choose("auto", "auto", good) == ("onnxruntime", "float32")
+    assert engines.choose_engine("auto", "auto", good) == ("onnxruntime", "float32")
     with pytest.raises(UserError, match="a processor that has it"):
-        engines.choose("auto", "bfloat16", good)
+        engines.choose_engine("auto", "bfloat16", good)
     monkeypatch.setattr(engines, "has_openvino", lambda: False)
-    assert engines.choose("auto", "int8", good) == ("onnxruntime", "int8")
-    for engine, precision, dice in (("openvino", "auto", good), ("openvino", "int8", {}), ("auto", "bfloat16", {})):
+    assert engines.choose_engine("auto", "int8", good) == ("onnxruntime", "int8")
+    for engine, precision, dice in (
+        ("openvino", "auto", good),
+        ("openvino", "int8", {}),
+        ("auto", "bfloat16", {}),
+    ):
         with pytest.raises(UserError, match="pip install openvino"):
-            engines.choose(engine, precision, dice)
+            engines.choose_engine(engine, precision, dice)
 
 
 def test_wrong_names_are_told():
-    for change, told in ((("tensorrt", "auto"), "engine is 'tensorrt'"), (("auto", "fp8"), "precision is 'fp8'")):
+    for change, told in (
+        (("tensorrt", "auto"), "engine is 'tensorrt'"),
+        (("auto", "fp8"), "precision is 'fp8'"),
+    ):
         with pytest.raises(UserError, match=told):
-            engines.choose(*change, {})
+            engines.choose_engine(*change, {})
     with pytest.raises(UserError, match=r"runs in Keras and float32; `python export\.py"):
-        predict.load_members(predict.Config(model=str(ROOT / "files" / "lungs.h5"), engine="openvino"))
+        predict.load_members(
+            predict.Config(model=str(ROOT / "files" / "lungs.h5"), engine="openvino")
+        )
     with pytest.raises(UserError, match="averages with the mirrored image itself"):
         predict.load_members(predict.Config(model=str(BOX), uncertainty=True))
 
 
 def test_changed_or_lacking_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"run `python export\.py"):
-        engines.load(tmp_path / "unet.onnx")
+        engines.load_engine(tmp_path / "unet.onnx")
     with pytest.raises(UserError, match=r"lungs\.h5 is no \.onnx file"):
-        engines.load(ROOT / "files" / "lungs.h5")
+        engines.load_engine(ROOT / "files" / "lungs.h5")
     shutil.copytree(BOX.parent, tmp_path / "box")
     integers = tmp_path / "box" / "unet-int8.onnx"
     integers.write_bytes(integers.read_bytes()[:-1] + b"?")
     manifest = json.loads((tmp_path / "box" / "manifest.json").read_text())
-    manifest["precisions"] = {engines.kind_of_cpu(): {"onnxruntime int8": 1.0}}
+    manifest["precisions"] = {utils.kind_of_cpu(): {"onnxruntime int8": 1.0}}
     (tmp_path / "box" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="unet-int8.onnx has checksum"):
-        engines.load(tmp_path / "box" / "unet.onnx", precision="int8")
+        engines.load_engine(tmp_path / "box" / "unet.onnx", precision="int8")
     with pytest.raises(UserError, match="is run by --precision int8"):
-        engines.load(integers)
+        engines.load_engine(integers)
     integers.unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        engines.load(tmp_path / "box" / "unet.onnx", precision="int8")
-    for damaged in ([], {"facts": manifest["facts"]}, manifest | {"sha256": {}}, manifest | {"precisions": 3}):
+        engines.load_engine(tmp_path / "box" / "unet.onnx", precision="int8")
+    for damaged in (
+        [],
+        {"facts": manifest["facts"]},
+        manifest | {"sha256": {}},
+        manifest | {"precisions": 3},
+    ):
         (tmp_path / "box" / "manifest.json").write_text(json.dumps(damaged))
         with pytest.raises(UserError):
-            engines.load(tmp_path / "box" / "unet.onnx")
+            engines.load_engine(tmp_path / "box" / "unet.onnx")
 
 
 def test_files_are_segmented_without_keras(tmp_path, script, monkeypatch):
-    images.write(tmp_path / "a.png", phantom.phantom(np.random.default_rng(4))[0])
+    pictures.write_picture(tmp_path / "a.png", draw_phantom(np.random.default_rng(4))[0])
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('keras', 'pandas', 'scipy.stats', 'sklearn'):\n    sys.modules[name] = None\n"
     )
@@ -153,10 +185,16 @@ def test_the_service_has_all_that_it_imports(tmp_path):
             place.parent.mkdir(exist_ok=True)
             shutil.copy(path, place)
     done = subprocess.run(
-        [sys.executable, "-c", "import serve"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "import serve"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    copied = re.search(r"COPY --chmod=755 (serve.py .*) ./", (ROOT / "deploy" / "Dockerfile").read_text())[1].split()
+    copied = re.search(
+        r"COPY --chmod=755 (serve.py .*) ./", (ROOT / "deploy" / "Dockerfile").read_text()
+    )[1].split()
     assert {path.name for path in tmp_path.glob("*.py")} == set(copied)
 
 
@@ -164,7 +202,9 @@ def test_nothing_tells_microsoft_or_google(tmp_path):
     """ONNX Runtime and OpenVINO keep a file of what they send; quantisation must not make one either."""
     code = "import engines, onnxruntime.quantization; engines.has_bfloat16()"
     environment = {
-        name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY" and name != "CI"
+        name: value
+        for name, value in os.environ.items()
+        if name != "ORT_DISABLE_TELEMETRY" and name != "CI"
     }
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)

@@ -13,15 +13,17 @@ import onnx
 import pytest
 from conftest import ROOT
 
-import engines
 import export
-import images
 import predict
 import utils
-from images import UserError
+from imaging import formats, preprocess
+from inference import engines, segment
 from model import build_unet
+from utils import UserError
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes SavedModels")
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow writes SavedModels"
+)
 BOX = ROOT / "files" / "lungs.h5"
 
 
@@ -34,9 +36,12 @@ def pictures(folder: Path) -> Path:
     cv2.imwrite(str(folder / "grey.png"), np.uint8(255 * smooth))
     cv2.imwrite(str(folder / "deep.png"), np.uint16(20_000 + 900 * smooth.T))
     cv2.imwrite(str(folder / "small.bmp"), np.uint8(255 * smooth[:40, :50]))
-    cv2.imwrite(str(folder / "colour.jpg"), np.uint8(255 * np.stack([smooth, smooth[::-1], 1 - smooth], -1)))
     cv2.imwrite(
-        str(folder / "alpha.png"), np.dstack([np.uint8(255 * smooth)] * 3 + [np.full((300, 400), 255, np.uint8)])
+        str(folder / "colour.jpg"), np.uint8(255 * np.stack([smooth, smooth[::-1], 1 - smooth], -1))
+    )
+    cv2.imwrite(
+        str(folder / "alpha.png"),
+        np.dstack([np.uint8(255 * smooth)] * 3 + [np.full((300, 400), 255, np.uint8)]),
     )
     return folder
 
@@ -45,19 +50,28 @@ def pictures(folder: Path) -> Path:
 def box(tmp_path_factory, phantoms):
     """The model in the box, exported and checked on phantoms: its folder."""
     folder = tmp_path_factory.mktemp("box") / "export"
-    export.export(export.Config(model=str(BOX), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=4))
+    export.export(
+        export.Config(
+            model=str(BOX), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=4
+        )
+    )
     return folder
 
 
 def test_the_masks_of_the_box_stay_the_same(box):
     agreement = json.loads((box / "manifest.json").read_text())["agreement"]
     assert agreement["images"] == 4
-    assert min(agreement["saved_model"], agreement["onnx"]) >= 0.9999 and agreement["saved_model, encoded"] > 0.999
+    assert (
+        min(agreement["saved_model"], agreement["onnx"]) >= 0.9999
+        and agreement["saved_model, encoded"] > 0.999
+    )
 
 
 def test_the_manifest_tells_what_was_written(box):
     manifest = json.loads((box / "manifest.json").read_text())
-    assert manifest["model_sha256"] == export.checksum(BOX) and manifest["facts"] == utils.load_facts(BOX)
+    assert manifest["model_sha256"] == export.checksum(BOX) and manifest[
+        "facts"
+    ] == utils.load_metadata(BOX)
     assert {"unet.onnx", "unet/1/saved_model.pb"} < set(manifest["sha256"])
     for name, digest in manifest["sha256"].items():
         assert export.checksum(box / name) == digest
@@ -67,17 +81,22 @@ def test_onnx_holds_the_facts_and_takes_any_batch(box):
     graph = onnx.load(box / "unet.onnx")
     onnx.checker.check_model(graph, full_check=True)
     facts = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
-    assert facts == utils.load_facts(BOX)
+    assert facts == utils.load_metadata(BOX)
     run = engines.open_onnxruntime((box / "unet.onnx").read_bytes()).run
     batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
     together = run(batch)
-    np.testing.assert_allclose(together, np.concatenate([run(batch[i : i + 1]) for i in range(3)]), atol=1e-5)
+    np.testing.assert_allclose(
+        together, np.concatenate([run(batch[i : i + 1]) for i in range(3)]), atol=1e-5
+    )
 
 
 def test_tensorflows_own_tool_sees_both_signatures(box):
     tool = Path(sys.executable).with_name("saved_model_cli")
     shown = subprocess.run(
-        [tool, "show", "--dir", box / "unet" / "1", "--all"], capture_output=True, text=True, check=True
+        [tool, "show", "--dir", box / "unet" / "1", "--all"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for name in ("serving_default", "encoded", "image_bytes", "mask_png", "probabilities"):
         assert name in shown
@@ -95,8 +114,10 @@ def test_every_kind_of_model_and_picture(tmp_path, names, channels, more):
     keras.utils.set_random_seed(1)
     size = (48, 64)
     model = build_unet((*size, channels), 1 if len(names) == 1 else 3, 4, 2)
-    model.layers[-1].set_weights([10 * weights for weights in model.layers[-1].get_weights()])  # decided masks
-    facts = utils.make_facts(names, size, channels, **more)
+    model.layers[-1].set_weights(
+        [10 * weights for weights in model.layers[-1].get_weights()]
+    )  # decided masks
+    facts = utils.make_metadata(names, size, channels, **more)
     path = tmp_path / "model.h5"
     utils.save_model(model, path, facts)
     folder = pictures(tmp_path / "pictures")
@@ -106,21 +127,27 @@ def test_every_kind_of_model_and_picture(tmp_path, names, channels, more):
     run = engines.open_onnxruntime((tmp_path / "out" / "unet.onnx").read_bytes()).run
     members = predict.load_members(predict.Config(str(path)))
     for picture in folder.iterdir():
-        scan = images.read_scan(picture)
-        prepared = predict.prepare(scan, size, facts).astype(np.float32) / 255
-        probs = next(predict.segment(members, [scan])).probs
-        np.testing.assert_allclose(images.restore(run(prepared)[0], probs.shape[:2]), probs, atol=1e-4)
+        scan = formats.read_scan(picture)
+        prepared = segment.prepare_inputs(scan, size, facts).astype(np.float32) / 255
+        probs = next(segment.segment_scans(members, [scan])).probs
+        np.testing.assert_allclose(
+            preprocess.restore(run(prepared)[0], probs.shape[:2]), probs, atol=1e-4
+        )
 
 
 def test_what_cannot_be_exported_is_told(tmp_path, monkeypatch):
     model = build_unet((16, 16, 3), 1, 2, 1)
-    utils.save_model(model, tmp_path / "near.h5", utils.make_facts(["x"], (16, 16), 1, neighbours=1))
+    utils.save_model(
+        model, tmp_path / "near.h5", utils.make_metadata(["x"], (16, 16), 1, neighbours=1)
+    )
     with pytest.raises(UserError, match="neighbouring slices"):
         export.export(export.Config(model=str(tmp_path / "near.h5")))
     with pytest.raises(UserError, match=r"no model at .*; run `python train\.py`"):
         export.export(export.Config(model=str(tmp_path / "none.h5")))
     (tmp_path / "split.csv").write_text("image,mask,subset\na.dcm,b.png,test\n")
-    utils.save_model(build_unet((16, 16, 1), 1, 2, 1), tmp_path / "m.h5", utils.make_facts(["x"], (16, 16), 1))
+    utils.save_model(
+        build_unet((16, 16, 1), 1, 2, 1), tmp_path / "m.h5", utils.make_metadata(["x"], (16, 16), 1)
+    )
     with pytest.raises(UserError, match="no PNG, JPEG or BMP file to check the formats on"):
         export.export(export.Config(model=str(tmp_path / "m.h5"), out_dir=str(tmp_path / "out")))
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
@@ -132,11 +159,18 @@ def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monke
     true = engines.open_onnxruntime
 
     def empty(content, threads=0):
-        return dataclasses.replace(true(content, threads), run=lambda prepared: np.zeros((1, 192, 192, 1), np.float32))
+        return dataclasses.replace(
+            true(content, threads), run=lambda prepared: np.zeros((1, 192, 192, 1), np.float32)
+        )
 
     monkeypatch.setattr(engines, "open_onnxruntime", empty)
     with pytest.raises(UserError, match="a format's masks are not those of"):
         export.export(
-            export.Config(model=str(BOX), out_dir=str(tmp_path / "out"), images=str(phantoms / "CXR_png"), checked=1)
+            export.Config(
+                model=str(BOX),
+                out_dir=str(tmp_path / "out"),
+                images=str(phantoms / "CXR_png"),
+                checked=1,
+            )
         )
     assert not (tmp_path / "out" / "manifest.json").exists()

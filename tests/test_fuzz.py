@@ -17,9 +17,9 @@ import tifffile
 from conftest import ROOT
 from test_medical import FILES
 
-import images
-import medical
-from images import UserError
+from imaging import dicom, formats, scan
+from imaging.scan import MAX_BYTES
+from utils import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EACH = 400  # damaged copies of every file
@@ -37,21 +37,30 @@ def tiff(array, **more) -> bytes:
 
 GREY = np.random.default_rng(0).integers(0, 4000, (6, 24, 20), dtype=np.uint16)
 WHOLE = {
-    **{kind: cv2.imencode(f".{kind}", np.uint8(GREY[0] // 16))[1].tobytes() for kind in ("png", "jpg", "bmp")},
+    **{
+        kind: cv2.imencode(f".{kind}", np.uint8(GREY[0] // 16))[1].tobytes()
+        for kind in ("png", "jpg", "bmp")
+    },
     "16-bit png": cv2.imencode(".png", GREY[0])[1].tobytes(),
     "tiff": tiff(GREY, photometric="minisblack"),
     "zlib tiff": tiff(GREY, photometric="minisblack", compression="zlib"),
     "nifti": nifti(GREY.T),
     "gzipped nifti": gzip.compress(nifti(GREY.T)),
-    **{name: (FILES / name).read_bytes() for name in ("CT_small.dcm", "MR_small_RLE.dcm", "SC_rgb_jpeg_gdcm.dcm")},
-    **{name: (FILES / name).read_bytes() for name in ("JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm")},
+    **{
+        name: (FILES / name).read_bytes()
+        for name in ("CT_small.dcm", "MR_small_RLE.dcm", "SC_rgb_jpeg_gdcm.dcm")
+    },
+    **{
+        name: (FILES / name).read_bytes()
+        for name in ("JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm")
+    },
 }
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_damaged_files_are_read_or_refused(name):
     whole = WHOLE[name]
-    assert images.decode_scan(whole).pixels.size
+    assert formats.decode_scan(whole).pixels.size
     rng, before = np.random.default_rng(7), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
     for i in range(EACH):
@@ -59,15 +68,17 @@ def test_damaged_files_are_read_or_refused(name):
         if i % 4 == 0:
             content = content[: rng.integers(len(content))]
         for _ in range(rng.integers(1, 9) if i % 4 else 0):
-            place = int(rng.integers(min(len(content), 1024) if i % 2 else len(content)))  # headers are hit more often
+            place = int(
+                rng.integers(min(len(content), 1024) if i % 2 else len(content))
+            )  # headers are hit more often
             content[place] = rng.integers(256) if i % 3 else 0xFF
         try:
-            pixels = images.decode_scan(bytes(content)).pixels
+            pixels = formats.decode_scan(bytes(content)).pixels
         except UserError as error:
             refused += 1
             assert str(error)
         else:
-            assert pixels.ndim == 4 and np.isfinite(pixels).all() and pixels.nbytes <= images.MAX_BYTES
+            assert pixels.ndim == 4 and np.isfinite(pixels).all() and pixels.nbytes <= MAX_BYTES
     assert refused
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     assert grown < 3, f"{grown:.1f} GiB"
@@ -77,7 +88,9 @@ def png_bomb() -> bytes:
     """A PNG of 60000 x 60000 pixels in 4 kB, as its header says."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     return (
@@ -106,7 +119,9 @@ def dicom_bomb() -> bytes:
 
 
 def tiff_bomb() -> bytes:
-    content = bytearray(tiff(np.zeros((32, 32), np.uint8), compression="zlib", photometric="minisblack"))
+    content = bytearray(
+        tiff(np.zeros((32, 32), np.uint8), compression="zlib", photometric="minisblack")
+    )
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         for name in ("ImageWidth", "ImageLength"):
             tag = file.pages[0].tags[name]
@@ -126,7 +141,9 @@ def animated_png() -> bytes:
     """A PNG whose further frames are not in the size that its header tells."""
     content = cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes()
     frames = struct.pack(">II", 100_000, 0)
-    chunk = struct.pack(">I", 8) + b"acTL" + frames + struct.pack(">I", zlib.crc32(b"acTL" + frames))
+    chunk = (
+        struct.pack(">I", 8) + b"acTL" + frames + struct.pack(">I", zlib.crc32(b"acTL" + frames))
+    )
     return content[:33] + chunk + content[33:]
 
 
@@ -140,7 +157,9 @@ def spoilt_jpeg() -> bytes:
 
 def jpeg_in_tiff() -> bytes:
     """A TIFF of 64 x 64 pixels whose JPEG claims 40000 x 40000."""
-    content = bytearray(tiff(np.zeros((64, 64), np.uint8), compression="jpeg", photometric="minisblack"))
+    content = bytearray(
+        tiff(np.zeros((64, 64), np.uint8), compression="jpeg", photometric="minisblack")
+    )
     frame = content.rindex(b"\xff\xc0")
     struct.pack_into(">HH", content, frame + 5, 40_000, 40_000)
     return bytes(content)
@@ -152,7 +171,9 @@ def nifti_extension() -> bytes:
     content = bytearray(image.to_bytes())
     content[348] = 1
     struct.pack_into("<f", content, 108, 1.6e9 + 352)
-    return gzip.compress(bytes(content[:352]) + struct.pack("<ii", 1_600_000_000, 6) + bytes(2 * 10**8))
+    return gzip.compress(
+        bytes(content[:352]) + struct.pack("<ii", 1_600_000_000, 6) + bytes(2 * 10**8)
+    )
 
 
 IN_A_PROCESS = """
@@ -169,13 +190,26 @@ except images.UserError as error:
 
 @pytest.mark.parametrize(
     "bomb",
-    [png_bomb, animated_png, spoilt_jpeg, jpeg_in_tiff, nifti_bomb, nifti_extension, dicom_bomb, tiff_bomb],
+    [
+        png_bomb,
+        animated_png,
+        spoilt_jpeg,
+        jpeg_in_tiff,
+        nifti_bomb,
+        nifti_extension,
+        dicom_bomb,
+        tiff_bomb,
+    ],
 )
 def test_bombs_are_refused_before_they_are_decoded(bomb):
     content = bomb()
     assert len(content) < 10**6
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", IN_A_PROCESS], input=content, cwd=ROOT, capture_output=True, check=False
+        [sys.executable, "-W", "ignore", "-c", IN_A_PROCESS],
+        input=content,
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
     )
     message, grown = done.stdout.decode().split("|")
     assert message and int(grown) < 200, done  # MiB
@@ -186,14 +220,14 @@ def test_a_series_is_weighed_before_it_is_decoded(tmp_path, monkeypatch):
         header = pydicom.dcmread(FILES / "CT_small.dcm")
         header.ImagePositionPatient = [0, 0, i]
         header.save_as(tmp_path / f"{i}.dcm")
-    monkeypatch.setattr(images, "MAX_BYTES", 3 * 6 * 128**2)
-    monkeypatch.setattr(medical, "decode_dicom", None)
+    monkeypatch.setattr(scan, "MAX_BYTES", 3 * 6 * 128**2)
+    monkeypatch.setattr(dicom, "decode_dicom", None)
     with pytest.raises(UserError, match="its header promises .* GiB"):
-        images.read_scan(tmp_path)
+        formats.read_scan(tmp_path)
 
 
 def test_a_volume_of_gibibytes_is_named(monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    monkeypatch.setattr(scan, "MAX_BYTES", 1000)
     for content in (nifti(GREY), tiff(GREY), (FILES / "CT_small.dcm").read_bytes()):
         with pytest.raises(UserError, match="its header promises .* GiB"):
-            images.decode_scan(content)
+            formats.decode_scan(content)

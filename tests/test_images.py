@@ -4,53 +4,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import images
-from images import UserError
+from imaging import formats, pictures, plots, preprocess
+from inference import postprocess
+from utils import UserError, atomic
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
 def test_lossless_round_trip_in_colour(tmp_path, suffix):
     image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
-    images.write(tmp_path / f"a{suffix}", image)
-    np.testing.assert_array_equal(images.read(tmp_path / f"a{suffix}"), image)
+    pictures.write_picture(tmp_path / f"a{suffix}", image)
+    np.testing.assert_array_equal(formats.read_image(tmp_path / f"a{suffix}"), image)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_are_kept(tmp_path, suffix):
     image = np.random.default_rng(0).integers(0, 65536, (20, 31, 1), dtype=np.uint16)
-    images.write(tmp_path / f"a{suffix}", image)
-    np.testing.assert_array_equal(images.read(tmp_path / f"a{suffix}"), image)
+    pictures.write_picture(tmp_path / f"a{suffix}", image)
+    np.testing.assert_array_equal(formats.read_image(tmp_path / f"a{suffix}"), image)
 
 
 def test_channel_order_is_rgb_with_alpha_last(tmp_path):
     blue_green_red_alpha = np.full((16, 16, 4), (10, 20, 30, 40), np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), blue_green_red_alpha)
-    assert images.read(tmp_path / "a.png")[0, 0].tolist() == [30, 20, 10, 40]
+    assert formats.read_image(tmp_path / "a.png")[0, 0].tolist() == [30, 20, 10, 40]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
 def test_truncated_files_are_refused(suffix):
     image = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     whole = cv2.imencode(suffix, image)[1].tobytes()
-    assert images.decode(whole).shape == (64, 64, 1)
+    assert formats.decode_image(whole).shape == (64, 64, 1)
     for share in (0.0, 0.01, 0.5, 0.9):
         with pytest.raises(UserError, match="unreadable"):
-            images.decode(whole[: int(share * len(whole))])
+            formats.decode_image(whole[: int(share * len(whole))])
 
 
 def test_text_and_tiny_and_missing_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="expected PNG"):
-        images.decode(b"I am a text file")
+        formats.decode_image(b"I am a text file")
     with pytest.raises(UserError, match="1x1 pixels; expected at least 16x16"):
-        images.decode(cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes())
+        formats.decode_image(cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes())
     with pytest.raises(UserError, match="No such file"):
-        images.read(tmp_path / "none.png")
+        formats.read_image(tmp_path / "none.png")
 
 
 def test_several_pages_are_refused():
     pages = [np.zeros((20, 20), np.uint8), np.ones((20, 20), np.uint8)]
     with pytest.raises(UserError, match="2 pages or slices; expected one image"):
-        images.decode(cv2.imencodemulti(".tiff", pages)[1].tobytes())
+        formats.decode_image(cv2.imencodemulti(".tiff", pages)[1].tobytes())
 
 
 def test_a_mask_drawn_in_the_alpha_channel_is_refused(tmp_path):
@@ -58,27 +59,27 @@ def test_a_mask_drawn_in_the_alpha_channel_is_refused(tmp_path):
     mask[5:, :, 3] = 0
     cv2.imwrite(str(tmp_path / "a.png"), mask)
     with pytest.raises(UserError, match="alpha channel varies"):
-        images.read_mask(tmp_path / "a.png")
+        formats.read_mask(tmp_path / "a.png")
 
 
 def test_a_flat_image_with_a_few_bright_pixels_keeps_them():
     image = np.zeros((64, 64, 1), np.uint8)
     image[10, 10:13] = 200
-    assert images.prepare(image, (64, 64), 1)[10, 11] == 255
+    assert preprocess.prepare_image(image, (64, 64), 1)[10, 11] == 255
 
 
 def test_a_colour_picture_is_no_mask_but_equal_channels_are(tmp_path):
     grey = np.random.default_rng(0).integers(0, 2, (20, 20, 1), dtype=np.uint8) * 255
-    images.write(tmp_path / "a.png", np.repeat(grey, 3, axis=-1))
-    np.testing.assert_array_equal(images.read_mask(tmp_path / "a.png"), grey[..., 0])
-    images.write(tmp_path / "b.png", np.full((20, 20, 3), (0, 255, 0), np.uint8))
+    pictures.write_picture(tmp_path / "a.png", np.repeat(grey, 3, axis=-1))
+    np.testing.assert_array_equal(formats.read_mask(tmp_path / "a.png"), grey[..., 0])
+    pictures.write_picture(tmp_path / "b.png", np.full((20, 20, 3), (0, 255, 0), np.uint8))
     with pytest.raises(UserError, match="colour picture"):
-        images.read_mask(tmp_path / "b.png")
+        formats.read_mask(tmp_path / "b.png")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(RuntimeError), images.atomic(tmp_path / "a.txt") as temporary:
+    with pytest.raises(RuntimeError), atomic(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert (tmp_path / "a.txt").read_text() == "old"
@@ -88,10 +89,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize("shape", [(64, 64), (100, 50), (33, 91), (20, 400)])
 def test_prepare_keeps_the_aspect_ratio(shape):
     image = np.random.default_rng(0).integers(1, 256, (*shape, 1), dtype=np.uint8)
-    rows, columns = images.fit(shape, (64, 48))
+    rows, columns = preprocess.letterbox(shape, (64, 48))
     ratio = (rows.stop - rows.start) / (columns.stop - columns.start)
-    assert ratio == pytest.approx(shape[0] / shape[1], rel=0.25)  # a side is a whole number of pixels
-    prepared = images.prepare(image, (64, 48), 1)
+    assert ratio == pytest.approx(
+        shape[0] / shape[1], rel=0.25
+    )  # a side is a whole number of pixels
+    prepared = preprocess.prepare_image(image, (64, 48), 1)
     assert prepared.shape == (64, 48, 1)
     outside = np.ones((64, 48), bool)
     outside[rows, columns] = False
@@ -100,22 +103,28 @@ def test_prepare_keeps_the_aspect_ratio(shape):
 
 def test_prepare_does_not_see_exposure_or_bit_depth():
     grey = np.random.default_rng(0).integers(0, 200, (50, 40, 1), dtype=np.uint8)
-    expected = images.prepare(grey, (32, 32), 1).astype(int)
+    expected = preprocess.prepare_image(grey, (32, 32), 1).astype(int)
     assert expected.min() == 0 and expected.max() == 255
-    for other in (grey.astype(np.uint16) * 257, grey.astype(np.uint16) * 16 + 300, grey.astype(np.int32) - 1000):
-        assert np.abs(images.prepare(other, (32, 32), 1) - expected).max() <= 1
+    for other in (
+        grey.astype(np.uint16) * 257,
+        grey.astype(np.uint16) * 16 + 300,
+        grey.astype(np.int32) - 1000,
+    ):
+        assert np.abs(preprocess.prepare_image(other, (32, 32), 1) - expected).max() <= 1
 
 
 def test_prepare_of_a_constant_image_is_zero_and_finite():
-    assert not images.prepare(np.full((20, 20, 1), 7, np.uint8), (32, 32), 1).any()
+    assert not preprocess.prepare_image(np.full((20, 20, 1), 7, np.uint8), (32, 32), 1).any()
 
 
 def test_prepare_drops_alpha_and_makes_grey():
     grey = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
     alpha = np.random.default_rng(1).integers(0, 256, (32, 32, 1), dtype=np.uint8)
     rgba = np.concatenate([grey, grey, grey, alpha], axis=-1)
-    np.testing.assert_array_equal(images.prepare(rgba, (32, 32), 1), images.prepare(grey, (32, 32), 1))
-    assert images.prepare(grey, (32, 32), 3).shape == (32, 32, 3)
+    np.testing.assert_array_equal(
+        preprocess.prepare_image(rgba, (32, 32), 1), preprocess.prepare_image(grey, (32, 32), 1)
+    )
+    assert preprocess.prepare_image(grey, (32, 32), 3).shape == (32, 32, 3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,9 +134,11 @@ def test_restore_undoes_prepare_mask(height, width, classes):
     ids = np.zeros((height, width), np.uint8)
     for i in range(classes):
         ids[:, i * width // (classes + 1) : (i + 1) * width // (classes + 1)] = i + 1
-    shares = images.prepare_mask(ids, (64, 64), classes)
+    shares = preprocess.prepare_mask(ids, (64, 64), classes)
     assert shares.shape == (64, 64, classes) and shares.dtype == np.uint8
-    back = images.shares_to_ids(np.round(images.restore(shares.astype(np.float32), (height, width))).astype(np.uint8))
+    back = preprocess.shares_to_ids(
+        np.round(preprocess.restore(shares.astype(np.float32), (height, width))).astype(np.uint8)
+    )
     assert back.shape == ids.shape
     wrong_columns = np.unique(np.nonzero(back != ids)[1])
     borders = np.array([(i + 1) * width // (classes + 1) for i in range(classes)])
@@ -139,22 +150,29 @@ def test_a_border_within_a_pixel_survives_the_network_s_size():
     """A disc shrunk to an eighth comes back almost as it was, because its pixels keep their shares."""
     y, x = np.mgrid[:512, :512]
     disc = ((y - 250) ** 2 + (x - 261) ** 2 < 100**2).astype(np.uint8)
-    shares = images.prepare_mask(disc, (64, 64), 1)
-    back = images.restore(shares.astype(np.float32) / 255, disc.shape)[..., 0] >= 0.5
-    rounded = images.restore(images.shares_to_ids(shares)[..., None].astype(np.float32), disc.shape)[..., 0] >= 0.5
+    shares = preprocess.prepare_mask(disc, (64, 64), 1)
+    back = preprocess.restore(shares.astype(np.float32) / 255, disc.shape)[..., 0] >= 0.5
+    rounded = (
+        preprocess.restore(
+            preprocess.shares_to_ids(shares)[..., None].astype(np.float32), disc.shape
+        )[..., 0]
+        >= 0.5
+    )
     assert (back != disc).mean() < 0.3 * (rounded != disc).mean()
 
 
 def test_to_ids_decides_by_threshold_or_by_the_largest():
-    np.testing.assert_array_equal(images.to_ids(np.array([[[0.4], [0.6]]]), 0.5), [[0, 1]])
-    np.testing.assert_array_equal(images.to_ids(np.array([[[0.5, 0.3, 0.2], [0.1, 0.4, 0.5]]]), 0.5), [[0, 2]])
+    np.testing.assert_array_equal(postprocess.to_ids(np.array([[[0.4], [0.6]]]), 0.5), [[0, 1]])
+    np.testing.assert_array_equal(
+        postprocess.to_ids(np.array([[[0.5, 0.3, 0.2], [0.1, 0.4, 0.5]]]), 0.5), [[0, 2]]
+    )
 
 
 def test_contours_are_drawn_on_the_border_only():
     ids = np.zeros((40, 40), np.uint8)
     ids[10:30, 10:30] = 1
-    drawn = images.draw_contours(np.zeros((40, 40, 3), np.uint8), ids)
-    assert tuple(drawn[10, 20]) == images.COLOURS[0]
+    drawn = plots.draw_contours(np.zeros((40, 40, 3), np.uint8), ids)
+    assert tuple(drawn[10, 20]) == plots.COLOURS[0]
     assert not drawn[20, 20].any() and not drawn[5, 5].any()
 
 
@@ -170,14 +188,14 @@ def test_small_parts_are_dropped_and_holes_filled():
     expected[5:8, 5:8] = 1
     expected[35, 35] = 0
     expected[30:33, 2:5] = 0
-    np.testing.assert_array_equal(images.clean(ids, [2, 1]), expected)
-    np.testing.assert_array_equal(images.clean(np.zeros_like(ids), [2, 1]), 0)
+    np.testing.assert_array_equal(postprocess.clean_mask(ids, [2, 1]), expected)
+    np.testing.assert_array_equal(postprocess.clean_mask(np.zeros_like(ids), [2, 1]), 0)
 
 
 def test_one_class_in_anothers_hole_stays():
     ids = np.ones((20, 20), np.uint8)
     ids[5:9, 5:9] = 2
-    np.testing.assert_array_equal(images.clean(ids, [1, 1]), ids)
+    np.testing.assert_array_equal(postprocess.clean_mask(ids, [1, 1]), ids)
 
 
 def test_usual_parts_leave_out_the_odd_mask():
@@ -185,9 +203,9 @@ def test_usual_parts_leave_out_the_odd_mask():
     two[2:8, 2:8] = two[12:20, 12:20] = True
     three[:] = two
     three[25, 25] = True
-    assert images.usual_parts(np.stack([two] * 20 + [three])) == 2
-    assert images.usual_parts(np.stack([two, three])) == 3
-    assert images.usual_parts(np.zeros((3, 30, 30), bool)) == 1
+    assert postprocess.usual_components(np.stack([two] * 20 + [three])) == 2
+    assert postprocess.usual_components(np.stack([two, three])) == 3
+    assert postprocess.usual_components(np.zeros((3, 30, 30), bool)) == 1
 
 
 def test_a_dropped_island_in_another_class_leaves_no_hole():
@@ -196,4 +214,4 @@ def test_a_dropped_island_in_another_class_leaves_no_hole():
     ids[20:22, 20:22] = 2
     expected = ids.copy()
     expected[20:22, 20:22] = 1
-    np.testing.assert_array_equal(images.clean(ids, [1, 1]), expected)
+    np.testing.assert_array_equal(postprocess.clean_mask(ids, [1, 1]), expected)

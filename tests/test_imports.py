@@ -33,9 +33,37 @@ MAY_IMPORT = {
     "optimiser": set(),
     "recorder": {"cluster", "images", "utils"},
     "corruptions": {"images"},
-    "benchmark": {"data", "engines", "images", "pairing", "phantom", "predict", "rival", "train", "utils"},
-    "rival": {"cli", "data", "images", "optimiser", "pairing", "phantom", "predict", "train", "utils"},
-    "experiments": {"archive", "corruptions", "images", "metrics", "pairing", "predict", "recorder"},
+    "benchmark": {
+        "data",
+        "engines",
+        "images",
+        "pairing",
+        "phantom",
+        "predict",
+        "rival",
+        "train",
+        "utils",
+    },
+    "rival": {
+        "cli",
+        "data",
+        "images",
+        "optimiser",
+        "pairing",
+        "phantom",
+        "predict",
+        "train",
+        "utils",
+    },
+    "experiments": {
+        "archive",
+        "corruptions",
+        "images",
+        "metrics",
+        "pairing",
+        "predict",
+        "recorder",
+    },
     "train": {
         "augment",
         "cli",
@@ -58,7 +86,9 @@ MAY_IMPORT = {
 
 def is_main_guard(node):
     """What an import does not run."""
-    return isinstance(node, ast.If) and any(name in ast.unparse(node.test) for name in ("__main__", "TYPE_CHECKING"))
+    return isinstance(node, ast.If) and any(
+        name in ast.unparse(node.test) for name in ("__main__", "TYPE_CHECKING")
+    )
 
 
 @pytest.mark.parametrize("name", MAY_IMPORT)
@@ -89,7 +119,9 @@ def test_nothing_is_done_at_import(name):
     )
     tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
-    rest = [node for node in tree.body[1:] if not isinstance(node, allowed) and not is_main_guard(node)]
+    rest = [
+        node for node in tree.body[1:] if not isinstance(node, allowed) and not is_main_guard(node)
+    ]
     assert not rest, ast.unparse(rest[0])
 
 
@@ -112,5 +144,7 @@ try:
 except SystemExit as end:
     print("loaded:", sorted({{"keras", "tensorflow", "pandas", "sklearn"}} & set(sys.modules)), end.code)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert f"loaded: [] {0 if flag == '--help' else 2}" in done.stdout, done.stdout + done.stderr

@@ -15,11 +15,12 @@ import tifffile
 from nibabel import orientations
 from pydicom.data import data_manager
 
-import images
-import medical
-import pairing
-import predict
-from images import UserError
+from dataset.layouts import Pair
+from dataset.reading import read_pair
+from imaging import dicom, formats
+from imaging.files import files_by_stem
+from inference.inputs import list_inputs
+from utils import UserError
 
 FILES = Path(data_manager.__file__).parent / "test_files"
 
@@ -43,40 +44,48 @@ BROKEN = "JPEG2000-embedded-sequence-delimiter.dcm"  # made to try parsers: its 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("name", [name for name in COMPRESSED if "rle" not in name.lower() and name != BROKEN])
+@pytest.mark.parametrize(
+    "name", [name for name in COMPRESSED if "rle" not in name.lower() and name != BROKEN]
+)
 def test_compressed_pixels_are_what_gdcm_says(name):
     """GDCM is another decoder, written in C++. It knows no JPEG of 12 bits: compared with the same image, blurred by
     JPEG 2000."""
     header = pydicom.dcmread(FILES / name)
-    pixels = medical.decode_dicom((FILES / name).read_bytes()).pixels.squeeze()
+    pixels = dicom.decode_dicom((FILES / name).read_bytes()).pixels.squeeze()
     if name in TWELVE_BITS:
-        same = images.read_scan(FILES / "JPEG2000.dcm").pixels.squeeze()
+        same = formats.read_scan(FILES / "JPEG2000.dcm").pixels.squeeze()
         assert np.corrcoef(pixels.ravel(), same.ravel())[0, 1] > 0.95
         return
     expected = pydicom.pixels.pixel_array(header, decoding_plugin="gdcm")
     if expected.ndim == 2:
-        expected = expected * np.float32(header.get("RescaleSlope", 1)) + np.float32(header.get("RescaleIntercept", 0))
+        expected = expected * np.float32(header.get("RescaleSlope", 1)) + np.float32(
+            header.get("RescaleIntercept", 0)
+        )
     np.testing.assert_array_equal(pixels, expected.squeeze())
 
 
 @pytest.mark.parametrize("name", [name for name in COMPRESSED if "rle" in name.lower()])
 def test_run_length_pixels_are_those_of_the_uncompressed_file(name):
     """Some of pydicom's files come in both ways; of the others the shape and the colours' spread are known."""
-    pixels = medical.decode_dicom((FILES / name).read_bytes()).pixels
+    pixels = dicom.decode_dicom((FILES / name).read_bytes()).pixels
     if name == "MR_small_RLE.dcm":
-        np.testing.assert_array_equal(pixels, images.read_scan(FILES / "MR_small.dcm").pixels)
+        np.testing.assert_array_equal(pixels, formats.read_scan(FILES / "MR_small.dcm").pixels)
     elif name.startswith("SC_rgb"):
         frames = 2 if "2frame" in name else 1
         assert pixels.shape == (frames, 100, 100, 3)
         top = np.iinfo(pixels.dtype).max
-        assert pixels[0, 5, 50].tolist() == [top, 0, 0] and pixels[0, -5, 50].tolist() == [top, top, top]
+        assert pixels[0, 5, 50].tolist() == [top, 0, 0] and pixels[0, -5, 50].tolist() == [
+            top,
+            top,
+            top,
+        ]
 
 
 def test_all_syntaxes_are_there():
     names = {pydicom.dcmread(FILES / name).file_meta.TransferSyntaxUID.name for name in COMPRESSED}
     assert len(names) == 8
     with pytest.raises(UserError, match="pixels cannot be decoded"):
-        images.read_scan(FILES / BROKEN)
+        formats.read_scan(FILES / BROKEN)
 
 
 # ------------------------------------------------------------------------------------------- DICOM written by highdicom
@@ -91,13 +100,34 @@ def ct_slice(position: float, number: int, uids: dict) -> pydicom.Dataset:
     header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
     for name, uid in uids.items():
         setattr(header, name, uid)
-    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
+    for name in (
+        "PatientID",
+        "PatientName",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyDate",
+        "StudyTime",
+        "StudyID",
+    ):
         setattr(header, name, "")
     header.AccessionNumber, header.Modality, header.InstanceNumber = "", "CT", number
-    header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, position], [1, 0, 0, 0, 1, 0]
+    header.ImagePositionPatient, header.ImageOrientationPatient = (
+        [0, 0, position],
+        [1, 0, 0, 0, 1, 0],
+    )
     header.PixelSpacing, header.SliceThickness = [0.7, 0.8], 5
-    header.Rows, header.Columns, header.SamplesPerPixel, header.PhotometricInterpretation = 20, 24, 1, "MONOCHROME2"
-    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
+    header.Rows, header.Columns, header.SamplesPerPixel, header.PhotometricInterpretation = (
+        20,
+        24,
+        1,
+        "MONOCHROME2",
+    )
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = (
+        16,
+        12,
+        11,
+        0,
+    )
     header.RescaleSlope, header.RescaleIntercept = 2, -1024
     header.WindowCenter, header.WindowWidth = [40, 300], [400, 1500]
     header.PixelData = np.full((20, 24), round(position), np.uint16).tobytes()
@@ -107,37 +137,44 @@ def ct_slice(position: float, number: int, uids: dict) -> pydicom.Dataset:
 @pytest.fixture
 def series(tmp_path):
     """A folder of four CT slices, their names and numbers in another order than their places."""
-    uids = {n: pydicom.uid.generate_uid() for n in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    uids = {
+        n: pydicom.uid.generate_uid()
+        for n in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    }
     (tmp_path / "series").mkdir()
     for number, position in enumerate((10, 2.5, 5, 7.5)):
-        ct_slice(position, number, uids).save_as(tmp_path / "series" / f"IM{number}", enforce_file_format=True)
+        ct_slice(position, number, uids).save_as(
+            tmp_path / "series" / f"IM{number}", enforce_file_format=True
+        )
     return tmp_path / "series"
 
 
 def test_a_series_is_a_volume_in_the_order_of_its_places(series):
     (series / "notes.txt").write_text("not DICOM")
-    scan = images.read_scan(series)
+    scan = formats.read_scan(series)
     assert scan.pixels.shape == (4, 20, 24, 1)
-    assert scan.pixels[:, 0, 0, 0].tolist() == [2 * round(z) - 1024 for z in (2.5, 5, 7.5, 10)]  # HU
+    assert scan.pixels[:, 0, 0, 0].tolist() == [
+        2 * round(z) - 1024 for z in (2.5, 5, 7.5, 10)
+    ]  # HU
     assert scan.spacing_mm == (2.5, 0.7, 0.8) and scan.window == (40, 400)
 
 
 def test_two_series_in_a_folder_are_refused(series):
     (series / "IM9").write_bytes((FILES / "CT_small.dcm").read_bytes())
     with pytest.raises(UserError, match="2 series of 2 sizes in one folder"):
-        images.read_scan(series)
+        formats.read_scan(series)
     (series / "IM9").write_bytes((series / "IM0").read_bytes())
     with pytest.raises(UserError, match="show the same place"):
-        images.read_scan(series)
+        formats.read_scan(series)
 
 
 def test_low_is_white_is_turned_round():
     header = pydicom.dcmread(FILES / "CT_small.dcm")
-    straight = images.read_scan(FILES / "CT_small.dcm").pixels
+    straight = formats.read_scan(FILES / "CT_small.dcm").pixels
     header.PhotometricInterpretation = "MONOCHROME1"
     buffer = io.BytesIO()
     header.save_as(buffer)
-    turned = images.decode_scan(buffer.getvalue()).pixels
+    turned = formats.decode_scan(buffer.getvalue()).pixels
     stored = header.pixel_array.astype(int)  # 16 bits with a sign: 5 becomes -6
     expected = header.RescaleSlope * (-1 - stored) + header.RescaleIntercept
     np.testing.assert_array_equal(turned[0, ..., 0], expected)
@@ -147,15 +184,23 @@ def test_low_is_white_is_turned_round():
 def test_a_segmentation_refers_to_its_source_and_reads_back(series, tmp_path):
     ids = np.zeros((4, 20, 24), np.uint8)
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
-    path = images.write_mask(tmp_path / "out" / "case", ids, ["liver", "tumour"], series)
+    path = formats.write_mask(tmp_path / "out" / "case", ids, ["liver", "tumour"], series)
     assert path.name == "case.dcm"
     segmentation = highdicom.seg.segread(path)
-    assert [segmentation.get_segment_description(i).segment_label for i in (1, 2)] == ["liver", "tumour"]
-    headers = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda h: h.ImagePositionPatient[2])
+    assert [segmentation.get_segment_description(i).segment_label for i in (1, 2)] == [
+        "liver",
+        "tumour",
+    ]
+    headers = sorted(
+        (pydicom.dcmread(file) for file in series.iterdir()),
+        key=lambda h: h.ImagePositionPatient[2],
+    )
     uids = [header.SOPInstanceUID for header in headers]
-    found = segmentation.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=True)
+    found = segmentation.get_pixels_by_source_instance(
+        uids, combine_segments=True, ignore_spatial_locations=True
+    )
     np.testing.assert_array_equal(found, ids)
-    images.write_mask(tmp_path / "out" / "empty", 0 * ids, ["liver", "tumour"], series)
+    formats.write_mask(tmp_path / "out" / "empty", 0 * ids, ["liver", "tumour"], series)
 
 
 def test_a_segmentation_serves_as_a_mask(series, tmp_path):
@@ -163,36 +208,43 @@ def test_a_segmentation_serves_as_a_mask(series, tmp_path):
     ids = np.zeros((4, 20, 24), np.uint8)
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
     for what in (ids, 0 * ids, np.where(ids == 2, 2, 0)):
-        path = images.write_mask(tmp_path / "masks" / "case", what, ["liver", "tumour"], series)
-        _, found = pairing.read_pair(pairing.Pair(series, (path,)), ["liver", "tumour"])
+        path = formats.write_mask(tmp_path / "masks" / "case", what, ["liver", "tumour"], series)
+        _, found = read_pair(Pair(series, (path,)), ["liver", "tumour"])
         np.testing.assert_array_equal(found, what)
     other = FILES / "CT_small.dcm"
-    path = images.write_mask(tmp_path / "masks" / "other", np.ones((1, 128, 128), np.uint8), ["liver"], other)
-    _, found = pairing.read_pair(pairing.Pair(other, (path,)), ["liver"])
+    path = formats.write_mask(
+        tmp_path / "masks" / "other", np.ones((1, 128, 128), np.uint8), ["liver"], other
+    )
+    _, found = read_pair(Pair(other, (path,)), ["liver"])
     assert found.all()
     with pytest.raises(UserError, match=r"other\.dcm: not a segmentation of its image"):
-        pairing.read_pair(pairing.Pair(series, (path,)), ["liver"])
+        read_pair(Pair(series, (path,)), ["liver"])
 
 
-@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "SC_rgb_jpeg.dcm", "examples_overlay.dcm"])
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "MR_small.dcm", "SC_rgb_jpeg.dcm", "examples_overlay.dcm"]
+)
 def test_one_dicom_file_gets_a_segmentation(tmp_path, name):
-    shape = images.read_scan(FILES / name).pixels.shape[:3]
-    path = images.write_mask(tmp_path / "mask", np.ones(shape, np.uint8), ["thing"], FILES / name)
+    shape = formats.read_scan(FILES / name).pixels.shape[:3]
+    path = formats.write_mask(tmp_path / "mask", np.ones(shape, np.uint8), ["thing"], FILES / name)
     source, made = pydicom.dcmread(FILES / name), pydicom.dcmread(path)
     assert made.Modality == "SEG" and made.StudyInstanceUID == source.StudyInstanceUID
     assert (
-        made.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+        made.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID
+        == source.SOPInstanceUID
     )
 
 
 def test_segments_are_known_by_their_labels(series, tmp_path):
     ids = np.zeros((4, 20, 24), np.uint8)
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
-    path = images.write_mask(tmp_path / "masks" / "case", ids, ["tumour", "liver"], series)
-    _, found = pairing.read_pair(pairing.Pair(series, (path,)), ["liver", "tumour"])
+    path = formats.write_mask(tmp_path / "masks" / "case", ids, ["tumour", "liver"], series)
+    _, found = read_pair(Pair(series, (path,)), ["liver", "tumour"])
     np.testing.assert_array_equal(found, np.array([0, 2, 1])[ids])
-    with pytest.raises(UserError, match="segments tumour, liver; expected the classes liver, spleen"):
-        pairing.read_pair(pairing.Pair(series, (path,)), ["liver", "spleen"])
+    with pytest.raises(
+        UserError, match="segments tumour, liver; expected the classes liver, spleen"
+    ):
+        read_pair(Pair(series, (path,)), ["liver", "spleen"])
 
 
 def test_names_in_any_script_are_written(series, tmp_path):
@@ -200,17 +252,24 @@ def test_names_in_any_script_are_written(series, tmp_path):
         header = pydicom.dcmread(path)
         header.SpecificCharacterSet, header.PatientName = "ISO_IR 100", "Müller^Jörg"
         header.save_as(path)
-    path = images.write_mask(tmp_path / "mask", np.ones((4, 20, 24), np.uint8), ["печень"], series)
+    path = formats.write_mask(tmp_path / "mask", np.ones((4, 20, 24), np.uint8), ["печень"], series)
     made = pydicom.dcmread(path)
-    assert str(made.PatientName) == "Müller^Jörg" and made.SegmentSequence[0].SegmentLabel == "печень"
+    assert (
+        str(made.PatientName) == "Müller^Jörg" and made.SegmentSequence[0].SegmentLabel == "печень"
+    )
 
 
 def test_where_no_segmentation_can_be_made_the_mask_is_a_tiff(tmp_path):
     header = pydicom.dcmread(FILES / "CT_small.dcm")
     del header.StudyInstanceUID
     header.save_as(tmp_path / "a.dcm")
-    with pytest.raises(UserError, match=r"no DICOM segmentation can refer to it .*; its mask is .*mask\.tif instead"):
-        images.write_mask(tmp_path / "mask", np.ones((1, 128, 128), np.uint8), ["x"], tmp_path / "a.dcm")
+    with pytest.raises(
+        UserError,
+        match=r"no DICOM segmentation can refer to it .*; its mask is .*mask\.tif instead",
+    ):
+        formats.write_mask(
+            tmp_path / "mask", np.ones((1, 128, 128), np.uint8), ["x"], tmp_path / "a.dcm"
+        )
     assert (tifffile.imread(tmp_path / "mask.tif") == 255).all()
 
 
@@ -227,27 +286,37 @@ def test_frames_have_grey_levels_and_spacing_of_their_own():
         group.PixelValueTransformationSequence, group.FrameVOILUTSequence = [values], [window]
         group.PixelMeasuresSequence = [measures]
         groups.append(group)
-    for name in ("RescaleSlope", "RescaleIntercept", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"):
+    for name in (
+        "RescaleSlope",
+        "RescaleIntercept",
+        "PixelSpacing",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+    ):
         delattr(header, name)
     header.PerFrameFunctionalGroupsSequence, header.NumberOfFrames = groups, 2
     header.PixelData = np.stack([stored, stored]).tobytes()
     buffer = io.BytesIO()
     header.save_as(buffer)
-    scan = images.decode_scan(buffer.getvalue())
+    scan = formats.decode_scan(buffer.getvalue())
     for i in range(2):
         np.testing.assert_array_equal(scan.pixels[i, ..., 0], (1.0 + i) * stored - 1024)
     assert scan.window == (40, 400) and scan.spacing_mm == (3, 0.5, 0.6)
 
 
 def test_a_lost_slice_is_told(series):
-    uids = {n: pydicom.dcmread(series / "IM0")[n].value for n in ("StudyInstanceUID", "SeriesInstanceUID")}
+    uids = {
+        n: pydicom.dcmread(series / "IM0")[n].value
+        for n in ("StudyInstanceUID", "SeriesInstanceUID")
+    }
     ct_slice(20, 9, uids | {"FrameOfReferenceUID": pydicom.uid.generate_uid()}).save_as(
         series / "IM9", enforce_file_format=True
     )
     with pytest.raises(
-        UserError, match="slices are 2.5 to 10 mm apart, the widest gap after number 0; expected even steps"
+        UserError,
+        match="slices are 2.5 to 10 mm apart, the widest gap after number 0; expected even steps",
     ):
-        images.read_scan(series)
+        formats.read_scan(series)
 
 
 def test_what_lies_beside_a_series_is_left_alone(series, tmp_path):
@@ -257,24 +326,26 @@ def test_what_lies_beside_a_series_is_left_alone(series, tmp_path):
     for name in ("1.2.840.1.1", "1.2.840.1.2"):
         shutil.copytree(series, tmp_path / "images" / name)
     problems = []
-    found = pairing.by_stem(tmp_path / "images", "", problems)
+    found = files_by_stem(tmp_path / "images", "", problems)
     assert list(found) == ["1.2.840.1.1", "1.2.840.1.2"] and problems == []
-    assert images.read_scan(found["1.2.840.1.1"]).pixels.shape == (4, 20, 24, 1)
+    assert formats.read_scan(found["1.2.840.1.1"]).pixels.shape == (4, 20, 24, 1)
 
 
 def test_a_damaged_slice_is_named(series):
     whole = (series / "IM2").read_bytes()
     (series / "IM2").write_bytes(whole[: len(whole) - 500])
     with pytest.raises(UserError, match="IM2: its pixels cannot be decoded"):
-        images.read_scan(series)
+        formats.read_scan(series)
 
 
 def test_slices_of_two_series_in_a_folder_are_refused(series):
     ct_slice(99, 9, {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4"}).save_as(
         series / "scout", enforce_file_format=True
     )
-    with pytest.raises(UserError, match="2 series, of 4, 1 files; expected one: put each in a folder of its own"):
-        predict.list_inputs(series)
+    with pytest.raises(
+        UserError, match="2 series, of 4, 1 files; expected one: put each in a folder of its own"
+    ):
+        list_inputs(series)
 
 
 def test_masks_have_the_values_that_the_training_masks_had(tmp_path):
@@ -283,28 +354,34 @@ def test_masks_have_the_values_that_the_training_masks_had(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((24, 20, 3)), np.eye(4)), tmp_path / "a.nii")
     tifffile.imwrite(tmp_path / "a.tif", ids, photometric="minisblack")
     for source, levels in itertools.product(("a.nii", "a.tif"), ([63, 126], [300, 2])):
-        made = images.write_mask(tmp_path / "mask", ids, ["x", "y"], tmp_path / source, levels)
-        np.testing.assert_array_equal(images.read_mask_scan(made), np.array([0, *levels])[ids])
+        made = formats.write_mask(tmp_path / "mask", ids, ["x", "y"], tmp_path / source, levels)
+        np.testing.assert_array_equal(formats.read_mask_scan(made), np.array([0, *levels])[ids])
 
 
 def test_a_folder_of_slices_is_one_volume_and_one_of_images_is_not(series, tmp_path):
-    assert predict.list_inputs(series) == ([series], [])
+    assert list_inputs(series) == ([series], [])
     (tmp_path / "images").mkdir()
     for name in ("CT_small.dcm", "MR_small.dcm"):
         shutil.copy(FILES / name, tmp_path / "images" / name)
-    assert len(predict.list_inputs(tmp_path / "images")[0]) == 2
+    assert len(list_inputs(tmp_path / "images")[0]) == 2
 
 
 @pytest.mark.parametrize("turned", [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, -1]])
 def test_a_nifti_mask_of_a_series_fits_or_is_refused(tmp_path, turned):
     """Axial slices fit; a prone patient's or sagittal ones lie otherwise in NIfTI, which is told, not mixed up."""
-    uids = {n: pydicom.uid.generate_uid() for n in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    uids = {
+        n: pydicom.uid.generate_uid()
+        for n in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    }
     (tmp_path / "series").mkdir()
     along, down = np.array(turned[:3]), np.array(turned[3:])
     axis = np.cross(along, down)
     for i in range(4):
         header = ct_slice(i, i, uids)
-        header.ImageOrientationPatient, header.ImagePositionPatient = turned, (5.0 * i * axis + (10, 20, 30)).tolist()
+        header.ImageOrientationPatient, header.ImagePositionPatient = (
+            turned,
+            (5.0 * i * axis + (10, 20, 30)).tolist(),
+        )
         header.save_as(tmp_path / "series" / f"{i}", enforce_file_format=True)
     ids = np.zeros((4, 20, 24), np.uint8)
     ids[1, 3:6, 4:10] = 1
@@ -314,13 +391,15 @@ def test_a_nifti_mask_of_a_series_fits_or_is_refused(tmp_path, turned):
     (tmp_path / "masks").mkdir()
     path = tmp_path / "masks" / "series.nii.gz"
     nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
-    pair = pairing.Pair(tmp_path / "series", (path,))
+    pair = Pair(tmp_path / "series", (path,))
     if turned[0] == 1:
-        np.testing.assert_array_equal(pairing.read_pair(pair, ["x"])[1], ids)
+        np.testing.assert_array_equal(read_pair(pair, ["x"])[1], ids)
         affine[0, 0] *= 1.2  # wider pixels
         nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
-    with pytest.raises(UserError, match=r"series\.nii\.gz: (its affine puts it elsewhere|4 slices|\d+ slices)"):
-        pairing.read_pair(pair, ["x"])
+    with pytest.raises(
+        UserError, match=r"series\.nii\.gz: (its affine puts it elsewhere|4 slices|\d+ slices)"
+    ):
+        read_pair(pair, ["x"])
 
 
 def test_float_pixels_are_read():
@@ -331,7 +410,7 @@ def test_float_pixels_are_read():
     del header.RescaleSlope, header.RescaleIntercept
     buffer = io.BytesIO()
     header.save_as(buffer)
-    np.testing.assert_array_equal(images.decode_scan(buffer.getvalue()).pixels[0, ..., 0], values)
+    np.testing.assert_array_equal(formats.decode_scan(buffer.getvalue()).pixels[0, ..., 0], values)
 
 
 # --------------------------------------------------------------------------------------------------- NIfTI by nibabel
@@ -348,8 +427,10 @@ def test_values_and_spacing_of_nifti(tmp_path, ending):
     voxels = np.random.default_rng(0).normal(0, 300, (24, 30, 20)).astype(np.float32)
     affine = np.diag([0.7, 0.8, 3.0, 1.0])
     nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / f"a{ending}")
-    scan = images.read_scan(tmp_path / f"a{ending}")
-    np.testing.assert_array_equal(scan.pixels[..., 0], voxels[::-1, ::-1].transpose(2, 1, 0))  # to left, posterior
+    scan = formats.read_scan(tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(
+        scan.pixels[..., 0], voxels[::-1, ::-1].transpose(2, 1, 0)
+    )  # to left, posterior
     assert scan.spacing_mm == pytest.approx((3.0, 0.8, 0.7))
 
 
@@ -360,7 +441,9 @@ def test_a_mask_keeps_both_affines_of_its_image(tmp_path):
     shifted[:3, 3] = 10
     image.set_qform(shifted, 1)
     nibabel.save(image, tmp_path / "a.nii")
-    path = images.write_mask(tmp_path / "mask", np.ones((20, 30, 24), np.uint8), ["x"], tmp_path / "a.nii")
+    path = formats.write_mask(
+        tmp_path / "mask", np.ones((20, 30, 24), np.uint8), ["x"], tmp_path / "a.nii"
+    )
     mask = nibabel.load(path)
     for name in ("sform", "qform"):
         ours, theirs = (getattr(one, f"get_{name}")(coded=True) for one in (mask, image))
@@ -370,25 +453,33 @@ def test_a_mask_keeps_both_affines_of_its_image(tmp_path):
 
 
 ALL_WAYS = [  # 48 ways to store a volume
-    "".join(axes) for order in itertools.permutations(("RL", "AP", "SI")) for axes in itertools.product(*order)
+    "".join(axes)
+    for order in itertools.permutations(("RL", "AP", "SI"))
+    for axes in itertools.product(*order)
 ]
 
 
-@pytest.mark.parametrize("spacing", [(0.8, 0.8, 3.0), (3.0, 0.8, 0.8), (0.8, 3.0, 0.8), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    "spacing", [(0.8, 0.8, 3.0), (3.0, 0.8, 0.8), (0.8, 3.0, 0.8), (1.0, 1.0, 1.0)]
+)
 def test_a_volume_is_the_same_however_it_is_stored(tmp_path, spacing):
     """Slices are those of the acquisition, and the mask that is written back lies where the object lies."""
     voxels = nibabel.Nifti1Image(ball().astype(np.float32), np.diag([*spacing, 1.0]))
     reference = None
     for codes in ALL_WAYS:
-        turn = orientations.ornt_transform(orientations.io_orientation(voxels.affine), orientations.axcodes2ornt(codes))
+        turn = orientations.ornt_transform(
+            orientations.io_orientation(voxels.affine), orientations.axcodes2ornt(codes)
+        )
         stored = voxels.as_reoriented(turn)
         nibabel.save(stored, tmp_path / "a.nii")
-        scan = images.read_scan(tmp_path / "a.nii")
+        scan = formats.read_scan(tmp_path / "a.nii")
         reference = reference or scan
         np.testing.assert_array_equal(scan.pixels, reference.pixels)
         assert scan.spacing_mm == pytest.approx(reference.spacing_mm)
         assert scan.spacing_mm[0] == max(spacing)
-        path = images.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 0, ["ball"], tmp_path / "a.nii")
+        path = formats.write_mask(
+            tmp_path / "mask", scan.pixels[..., 0] > 0, ["ball"], tmp_path / "a.nii"
+        )
         mask = nibabel.load(path)
         assert mask.affine.tolist() == nibabel.load(tmp_path / "a.nii").affine.tolist()
         np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(stored.dataobj))
@@ -397,14 +488,19 @@ def test_a_volume_is_the_same_however_it_is_stored(tmp_path, spacing):
 @pytest.mark.parametrize("shape", [(20, 20), (20, 20, 1), (20, 20, 3, 1)])
 def test_odd_dimensions_of_nifti(tmp_path, shape):
     nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.uint8), np.eye(4)), tmp_path / "a.nii")
-    ids = images.read_scan(tmp_path / "a.nii").pixels[..., 0]
-    assert nibabel.load(images.write_mask(tmp_path / "mask", ids, ["x"], tmp_path / "a.nii")).shape == shape
+    ids = formats.read_scan(tmp_path / "a.nii").pixels[..., 0]
+    assert (
+        nibabel.load(formats.write_mask(tmp_path / "mask", ids, ["x"], tmp_path / "a.nii")).shape
+        == shape
+    )
 
 
 def test_a_film_of_volumes_is_refused(tmp_path):
-    nibabel.save(nibabel.Nifti1Image(np.ones((20, 20, 3, 5), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    nibabel.save(
+        nibabel.Nifti1Image(np.ones((20, 20, 3, 5), np.uint8), np.eye(4)), tmp_path / "a.nii"
+    )
     with pytest.raises(UserError, match="4 dimensions, .20, 20, 3, 5.; expected a volume"):
-        images.read_scan(tmp_path / "a.nii")
+        formats.read_scan(tmp_path / "a.nii")
 
 
 # --------------------------------------------------------------------------------------------------- TIFF by tifffile
@@ -415,32 +511,46 @@ def test_a_film_of_volumes_is_refused(tmp_path):
 def test_pages_of_a_tiff_are_slices(tmp_path, kind, compression):
     pages = np.random.default_rng(0).integers(0, 120, (5, 20, 31)).astype(kind)
     tifffile.imwrite(tmp_path / "a.tif", pages, compression=compression, photometric="minisblack")
-    scan = images.read_scan(tmp_path / "a.tif")
+    scan = formats.read_scan(tmp_path / "a.tif")
     assert scan.pixels.dtype == kind and scan.spacing_mm is None
     np.testing.assert_array_equal(scan.pixels[..., 0], pages)
-    path = images.write_mask(tmp_path / "mask", pages > 60, ["x"], tmp_path / "a.tif")
+    path = formats.write_mask(tmp_path / "mask", pages > 60, ["x"], tmp_path / "a.tif")
     np.testing.assert_array_equal(tifffile.imread(path), 255 * (pages > 60))
 
 
 def test_spacing_of_a_tiff(tmp_path):
     pages = np.zeros((3, 20, 31), np.uint8)
-    tifffile.imwrite(tmp_path / "a.tif", pages, imagej=True, resolution=(5, 4), metadata={"unit": "mm", "spacing": 2.5})
-    assert images.read_scan(tmp_path / "a.tif").spacing_mm == (2.5, 0.25, 0.2)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        pages,
+        imagej=True,
+        resolution=(5, 4),
+        metadata={"unit": "mm", "spacing": 2.5},
+    )
+    assert formats.read_scan(tmp_path / "a.tif").spacing_mm == (2.5, 0.25, 0.2)
     tifffile.imwrite(tmp_path / "b.tif", pages[0], resolution=(50, 40), resolutionunit="CENTIMETER")
-    assert images.read_scan(tmp_path / "b.tif").spacing_mm is None  # for a printer
+    assert formats.read_scan(tmp_path / "b.tif").spacing_mm is None  # for a printer
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])
 def test_a_tiff_is_read_as_stored_whatever_its_tags(tmp_path, kind):
     rng, most = np.random.default_rng(0), np.iinfo(kind).max
-    grey, colour = rng.integers(0, 200, (20, 31)).astype(kind), rng.integers(0, 200, (20, 31, 3)).astype(kind)
+    grey, colour = (
+        rng.integers(0, 200, (20, 31)).astype(kind),
+        rng.integers(0, 200, (20, 31, 3)).astype(kind),
+    )
     tags = [(274, "H", 1, 3, True)]  # upside down, say viewers
     tifffile.imwrite(tmp_path / "turned.tif", grey, photometric="minisblack", extratags=tags)
     tifffile.imwrite(tmp_path / "white.tif", most - grey, photometric="miniswhite")
-    tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(colour, -1, 0), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(
+        tmp_path / "planes.tif",
+        np.moveaxis(colour, -1, 0),
+        photometric="rgb",
+        planarconfig="separate",
+    )
     tifffile.imwrite(tmp_path / "rgb.tif", colour, photometric="rgb")
     for name, expected in (("turned", grey), ("white", grey), ("planes", colour), ("rgb", colour)):
-        pixels = images.read_scan(tmp_path / f"{name}.tif").pixels[0]
+        pixels = formats.read_scan(tmp_path / f"{name}.tif").pixels[0]
         np.testing.assert_array_equal(pixels.squeeze(), expected)
 
 
@@ -449,4 +559,4 @@ def test_a_tiff_pyramid_is_its_largest_picture(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(picture, photometric="minisblack")
         file.write(picture[::2, ::2], photometric="minisblack", subfiletype=1)
-    np.testing.assert_array_equal(images.read_scan(tmp_path / "a.tif").pixels[0, ..., 0], picture)
+    np.testing.assert_array_equal(formats.read_scan(tmp_path / "a.tif").pixels[0, ..., 0], picture)

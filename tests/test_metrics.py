@@ -12,10 +12,12 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 
 import metrics
 
-TRUTH = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]], [[1, 0, 0, 0]]], np.float32)[..., None]
-PROBS = np.array([[[0.9, 0.2, 0.7, 0.1]], [[0.1, 0.0, 0.2, 0.3]], [[0.9, 0, 0, 0]], [[0, 0, 0, 0]]], np.float32)[
+TRUTH = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]], [[1, 0, 0, 0]]], np.float32)[
     ..., None
 ]
+PROBS = np.array(
+    [[[0.9, 0.2, 0.7, 0.1]], [[0.1, 0.0, 0.2, 0.3]], [[0.9, 0, 0, 0]], [[0, 0, 0, 0]]], np.float32
+)[..., None]
 EXPECTED = {
     "dice": [1 / 2, 1, 0, 0],
     "iou": [1 / 3, 1, 0, 0],
@@ -65,7 +67,9 @@ def test_losses_want_the_share_of_a_border_pixel(name):
 
 
 def test_a_true_border_pixel_counts_where_most_of_it_is():
-    truth, probs = (np.array(x, np.float32).reshape(1, 1, 3, 1) for x in ([0.6, 0.4, 1], [0.9, 0.1, 0.7]))
+    truth, probs = (
+        np.array(x, np.float32).reshape(1, 1, 3, 1) for x in ([0.6, 0.4, 1], [0.9, 0.1, 0.7])
+    )
     assert float(metrics.dice(truth, probs)[0]) == float(metrics.iou(truth, probs)[0]) == 1
     truth = np.array([[0.4, 0.6, 0], [0.5, 0.2, 0.3]], np.float32).reshape(1, 1, 2, 3)
     assert float(metrics.dice(truth, np.round(truth + 0.05))[0]) == 1
@@ -73,12 +77,24 @@ def test_a_true_border_pixel_counts_where_most_of_it_is():
 
 def test_cross_entropy_is_kerass():
     rng = np.random.default_rng(0)
-    truth, probs = rng.integers(0, 2, (2, 5, 6, 1)).astype(np.float32), rng.random((2, 5, 6, 1), np.float32)
-    ours, theirs = metrics.cross_entropy(truth, probs), keras.losses.binary_crossentropy(truth, probs)
+    truth, probs = (
+        rng.integers(0, 2, (2, 5, 6, 1)).astype(np.float32),
+        rng.random((2, 5, 6, 1), np.float32),
+    )
+    ours, theirs = (
+        metrics.cross_entropy(truth, probs),
+        keras.losses.binary_crossentropy(truth, probs),
+    )
     np.testing.assert_allclose(ours, ops.mean(theirs, axis=(1, 2)), rtol=1e-4)
-    ids, soft = rng.integers(0, 3, (2, 5, 6)), rng.dirichlet(np.ones(3), (2, 5, 6)).astype(np.float32)
+    ids, soft = (
+        rng.integers(0, 3, (2, 5, 6)),
+        rng.dirichlet(np.ones(3), (2, 5, 6)).astype(np.float32),
+    )
     truth = np.eye(3, dtype=np.float32)[ids]
-    ours, theirs = metrics.cross_entropy(truth, soft), keras.losses.categorical_crossentropy(truth, soft)
+    ours, theirs = (
+        metrics.cross_entropy(truth, soft),
+        keras.losses.categorical_crossentropy(truth, soft),
+    )
     np.testing.assert_allclose(ours, ops.mean(theirs, axis=(1, 2)), rtol=1e-4)
 
 
@@ -96,7 +112,10 @@ def test_losses_stay_finite_in_half_precision(name, dtype):
 @pytest.mark.parametrize("name", metrics.LOSSES)
 def test_losses_fall_as_the_prediction_improves(name):
     truth = np.random.default_rng(0).integers(0, 2, (1, 16, 16, 1)).astype(np.float32)
-    losses = [float(metrics.LOSSES[name](truth, 0.5 + sharpness * (truth - 0.5))[0]) for sharpness in (-1, 0, 0.5, 1)]
+    losses = [
+        float(metrics.LOSSES[name](truth, 0.5 + sharpness * (truth - 0.5))[0])
+        for sharpness in (-1, 0, 0.5, 1)
+    ]
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.01
 
 
@@ -120,11 +139,22 @@ def test_scores_agree_with_independent_implementations(truth, found):
     scores = metrics.score_mask(truth, found)
     if not truth.any() or not found.any():
         both = not truth.any() and not found.any()
-        assert scores["dice"] == scores["iou"] == scores["precision"] == scores["recall"] == float(both)
+        assert (
+            scores["dice"]
+            == scores["iou"]
+            == scores["precision"]
+            == scores["recall"]
+            == float(both)
+        )
         assert scores["hd95"] == scores["assd"] == (0 if both else pytest.approx(np.hypot(9, 11)))
         return
     one, two = truth.ravel(), found.ravel()
-    pairs = [("dice", f1_score), ("iou", jaccard_score), ("precision", precision_score), ("recall", recall_score)]
+    pairs = [
+        ("dice", f1_score),
+        ("iou", jaccard_score),
+        ("precision", precision_score),
+        ("recall", recall_score),
+    ]
     for name, judge in pairs:
         assert scores[name] == pytest.approx(judge(one, two)), name
     apart = cdist(brute_force_surface(truth), brute_force_surface(found))
@@ -146,14 +176,18 @@ def test_unequal_shapes_are_refused():
 
 
 def test_classes_are_scored_apart_and_averaged():
-    row = metrics.score_classes(np.array([[0, 1, 1, 2]]), np.array([[0, 1, 1, 0]]), ["left", "right"])
+    row = metrics.score_classes(
+        np.array([[0, 1, 1, 2]]), np.array([[0, 1, 1, 0]]), ["left", "right"]
+    )
     assert row["dice: left"] == 1 and row["dice: right"] == 0 and row["dice"] == 0.5
 
 
 def test_summary_is_seeded_and_covers_the_mean():
-    table = pd.DataFrame({"image": list("abcde"), "dice": [0.9, 0.8, 0.95, 0.7, 0.85], "iou": [0.5] * 5})
-    summary = metrics.summarise(table)
-    assert summary.equals(metrics.summarise(table))
+    table = pd.DataFrame(
+        {"image": list("abcde"), "dice": [0.9, 0.8, 0.95, 0.7, 0.85], "iou": [0.5] * 5}
+    )
+    summary = metrics.summarize(table)
+    assert summary.equals(metrics.summarize(table))
     low, mean, high = summary.loc["dice", ["low", "mean", "high"]]
     assert low < mean < high and mean == pytest.approx(0.84)
     assert summary.loc["iou"].tolist() == [0.5, 0.5, 0.5]
@@ -163,7 +197,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(60):
-        row = metrics.summarise(pd.DataFrame({"x": rng.normal(0.9, 0.05, 40)})).loc["x"]
+        row = metrics.summarize(pd.DataFrame({"x": rng.normal(0.9, 0.05, 40)})).loc["x"]
         inside += row["low"] <= 0.9 <= row["high"]
     assert 50 <= inside <= 60
 
@@ -221,6 +255,8 @@ def test_runs_on_other_images_are_not_compared(tmp_path, script):
 
 
 def test_distances_in_different_units_are_not_averaged():
-    table = pd.DataFrame({"dice": [0.8, 0.9], "nsd": [0.5, 0.6], "hd95": [10.0, 30.0], "unit": ["mm", "pixels"]})
-    assert list(metrics.summarise(table).index) == ["dice"]
-    assert list(metrics.summarise(table.assign(unit="mm")).index) == ["dice", "nsd", "hd95"]
+    table = pd.DataFrame(
+        {"dice": [0.8, 0.9], "nsd": [0.5, 0.6], "hd95": [10.0, 30.0], "unit": ["mm", "pixels"]}
+    )
+    assert list(metrics.summarize(table).index) == ["dice"]
+    assert list(metrics.summarize(table.assign(unit="mm")).index) == ["dice", "nsd", "hd95"]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from draw import draw_network, feature_maps, skip_connections
+from benchmarks import figures
 from model import build_unet
 
 
@@ -28,7 +28,9 @@ def test_output_is_a_probability_per_pixel_and_class(classes, activation):
 
 @pytest.mark.parametrize("side", [100, 8])
 def test_a_size_that_cannot_be_halved_is_a_clear_error(side):
-    with pytest.raises(ValueError, match=rf"image size {side} is not a multiple of 16 \(2\*\*depth\); take \d+"):
+    with pytest.raises(
+        ValueError, match=rf"image size {side} is not a multiple of 16 \(2\*\*depth\); take \d+"
+    ):
         build_unet((side, 128, 1))
 
 
@@ -49,9 +51,11 @@ def test_output_is_float32_in_mixed_precision():
 
 def test_the_picture_is_drawn_from_the_built_graph(tmp_path):
     model = build_unet((32, 32, 1), filters=2, depth=3)
-    assert skip_connections(model) == [(f"encoder{i}_relu2", f"decoder{i}_skip") for i in (2, 1, 0)]
-    assert len(feature_maps(model)) == 1 + 2 * 3 + 2 + 3 * 3 + 1
-    draw_network(model, tmp_path / "deep" / "u.png")
+    assert figures.skip_connections(model) == [
+        (f"encoder{i}_relu2", f"decoder{i}_skip") for i in (2, 1, 0)
+    ]
+    assert len(figures.feature_maps(model)) == 1 + 2 * 3 + 2 + 3 * 3 + 1
+    figures.draw_network(model, tmp_path / "deep" / "u.png")
     assert (tmp_path / "deep" / "u.png").stat().st_size > 10_000
 
 
@@ -62,7 +66,10 @@ def test_every_pixel_sees_far_and_every_weight_learns():
     before = [ops.convert_to_numpy(weight) for weight in model.trainable_weights]
     x = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)
     model.train_on_batch(x, (x > 0.5).astype(np.float32))
-    moved = [not np.allclose(old, weight) for old, weight in zip(before, model.trainable_weights, strict=True)]
+    moved = [
+        not np.allclose(old, weight)
+        for old, weight in zip(before, model.trainable_weights, strict=True)
+    ]
     assert all(moved)
     far = x.copy()
     far[:, 20:, 20:] = 1 - far[:, 20:, 20:]

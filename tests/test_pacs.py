@@ -17,9 +17,10 @@ import pydicom
 import pytest
 from conftest import ROOT
 
-import images
+import data
 import metrics
-import pairing
+from dataset.reading import read_ids
+from imaging import formats
 
 PLUGINS = Path("/usr/share/orthanc/plugins")  # where Debian's packages put them
 
@@ -28,7 +29,9 @@ PLUGINS = Path("/usr/share/orthanc/plugins")  # where Debian's packages put them
 def pacs(tmp_path_factory):
     """Orthanc on loopback with its DICOMweb plugin: the address. Required in CI, else skipped where it is missing."""
     if not shutil.which("Orthanc") or not list(PLUGINS.glob("libOrthancDicomWeb*")):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Orthanc: apt-get install orthanc orthanc-dicomweb")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "no Orthanc: apt-get install orthanc orthanc-dicomweb"
+        )
     folder = tmp_path_factory.mktemp("orthanc")
     with socket.socket() as http, socket.socket() as dicom:
         for one in (http, dicom):
@@ -66,10 +69,16 @@ def pacs(tmp_path_factory):
 def store(address: str, content: bytes) -> dict:
     """Send a DICOM file (STOW-RS); the answer."""
     mark = uuid.uuid4().hex
-    body = f"--{mark}\r\nContent-Type: application/dicom\r\n\r\n".encode() + content + f"\r\n--{mark}--\r\n".encode()
+    body = (
+        f"--{mark}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        + content
+        + f"\r\n--{mark}--\r\n".encode()
+    )
     kind = f'multipart/related; type="application/dicom"; boundary={mark}'
     request = urllib.request.Request(
-        f"{address}/dicom-web/studies", body, {"Content-Type": kind, "Accept": "application/dicom+json"}
+        f"{address}/dicom-web/studies",
+        body,
+        {"Content-Type": kind, "Accept": "application/dicom+json"},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
@@ -77,7 +86,9 @@ def store(address: str, content: bytes) -> dict:
 
 def ask(address: str, path: str) -> list[dict]:
     """Search (QIDO-RS)."""
-    request = urllib.request.Request(f"{address}/dicom-web/{path}", headers={"Accept": "application/dicom+json"})
+    request = urllib.request.Request(
+        f"{address}/dicom-web/{path}", headers={"Accept": "application/dicom+json"}
+    )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
@@ -88,34 +99,59 @@ def write_xray(path: Path, picture: np.ndarray) -> None:
     header = pydicom.Dataset()
     header.file_meta = pydicom.dataset.FileMetaDataset()
     header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = (
+        pydicom.uid.ComputedRadiographyImageStorage
+    )
     header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    header.StudyInstanceUID, header.SeriesInstanceUID = pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
-    header.PatientID, header.PatientName, header.PatientBirthDate, header.PatientSex = "7", "Phantom^One", "", "O"
-    header.StudyDate, header.StudyTime, header.StudyID, header.AccessionNumber = now, "120000", "1", ""
+    header.StudyInstanceUID, header.SeriesInstanceUID = (
+        pydicom.uid.generate_uid(),
+        pydicom.uid.generate_uid(),
+    )
+    header.PatientID, header.PatientName, header.PatientBirthDate, header.PatientSex = (
+        "7",
+        "Phantom^One",
+        "",
+        "O",
+    )
+    header.StudyDate, header.StudyTime, header.StudyID, header.AccessionNumber = (
+        now,
+        "120000",
+        "1",
+        "",
+    )
     header.Modality, header.SeriesNumber, header.InstanceNumber = "CR", 1, 1
     header.Rows, header.Columns, header.SamplesPerPixel = *picture.shape, 1
     header.PhotometricInterpretation, header.ImagerPixelSpacing = "MONOCHROME1", [0.7, 0.7]
-    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = (
+        16,
+        12,
+        11,
+        0,
+    )
     header.PixelData = (4095 - 16 * picture.astype(np.uint16)).tobytes()
     header.save_as(path, enforce_file_format=True)
 
 
 def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, tmp_path):
     """The model in the box finds the lungs of a phantom in DICOM; both files are stored, listed and fetched."""
-    pair = pairing.find_pairs(phantoms)[0][0]
-    write_xray(tmp_path / "xray.dcm", images.read(pair.image)[..., 0])
-    done = script(ROOT, "predict.py", "--input", tmp_path / "xray.dcm", "--output", tmp_path / "out")
+    pair = data.find_pairs(phantoms)[0][0]
+    write_xray(tmp_path / "xray.dcm", formats.read_image(pair.image)[..., 0])
+    done = script(
+        ROOT, "predict.py", "--input", tmp_path / "xray.dcm", "--output", tmp_path / "out"
+    )
     assert done.returncode == 0, done.stderr
     source, made = (pydicom.dcmread(tmp_path / name) for name in ("xray.dcm", "out/xray.dcm"))
     for name in ("xray.dcm", "out/xray.dcm"):
         answer = store(pacs, (tmp_path / name).read_bytes())
-        assert answer["00081199"]["Value"] and not answer.get("00081198", {}).get("Value")  # taken, none failed
+        assert answer["00081199"]["Value"] and not answer.get("00081198", {}).get(
+            "Value"
+        )  # taken, none failed
     listed = ask(pacs, f"studies/{source.StudyInstanceUID}/series")
     assert sorted(series["00080060"]["Value"][0] for series in listed) == ["CR", "SEG"]
     place = f"studies/{made.StudyInstanceUID}/series/{made.SeriesInstanceUID}/instances/{made.SOPInstanceUID}"
     request = urllib.request.Request(
-        f"{pacs}/dicom-web/{place}", headers={"Accept": 'multipart/related; type="application/dicom"'}
+        f"{pacs}/dicom-web/{place}",
+        headers={"Accept": 'multipart/related; type="application/dicom"'},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         body = answer.read()
@@ -123,5 +159,5 @@ def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, 
     referred = back.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
     assert referred.ReferencedSOPInstanceUID == source.SOPInstanceUID
     assert back.PatientID == "7" and back.SegmentSequence[0].SegmentLabel == "lungs"
-    truth = pairing.read_ids(pair, ["lungs"])[0]
+    truth = read_ids(pair, ["lungs"])[0]
     assert metrics.score_mask(truth, back.pixel_array.squeeze())["dice"] > 0.9

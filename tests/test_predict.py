@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import keras
 import numpy as np
@@ -5,20 +7,23 @@ import pandas as pd
 import pytest
 from test_data import damage
 
-import draw
-import images
+import data
 import metrics
-import pairing
 import predict
 import train
 import utils
-from images import UserError
+from dataset.layouts import Pair
+from imaging import formats, pictures, plots, preprocess
+from imaging.labels import output_channels
+from imaging.scan import Scan
+from inference import postprocess, segment
 from model import build_unet
+from utils import UserError
 
 
 def scan(image):
     """Make a scan of one image (H, W, C)."""
-    return images.Scan(image[None])
+    return Scan(image[None])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_the_test_subset_is_scored_and_drawn(run, tmp_path, script):
     assert sorted(table.image) == sorted(tested)
     assert set(metrics.METRICS) <= set(table)
     for image in tested:
-        panel = images.read(tmp_path / "results" / f"{images.Path(image).stem}.png")
+        panel = formats.read_image(tmp_path / "results" / f"{Path(image).stem}.png")
         assert panel.shape[1] > 2.5 * panel.shape[0]  # three pictures side by side
     assert "95 % interval" in done.stdout and f"{table.dice.mean():.4f}" in done.stdout
 
@@ -58,7 +63,7 @@ def test_the_test_subset_is_scored_and_drawn(run, tmp_path, script):
 def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
     """metrics.csv says what an independent reader of the written masks finds."""
     members = [utils.load_model(run / "model.h5")]
-    pairs, _ = pairing.find_pairs(phantoms)
+    pairs, _ = data.find_pairs(phantoms)
     table, problems = predict.score_pairs(members, pairs[:5])
     assert problems == [] and table.dice.mean() > 0.5
     predict.segment_files(members, phantoms / "CXR_png", tmp_path)
@@ -73,29 +78,40 @@ def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
 @pytest.mark.parametrize("size", [(16, 16), (17, 301), (333, 100), (1000, 900)])
 def test_masks_have_the_images_own_size(run, tmp_path, size):
     members = [utils.load_model(run / "model.h5")]
-    images.write(tmp_path / "in" / "x.jpg", np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+    pictures.write_picture(
+        tmp_path / "in" / "x.jpg", np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    )
     assert predict.segment_files(members, tmp_path / "in" / "x.jpg", tmp_path / "out") == (1, [])
-    assert images.read(tmp_path / "out" / "x.png").shape == (*size, 1)
+    assert formats.read_image(tmp_path / "out" / "x.png").shape == (*size, 1)
     assert (tmp_path / "out" / "panels" / "x.png").is_file()
 
 
 def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     """Prediction undoes its own geometry: the mask of an enlarged image is the enlarged mask, nearly."""
     members = [utils.load_model(run / "model.h5")]
-    image = images.read(pairing.find_pairs(phantoms)[0][0].image)
+    image = formats.read_image(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
-    large = images.resize(image, (512, 512))
-    results = predict.segment(members, [scan(image), scan(large)])
-    small_ids, large_ids = (images.to_ids(result.probs, 0.5) for result in results)
+    large = preprocess.resize(image, (512, 512))
+    results = segment.segment_scans(members, [scan(image), scan(large)])
+    small_ids, large_ids = (postprocess.to_ids(result.probs, 0.5) for result in results)
     assert small_ids.any()
-    enlarged = images.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
+    enlarged = preprocess.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
-    assert next(predict.segment(members, [scan(padded)])).probs.shape == (256, 384, 1)
+    assert next(segment.segment_scans(members, [scan(padded)])).probs.shape == (256, 384, 1)
 
 
 def test_bad_files_are_named_and_the_others_done(run, discs, tmp_path, script):
     damage(discs)
-    done = script(tmp_path, "predict.py", "--model", run / "model.h5", "--input", discs / "images", "--output", "out")
+    done = script(
+        tmp_path,
+        "predict.py",
+        "--model",
+        run / "model.h5",
+        "--input",
+        discs / "images",
+        "--output",
+        "out",
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     bad = {"disc00", "disc01", "disc02"}
     for stem in bad:
@@ -127,11 +143,15 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
     )
     train.train(config)
     members = [utils.load_model(tmp_path / "model.h5")]
-    table, _ = predict.score_pairs(members, pairing.find_pairs(phantoms)[0], panel_dir=tmp_path / "panels")
+    table, _ = predict.score_pairs(
+        members, data.find_pairs(phantoms)[0], panel_dir=tmp_path / "panels"
+    )
     assert {"dice: left lung", "hd95: right lung"} <= set(table)
-    np.testing.assert_allclose(table.dice, (table["dice: left lung"] + table["dice: right lung"]) / 2)
+    np.testing.assert_allclose(
+        table.dice, (table["dice: left lung"] + table["dice: right lung"]) / 2
+    )
     predict.segment_files(members, phantoms / "CXR_png", tmp_path / "out")
-    ids = images.read(tmp_path / "out" / "phantom_0000.png")
+    ids = formats.read_image(tmp_path / "out" / "phantom_0000.png")
     assert set(np.unique(ids)) <= {0, 1, 2}
 
 
@@ -171,14 +191,27 @@ def test_the_images_are_never_overwritten(run, discs):
 
 def test_an_output_that_is_a_file_is_told_in_a_line(run, discs, tmp_path, script):
     (tmp_path / "taken").write_text("")
-    done = script(tmp_path, "predict.py", "--model", run / "model.h5", "--input", discs / "images", "--output", "taken")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "error: taken: " in done.stderr
+    done = script(
+        tmp_path,
+        "predict.py",
+        "--model",
+        run / "model.h5",
+        "--input",
+        discs / "images",
+        "--output",
+        "taken",
+    )
+    assert (
+        done.returncode == 2 and "Traceback" not in done.stderr and "error: taken: " in done.stderr
+    )
 
 
 def test_a_long_thin_image_gets_a_panel_of_bearable_size(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4000, 16, 1), dtype=np.uint8)
-    draw.draw_panel(tmp_path / "a.png", scan(image), {"prediction": np.zeros((1, 4000, 16), np.uint8)})
-    assert max(images.read(tmp_path / "a.png").shape) < 2000
+    plots.draw_panel(
+        tmp_path / "a.png", scan(image), {"prediction": np.zeros((1, 4000, 16), np.uint8)}
+    )
+    assert max(formats.read_image(tmp_path / "a.png").shape) < 2000
 
 
 def test_a_model_without_its_split(run, tmp_path):
@@ -188,9 +221,11 @@ def test_a_model_without_its_split(run, tmp_path):
 
 
 def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
-    pairs, _ = pairing.find_pairs(phantoms)
-    missing = pairing.Pair(tmp_path / "gone.png", pairs[0].masks)
-    table, problems = predict.score_pairs([utils.load_model(run / "model.h5")], [pairs[0], missing, pairs[1]])
+    pairs, _ = data.find_pairs(phantoms)
+    missing = Pair(tmp_path / "gone.png", pairs[0].masks)
+    table, problems = predict.score_pairs(
+        [utils.load_model(run / "model.h5")], [pairs[0], missing, pairs[1]]
+    )
     assert len(table) == 2 and len(problems) == 1 and "gone.png: cannot be opened" in problems[0]
 
 
@@ -200,8 +235,10 @@ def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
 def make_member(tmp_path, name="m.h5", classes=("lung",), **facts):
     """A member with random weights."""
     keras.utils.set_random_seed(len(name))
-    network = build_unet((32, 32, 1), pairing.channels_of(classes), filters=2, depth=2)
-    utils.save_model(network, tmp_path / name, utils.make_facts(list(classes), (32, 32), 1, **facts))
+    network = build_unet((32, 32, 1), output_channels(classes), filters=2, depth=2)
+    utils.save_model(
+        network, tmp_path / name, utils.make_metadata(list(classes), (32, 32), 1, **facts)
+    )
     return utils.load_model(tmp_path / name)
 
 
@@ -214,8 +251,8 @@ SURE = predict.Config(uncertainty=True)
 
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     members = [make_member(tmp_path, "a.h5"), make_member(tmp_path, "bb.h5")]
-    together = next(predict.segment(members, [scan(picture())], SURE))
-    alone = [next(predict.segment([member], [scan(picture())])).probs for member in members]
+    together = next(segment.segment_scans(members, [scan(picture())], SURE))
+    alone = [next(segment.segment_scans([member], [scan(picture())])).probs for member in members]
     np.testing.assert_allclose(together.probs, np.mean(alone, axis=0), atol=1e-5)
     spread = np.std(alone, axis=0)[..., 0]
     np.testing.assert_allclose(together.uncertainty, spread, atol=0.05)  # resized before, not after
@@ -224,19 +261,27 @@ def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
 
 def test_asking_for_the_uncertainty_changes_no_mask(tmp_path):
     member = make_member(tmp_path)
-    asked, plain = (next(predict.segment([member], [scan(picture())], config)) for config in (SURE, predict.Config()))
+    asked, plain = (
+        next(segment.segment_scans([member], [scan(picture())], config))
+        for config in (SURE, predict.Config())
+    )
     np.testing.assert_array_equal(asked.probs, plain.probs)
-    assert asked.uncertainty.max() > 0 and plain.uncertainty is None and np.isnan(plain.disagreement)
+    assert (
+        asked.uncertainty.max() > 0 and plain.uncertainty is None and np.isnan(plain.disagreement)
+    )
 
 
 def test_mirroring_is_symmetric(tmp_path):
     """With mirroring, the mirrored image gets the mirrored probabilities, left and right changing places."""
     member = make_member(tmp_path, classes=("left lung", "right lung"), mirror=True)
     image = picture(shape=(32, 32))
-    straight, mirrored = (next(predict.segment([member], [scan(x)])).probs for x in (image, image[:, ::-1].copy()))
+    straight, mirrored = (
+        next(segment.segment_scans([member], [scan(x)])).probs
+        for x in (image, image[:, ::-1].copy())
+    )
     np.testing.assert_allclose(mirrored[:, ::-1][..., [0, 2, 1]], straight, atol=1e-5)
     one_way = [(member[0], member[1] | {"mirror": False})]
-    unlike = next(predict.segment(one_way, [scan(image)])).probs
+    unlike = next(segment.segment_scans(one_way, [scan(image)])).probs
     assert not np.allclose(unlike, straight, atol=1e-4)
 
 
@@ -245,8 +290,8 @@ def test_disagreement_is_one_minus_dice():
     votes[0, :2] = 1.0
     decided = np.zeros((4, 4), np.uint8)
     decided[:1] = 1
-    assert predict.disagreement(votes, decided, 0.5) == pytest.approx(((1 - 2 * 4 / 12) + 1) / 2)
-    assert predict.disagreement(votes[1:], 0 * decided, 0.5) == 0
+    assert segment.disagreement(votes, decided, 0.5) == pytest.approx(((1 - 2 * 4 / 12) + 1) / 2)
+    assert segment.disagreement(votes[1:], 0 * decided, 0.5) == 0
 
 
 def test_an_ensemble_is_scored_on_images_that_no_member_saw(run, tmp_path):
@@ -259,10 +304,14 @@ def test_an_ensemble_is_scored_on_images_that_no_member_saw(run, tmp_path):
         split.to_csv(tmp_path / name / "split.csv", index=False)
     with pytest.raises(UserError, match="no image is test in the split.csv of every model"):
         predict.pairs_to_score(predict.Config(model=f"{tmp_path}/*/model.h5"))
-    other.loc[table.subset == "test", "subset"] = ["test"] + ["train"] * ((table.subset == "test").sum() - 1)
+    other.loc[table.subset == "test", "subset"] = ["test"] + ["train"] * (
+        (table.subset == "test").sum() - 1
+    )
     other.to_csv(tmp_path / "b" / "split.csv", index=False)
     pairs, _ = predict.pairs_to_score(predict.Config(model=f"{tmp_path}/*/model.h5"))
-    assert [pair.image.as_posix() for pair in pairs] == table.image[table.subset == "test"].tolist()[:1]
+    assert [pair.image.as_posix() for pair in pairs] == table.image[
+        table.subset == "test"
+    ].tolist()[:1]
 
 
 def test_a_path_with_a_comma_is_one_model(tmp_path):
@@ -274,7 +323,10 @@ def test_a_path_with_a_comma_is_one_model(tmp_path):
 def test_members_that_clean_differently_do_not_clean(tmp_path):
     for name, clean in (("a.h5", [2]), ("bb.h5", [2]), ("ccc.h5", None)):
         make_member(tmp_path, name, clean=clean)
-    two, three = (predict.load_members(predict.Config(model=f"{tmp_path}/{pattern}.h5")) for pattern in ("[ab]*", "*"))
+    two, three = (
+        predict.load_members(predict.Config(model=f"{tmp_path}/{pattern}.h5"))
+        for pattern in ("[ab]*", "*")
+    )
     assert two[0][1]["clean"] == [2] and three[0][1]["clean"] is None
 
 
@@ -286,17 +338,22 @@ def test_uncertainty_adds_a_column_a_panel_and_a_rank_correlation(run, tmp_path,
     table = pd.read_csv(tmp_path / "with" / "metrics.csv")
     assert table.disagreement.between(0, 1).all() and table.disagreement.std() > 0
     assert "rank correlation of disagreement with 1 - Dice" in capsys.readouterr().out
-    panel = images.read(tmp_path / "with" / f"{images.Path(table.image[0]).stem}.png")
+    panel = formats.read_image(tmp_path / "with" / f"{Path(table.image[0]).stem}.png")
     assert panel.shape[1] > 3.5 * panel.shape[0]  # four pictures side by side
 
 
 def test_models_that_do_not_go_together_are_told(tmp_path):
     make_member(tmp_path, "a.h5")
     make_member(tmp_path, "bb.h5", classes=("heart",))
-    with pytest.raises(UserError, match=r"the models' classes are .*heart.* and .*lung.*; an ensemble needs the same"):
+    with pytest.raises(
+        UserError,
+        match=r"the models' classes are .*heart.* and .*lung.*; an ensemble needs the same",
+    ):
         predict.load_members(predict.Config(model=f"{tmp_path}/a.h5,{tmp_path}/bb.h5"))
     make_member(tmp_path, "ccc.h5", classes=("left lung", "heart"))
-    with pytest.raises(UserError, match="needs several models, because a class with one side cannot be mirrored"):
+    with pytest.raises(
+        UserError, match="needs several models, because a class with one side cannot be mirrored"
+    ):
         predict.load_members(predict.Config(model=f"{tmp_path}/ccc.h5", uncertainty=True))
     assert len(predict.load_members(predict.Config(model=f"{tmp_path}/a*.h5,{tmp_path}/a.h5"))) == 2
 
@@ -325,39 +382,58 @@ def test_windows_leave_no_seam(translator, shape):
     whole, window = translator
     y, x = np.mgrid[: shape[0], : shape[1]]
     constant = np.full((1, *shape, 1), 180, np.uint8)
-    periodic = np.uint8(127 + 100 * np.sin(2 * np.pi * y / 8) * np.sin(2 * np.pi * x / 16))[None, ..., None]
+    periodic = np.uint8(127 + 100 * np.sin(2 * np.pi * y / 8) * np.sin(2 * np.pi * x / 16))[
+        None, ..., None
+    ]
     for image in (constant, periodic):
-        difference = np.abs(predict.infer_tiled(window, image, (64, 64)) - predict.infer(whole, image))
+        difference = np.abs(
+            segment.sliding_window(window, image, (64, 64)) - segment.run_network(whole, image)
+        )
         assert difference[:, 16:-16, 16:-16].max() < 0.1 and difference.mean() < 0.01
 
 
-@pytest.mark.parametrize(("shape", "size"), [((64, 64), (64, 64)), ((20, 65), (64, 96)), ((200, 96), (224, 96))])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((64, 64), (64, 64)), ((20, 65), (64, 96)), ((200, 96), (224, 96))]
+)
 def test_windows_cover_exactly(shape, size):
-    assert predict.tiled_size(shape, (64, 64)) == size
+    assert segment.padded_size(shape, (64, 64)) == size
 
 
 def test_windows_of_a_network_that_looks_at_one_pixel_are_exact():
     """Nothing is lost or counted twice: for a 1x1 convolution, windows and the whole image are the same."""
     inputs = keras.Input((None, None, 1))
-    pixel = keras.Model(inputs, keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer="ones")(inputs))
+    pixel = keras.Model(
+        inputs, keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer="ones")(inputs)
+    )
     image = np.random.default_rng(0).integers(0, 256, (2, 96, 72, 1), dtype=np.uint8)
-    np.testing.assert_allclose(predict.infer_tiled(pixel, image, (32, 48), 3), predict.infer(pixel, image), atol=1e-5)
+    np.testing.assert_allclose(
+        segment.sliding_window(pixel, image, (32, 48), 3),
+        segment.run_network(pixel, image),
+        atol=1e-5,
+    )
 
 
 def test_tiles_give_masks_of_the_images_own_size(tmp_path):
     make_member(tmp_path)
     for shape in ((33, 33), (150, 90), (20, 90)):  # at its own resolution: no pixel is enlarged
         members = [make_member(tmp_path)]
-        probs = next(predict.segment(members, [scan(picture(shape=shape))], predict.Config(tile=True))).probs
-        padded = np.zeros((1, *predict.tiled_size(shape, (32, 32)), 1), np.uint8)
-        padded[0, : shape[0], : shape[1]] = images.prepare(picture(shape=shape), shape, 1)
-        direct = predict.infer_tiled(make_member(tmp_path)[0], padded, (32, 32))[0, : shape[0], : shape[1]]
+        probs = next(
+            segment.segment_scans(members, [scan(picture(shape=shape))], predict.Config(tile=True))
+        ).probs
+        padded = np.zeros((1, *segment.padded_size(shape, (32, 32)), 1), np.uint8)
+        padded[0, : shape[0], : shape[1]] = preprocess.prepare_image(picture(shape=shape), shape, 1)
+        direct = segment.sliding_window(make_member(tmp_path)[0], padded, (32, 32))[
+            0, : shape[0], : shape[1]
+        ]
         np.testing.assert_allclose(probs, direct, atol=1e-5)
-    images.write(tmp_path / "in" / "large.png", picture(shape=(150, 90)))
-    images.write(tmp_path / "in" / "small.png", picture(shape=(20, 90)))
+    pictures.write_picture(tmp_path / "in" / "large.png", picture(shape=(150, 90)))
+    pictures.write_picture(tmp_path / "in" / "small.png", picture(shape=(20, 90)))
     config = predict.Config(
-        model=str(tmp_path / "m.h5"), input=str(tmp_path / "in"), output=str(tmp_path / "out"), tile=True
+        model=str(tmp_path / "m.h5"),
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        tile=True,
     )
     predict.main(config)
-    assert images.read(tmp_path / "out" / "large.png").shape == (150, 90, 1)
-    assert images.read(tmp_path / "out" / "small.png").shape == (20, 90, 1)
+    assert formats.read_image(tmp_path / "out" / "large.png").shape == (150, 90, 1)
+    assert formats.read_image(tmp_path / "out" / "small.png").shape == (20, 90, 1)

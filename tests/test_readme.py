@@ -6,16 +6,15 @@ import re
 
 from conftest import ROOT
 
-import archive
-import benchmark
-import experiments
 import export
-import phantom
 import predict
 import serve
 import train
+from benchmarks import accuracy, speed
+from dataset.phantoms import Config
+from inference import archive
 
-CONFIGS = (train.Config, predict.Config, phantom.Config, export.Config, serve.Config, archive.Config)
+CONFIGS = (train.Config, predict.Config, Config, export.Config, serve.Config, archive.Config)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -32,8 +31,14 @@ def test_nothing_is_left_to_fill_in():
 
 def test_every_flag_exists():
     fields = [field.name for config in CONFIGS for field in dataclasses.fields(config)]
-    calls = (experiments.folds, experiments.ablation, experiments.few, experiments.corrupted, experiments.uncertainty)
-    for call in (*calls, benchmark.training, benchmark.cold):
+    calls = (
+        accuracy.folds,
+        accuracy.ablation,
+        accuracy.few,
+        accuracy.corrupted,
+        accuracy.uncertainty,
+    )
+    for call in (*calls, speed.training, speed.cold):
         fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
     known |= {flag.replace("--", "--no-", 1) for flag in known} | {"--help"}
@@ -43,4 +48,6 @@ def test_every_flag_exists():
 
 def test_the_three_numbers_to_change_are_fields():
     for name in ("image_size", "filters", "batch_size"):
-        assert f"`{name} = " in README and name in {field.name for field in dataclasses.fields(train.Config)}
+        assert f"`{name} = " in README and name in {
+            field.name for field in dataclasses.fields(train.Config)
+        }

@@ -4,28 +4,33 @@ import numpy as np
 import pandas as pd
 
 import data
-import images
-import pairing
 import train
+from dataset.loading import Preprocessing
+from imaging import preprocess
 
 
 def test_montgomery_is_read_whole(real):
-    pairs, dataset = data.load_checked(real / "montgomery", data.Recipe(["left lung", "right lung"], (64, 64)))
+    pairs, dataset = data.load_dataset(
+        real / "montgomery", Preprocessing(["left lung", "right lung"], (64, 64))
+    )
     assert len(pairs) == 138
     assert pd.Series([pair.label for pair in pairs]).value_counts().to_dict() == {"0": 80, "1": 58}
     columns = np.arange(64)
-    for ids in images.shares_to_ids(dataset.masks):
+    for ids in preprocess.shares_to_ids(dataset.masks):
         left, right = (((ids == i).sum(0) * columns).sum() / (ids == i).sum() for i in (1, 2))
         assert left > right  # the patient's left is the image's right
 
 
 def test_sunnybrook_is_split_by_its_index(real):
-    pairs, problems = pairing.find_pairs(real / "sunnybrook")
+    pairs, problems = data.find_pairs(real / "sunnybrook")
     assert problems == [] and len(pairs) == 805
     subsets = data.split(pairs, 0.15, 0.2, seed=0)
     table = pd.DataFrame({"patient": [pair.patient for pair in pairs], "subset": subsets})
     assert table.groupby("patient").subset.nunique().max() == 1
-    assert table[table.subset == "test"].patient.nunique() == 15 and (table.subset == "test").sum() == 279
+    assert (
+        table[table.subset == "test"].patient.nunique() == 15
+        and (table.subset == "test").sum() == 279
+    )
 
 
 def test_a_short_training_on_montgomery(real, tmp_path):

@@ -12,17 +12,20 @@ from test_train import small  # noqa: F401 (a fixture)
 from test_volumes import ct
 
 import data
-import images
-import pairing
-import report
 import train
-from images import UserError
+from dataset import loading, report
+from dataset.loading import Preprocessing
+from imaging import pictures
+from imaging.labels import class_names, mask_values
+from utils import UserError
 
 
 def described(folder: Path, classes: str = "foreground"):
-    pairs, problems = pairing.find_pairs(folder)
-    names = pairing.class_names(classes)
-    dataset, unreadable = data.load(pairs, data.Recipe(names, (128, 128), levels=pairing.mask_values(classes)))
+    pairs, problems = data.find_pairs(folder)
+    names = class_names(classes)
+    dataset, unreadable = loading.load_pairs(
+        pairs, Preprocessing(names, (128, 128), levels=mask_values(classes))
+    )
     return dataset, names, problems + unreadable
 
 
@@ -31,7 +34,9 @@ def test_the_page_shows_pictures_problems_and_proposals(discs, tmp_path, script)
     done = script(tmp_path, "data.py", "check", discs, "--output", "page")
     assert done.returncode == 2 and "disc03.png" in done.stdout
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
-    assert "disc03.png" in page and page.count("data:image/png;base64,") == 2 and "<script" not in page
+    assert (
+        "disc03.png" in page and page.count("data:image/png;base64,") == 2 and "<script" not in page
+    )
     proposed = json.loads((tmp_path / "page" / "report.json").read_text())
     assert proposed["data_dir"] == str(discs) and proposed["classes"] == "foreground"
     assert set(proposed) <= {field.name for field in dataclasses.fields(train.Config)}
@@ -59,12 +64,14 @@ def write_discs(folder: Path, side: int, radius: int) -> Path:
     for i in range(10):
         mask = np.zeros((side, side), np.uint8)
         cv2.circle(mask, (side // 2 + i, side // 2), radius, 255, cv2.FILLED)
-        images.write(folder / "images" / f"{i}.png", np.uint8(mask // 2 + 50 + i))
-        images.write(folder / "masks" / f"{i}.png", mask)
+        pictures.write_picture(folder / "images" / f"{i}.png", np.uint8(mask // 2 + 50 + i))
+        pictures.write_picture(folder / "masks" / f"{i}.png", mask)
     return folder
 
 
-@pytest.mark.parametrize(("radius", "size", "loss"), [(200, 128, None), (30, 224, None), (12, 512, "tversky")])
+@pytest.mark.parametrize(
+    ("radius", "size", "loss"), [(200, 128, None), (30, 224, None), (12, 512, "tversky")]
+)
 def test_small_objects_ask_for_large_inputs(tmp_path, radius, size, loss):
     dataset, names, problems = described(write_discs(tmp_path, 1024, radius))
     chosen = report.suggest(dataset.facts, names)
@@ -77,35 +84,50 @@ def test_of_ct_a_window_is_proposed_that_holds_the_organs(tmp_path):
         (tmp_path / name).mkdir()
     for i in range(3):
         for name, voxels in zip(("images", "masks"), ct(i), strict=True):
-            nibabel.save(nibabel.Nifti1Image(voxels, np.diag((1.6, 1.6, 5, 1))), tmp_path / name / f"{i}.nii.gz")
+            nibabel.save(
+                nibabel.Nifti1Image(voxels, np.diag((1.6, 1.6, 5, 1))),
+                tmp_path / name / f"{i}.nii.gz",
+            )
     dataset, names, _ = described(tmp_path, "liver,kidney,spine")
     chosen = report.suggest(dataset.facts, names)
     centre, width = map(float, chosen["window"].split(","))
-    assert -200 < centre - width / 2 < 110 - 45 and 500 < centre + width / 2 < 900  # organs have 110 to 500 HU
+    assert (
+        -200 < centre - width / 2 < 110 - 45 and 500 < centre + width / 2 < 900
+    )  # organs have 110 to 500 HU
     assert set(report.explain(chosen)) == set(chosen)
 
 
 def test_a_training_takes_the_proposals_over_but_for_what_was_changed(small, tmp_path, capsys):  # noqa: F811
     path = tmp_path / "report.json"
-    path.write_text(json.dumps({"data_dir": "elsewhere", "image_size": 64, "batch_size": 2, "loss": "tversky"}))
-    config = train.take_over(dataclasses.replace(small, from_report=str(path)))
-    assert (config.data_dir, config.image_size, config.batch_size) == (small.data_dir, 32, 4)  # changed by `small`
+    path.write_text(
+        json.dumps({"data_dir": "elsewhere", "image_size": 64, "batch_size": 2, "loss": "tversky"})
+    )
+    config = train.apply_report(dataclasses.replace(small, from_report=str(path)))
+    assert (config.data_dir, config.image_size, config.batch_size) == (
+        small.data_dir,
+        32,
+        4,
+    )  # changed by `small`
     assert config.loss == "tversky"
     assert "loss tversky" in capsys.readouterr().out
-    assert train.take_over(small) == small
+    assert train.apply_report(small) == small
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"colour": 1}', '{"loss": 3}', '{"image_size": "64"}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"colour": 1}', '{"loss": 3}', '{"image_size": "64"}']
+)
 def test_a_report_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "report.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"report\.json"):
-        train.take_over(train.Config(from_report=str(path)))
+        train.apply_report(train.Config(from_report=str(path)))
 
 
 def test_check_then_train_from_its_report(discs, tmp_path, script):
     assert script(tmp_path, "data.py", "check", discs).returncode == 0
-    flags = "--from-report results/check/report.json --image-size 32 --filters 4 --depth 2 --epochs 1"
+    flags = (
+        "--from-report results/check/report.json --image-size 32 --filters 4 --depth 2 --epochs 1"
+    )
     done = script(tmp_path, "train.py", *flags.split())
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "files" / "config.json").read_text())

@@ -28,13 +28,14 @@ import pytest
 from conftest import ROOT
 from test_pacs import write_xray
 
-import engines
+import data
 import export
-import images
 import metrics
-import pairing
 import serve
-from serving import engine
+from dataset.reading import read_ids
+from imaging import formats
+from inference import engines
+from serving.batching import Batcher
 
 BOX = ROOT / "files" / "lungs.h5"
 HERE = "/v2/models/unet"
@@ -45,7 +46,11 @@ INPUT = (192, 192, 1)  # of the model in the box
 def exported(tmp_path_factory, phantoms):
     """The model in the box, exported."""
     folder = tmp_path_factory.mktemp("served") / "export"
-    export.export(export.Config(model=str(BOX), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=1))
+    export.export(
+        export.Config(
+            model=str(BOX), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=1
+        )
+    )
     return folder
 
 
@@ -58,10 +63,21 @@ def free_port() -> int:
 class Running:
     """A service in a process of its own."""
 
-    def __init__(self, exported: Path, folder: Path, *flags: str, scheme: str = "http", **client) -> None:
+    def __init__(
+        self, exported: Path, folder: Path, *flags: str, scheme: str = "http", **client
+    ) -> None:
         self.port, self.log = free_port(), folder / "log"
-        command = [sys.executable, ROOT / "serve.py", "--model", exported / "unet.onnx", "--port", str(self.port)]
-        environment = {key: value for key, value in os.environ.items() if key != "CI"}  # ONNX Runtime is mute in CI
+        command = [
+            sys.executable,
+            ROOT / "serve.py",
+            "--model",
+            exported / "unet.onnx",
+            "--port",
+            str(self.port),
+        ]
+        environment = {
+            key: value for key, value in os.environ.items() if key != "CI"
+        }  # ONNX Runtime is mute in CI
         environment |= {"TMPDIR": str(folder), "HOME": str(folder)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -71,7 +87,9 @@ class Running:
                 env=environment,
                 cwd=folder,
             )
-        self.client = httpx.Client(base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=60, **client)
+        self.client = httpx.Client(
+            base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=60, **client
+        )
         for _ in range(300):
             assert self.process.poll() is None, self.log.read_text()
             try:
@@ -97,8 +115,8 @@ def service(exported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def xray(phantoms):
     """A phantom's file and its lungs."""
-    pair = pairing.find_pairs(phantoms)[0][0]
-    return pair.image, pairing.read_ids(pair, ["lungs"])[0]
+    pair = data.find_pairs(phantoms)[0][0]
+    return pair.image, read_ids(pair, ["lungs"])[0]
 
 
 def decode_rle(rle: dict) -> np.ndarray:
@@ -123,11 +141,11 @@ def fill(feature: dict, shape: tuple[int, int]) -> np.ndarray:
 def test_a_mask_comes_in_every_form_and_is_that_of_predict(service, xray, script, tmp_path):
     path, truth = xray
     script(tmp_path, "predict.py", "--model", BOX, "--input", path, "--output", tmp_path / "out")
-    expected = images.read(tmp_path / "out" / f"{path.stem}.png")[..., 0] > 0
+    expected = formats.read_image(tmp_path / "out" / f"{path.stem}.png")[..., 0] > 0
     content = path.read_bytes()
     png = service.client.post("/v1/segment", content=content)
     assert png.status_code == 200 and png.headers["content-type"] == "image/png"
-    mask = images.decode(png.content)[..., 0] > 0
+    mask = formats.decode_image(png.content)[..., 0] > 0
     assert (mask == expected).mean() > 0.9999 and metrics.score_mask(truth, mask)["dice"] > 0.9
     assert json.loads(png.headers["x-areas"])[0]["area_pixels"] == mask.sum()
     form = service.client.post(
@@ -136,9 +154,13 @@ def test_a_mask_comes_in_every_form_and_is_that_of_predict(service, xray, script
     answer = form.json()
     np.testing.assert_array_equal(decode_rle(answer["classes"][0]["rle"]), mask)
     assert answer["classes"][0]["class"] == "lungs" and answer["classes"][0]["area_mm2"] is None
-    geo = service.client.post("/v1/segment", content=content, headers={"Accept": "application/geo+json"}).json()
+    geo = service.client.post(
+        "/v1/segment", content=content, headers={"Accept": "application/geo+json"}
+    ).json()
     np.testing.assert_array_equal(fill(geo["features"][0], mask.shape), mask)
-    for outer, *holes in geo["features"][0]["geometry"]["coordinates"]:  # counterclockwise, as RFC 7946 has it
+    for outer, *holes in geo["features"][0]["geometry"][
+        "coordinates"
+    ]:  # counterclockwise, as RFC 7946 has it
         assert cv2.contourArea(np.float32(outer), oriented=True) > 0 or len(outer) < 6
         assert all(cv2.contourArea(np.float32(hole), oriented=True) < 0 for hole in holes)
     assert service.client.post("/invocations", content=content).content == png.content  # SageMaker
@@ -147,17 +169,32 @@ def test_a_mask_comes_in_every_form_and_is_that_of_predict(service, xray, script
 
 def test_dicom_comes_back_as_a_segmentation_with_its_area(service, xray, tmp_path):
     path, truth = xray
-    write_xray(tmp_path / "a.dcm", images.read(path)[..., 0])
+    write_xray(tmp_path / "a.dcm", formats.read_image(path)[..., 0])
     content = (tmp_path / "a.dcm").read_bytes()
-    answer = service.client.post("/v1/segment", content=content, headers={"Accept": "application/dicom"})
+    answer = service.client.post(
+        "/v1/segment", content=content, headers={"Accept": "application/dicom"}
+    )
     made = pydicom.dcmread(io.BytesIO(answer.content))
-    assert made.SoftwareVersions == service.client.get("/v1/model").json()["sha256"] == answer.headers["x-model-sha256"]
-    assert made.Modality == "SEG" and metrics.score_mask(truth, made.pixel_array.squeeze())["dice"] > 0.9
-    told = service.client.post("/v1/segment", content=content, headers={"Accept": "application/json"}).json()
+    assert (
+        made.SoftwareVersions
+        == service.client.get("/v1/model").json()["sha256"]
+        == answer.headers["x-model-sha256"]
+    )
+    assert (
+        made.Modality == "SEG"
+        and metrics.score_mask(truth, made.pixel_array.squeeze())["dice"] > 0.9
+    )
+    told = service.client.post(
+        "/v1/segment", content=content, headers={"Accept": "application/json"}
+    ).json()
     area = told["classes"][0]
     assert area["area_mm2"] == pytest.approx(area["area_pixels"] * 0.7**2)
-    refused = service.client.post("/v1/segment", content=path.read_bytes(), headers={"Accept": "application/dicom"})
-    assert refused.status_code == 406 and refused.headers["content-type"] == "application/problem+json"
+    refused = service.client.post(
+        "/v1/segment", content=path.read_bytes(), headers={"Accept": "application/dicom"}
+    )
+    assert (
+        refused.status_code == 406 and refused.headers["content-type"] == "application/problem+json"
+    )
 
 
 def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
@@ -168,10 +205,16 @@ def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
     client = triton.InferenceServerClient(f"127.0.0.1:{service.port}")
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("unet")
     shown = client.get_model_metadata("unet")
-    assert shown["inputs"][0]["shape"] == [-1, 192, 192, 1] and shown["outputs"][0]["name"] == "probabilities"
+    assert (
+        shown["inputs"][0]["shape"] == [-1, 192, 192, 1]
+        and shown["outputs"][0]["name"] == "probabilities"
+    )
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     for binary_in in (True, False):
-        for outputs in (None, [triton.InferRequestedOutput("probabilities", binary_data=not binary_in)]):
+        for outputs in (
+            None,
+            [triton.InferRequestedOutput("probabilities", binary_data=not binary_in)],
+        ):
             tensor = triton.InferInput(shown["inputs"][0]["name"], list(batch.shape), "FP32")
             tensor.set_data_from_numpy(batch, binary_data=binary_in)
             found = client.infer("unet", [tensor], outputs=outputs, request_id="7")
@@ -183,10 +226,16 @@ def test_tensorflow_servings_clients_are_answered(service, exported):
     batch = np.random.default_rng(0).uniform(size=(2, 192, 192, 1)).astype(np.float32)
     expected = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run(batch)
     route = "/v1/models/unet:predict"
-    for body, key in (({"instances": batch.tolist()}, "predictions"), ({"inputs": batch.tolist()}, "outputs")):
+    for body, key in (
+        ({"instances": batch.tolist()}, "predictions"),
+        ({"inputs": batch.tolist()}, "outputs"),
+    ):
         answer = service.client.post(route, json=body)
         np.testing.assert_allclose(answer.json()[key], expected, atol=1e-6)
-    assert service.client.get("/v1/models/unet").json()["model_version_status"][0]["state"] == "AVAILABLE"
+    assert (
+        service.client.get("/v1/models/unet").json()["model_version_status"][0]["state"]
+        == "AVAILABLE"
+    )
     assert "error" in service.client.post(route, json={"instances": [[1]]}).json()
 
 
@@ -198,9 +247,21 @@ def test_tensorflow_servings_clients_are_answered(service, exported):
         ("/v1/segment", cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes(), 400),
         (f"{HERE}/infer", b"", 400),
         (f"{HERE}/infer", b"[" * 200_000, 400),
-        (f"{HERE}/infer", b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,2],"data":[1]}]}', 400),
-        (f"{HERE}/infer", b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,192,192,1],"data":[1]}]}', 400),
-        (f"{HERE}/infer", b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1e9,192,192,1],"data":[]}]}', 400),
+        (
+            f"{HERE}/infer",
+            b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,2],"data":[1]}]}',
+            400,
+        ),
+        (
+            f"{HERE}/infer",
+            b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,192,192,1],"data":[1]}]}',
+            400,
+        ),
+        (
+            f"{HERE}/infer",
+            b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1e9,192,192,1],"data":[]}]}',
+            400,
+        ),
         (f"{HERE}/infer", b'{"inputs":{}}', 400),
         (f"{HERE}/infer", b'{"inputs":[' + b"[]," * 10**6 + b"[]]}", 413),
         ("/v1/models/unet:predict", b'{"instances":[NaN]}', 400),
@@ -230,16 +291,23 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(exported, tmp_pat
 
 
 def test_a_compressed_body_is_named_as_such(service):
-    answer = service.client.post("/v1/segment", content=gzip.compress(b"x"), headers={"Content-Encoding": "gzip"})
+    answer = service.client.post(
+        "/v1/segment", content=gzip.compress(b"x"), headers={"Content-Encoding": "gzip"}
+    )
     assert answer.status_code == 415 and "Content-Encoding" in answer.json()["detail"]
 
 
 def test_large_bodies_at_a_time_are_bounded(exported, tmp_path):
     running = Running(exported, tmp_path, "--max-body-mb", "1")
-    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n" + bytes(2**20 - 1)
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n" + bytes(
+        2**20 - 1
+    )
     try:
         with contextlib.ExitStack() as stack:
-            raws = [stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 10)) for _ in range(5)]
+            raws = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 10))
+                for _ in range(5)
+            ]
             for raw in raws[:4]:  # each lacks its last byte
                 raw.sendall(head)
             time.sleep(0.5)
@@ -248,7 +316,9 @@ def test_large_bodies_at_a_time_are_bounded(exported, tmp_path):
             for raw in raws[:4]:
                 raw.sendall(b"\0")
                 assert raw.recv(100).startswith(b"HTTP/1.1 400")
-        assert running.client.post("/v1/segment", content=bytes(2**20)).status_code == 400  # all given back
+        assert (
+            running.client.post("/v1/segment", content=bytes(2**20)).status_code == 400
+        )  # all given back
     finally:
         running.stop()
 
@@ -257,8 +327,12 @@ def test_keys_are_asked_for_before_the_body(exported, tmp_path):
     (tmp_path / "keys").write_text(f"# for tests\n{hashlib.sha256(b'open sesame').hexdigest()}\n")
     running = Running(exported, tmp_path, "--keys", str(tmp_path / "keys"))
     try:
-        with socket.create_connection(("127.0.0.1", running.port), 10) as raw:  # the body never comes
-            raw.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nX-API-Key: wrong\r\n\r\n")
+        with socket.create_connection(
+            ("127.0.0.1", running.port), 10
+        ) as raw:  # the body never comes
+            raw.sendall(
+                b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nX-API-Key: wrong\r\n\r\n"
+            )
             assert raw.recv(100).startswith(b"HTTP/1.1 401")
         for headers in ({}, {"X-API-Key": ""}, {"Authorization": "Bearer no"}):
             assert running.client.get("/v1/model", headers=headers).status_code == 401
@@ -272,19 +346,40 @@ def test_keys_are_asked_for_before_the_body(exported, tmp_path):
 
 def test_nothing_of_a_patient_is_left_anywhere(exported, tmp_path, tmp_path_factory, xray):
     running, place = Running(exported, tmp_path), tmp_path_factory.mktemp("sent") / "sent.dcm"
-    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20))  # a larger temporary file would fail
-    write_xray(place, images.read(xray[0])[..., 0])
+    resource.prlimit(
+        running.process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20)
+    )  # a larger temporary file would fail
+    write_xray(place, formats.read_image(xray[0])[..., 0])
     header = pydicom.dcmread(place)
     header.PatientName = header.PatientID = "Zebedee^Quux"
-    contents = [b"Zebedee^Quux is no image" + bytes(2**21)]  # more than the form's parser would keep in memory
-    spoilt = [("PatientBirthDate", "DA"), ("Modality", "CS"), ("StudyInstanceUID", "UI"), ("Rows", "LO")]
-    spoilt += [("PixelSpacing", "LO"), ("PhotometricInterpretation", "LO"), ("RescaleSlope", "LO"), ("StudyDate", "DT")]
-    for name, kind in [("PatientComments", "LT"), *spoilt]:  # what libraries complain of, and may quote
+    contents = [
+        b"Zebedee^Quux is no image" + bytes(2**21)
+    ]  # more than the form's parser would keep in memory
+    spoilt = [
+        ("PatientBirthDate", "DA"),
+        ("Modality", "CS"),
+        ("StudyInstanceUID", "UI"),
+        ("Rows", "LO"),
+    ]
+    spoilt += [
+        ("PixelSpacing", "LO"),
+        ("PhotometricInterpretation", "LO"),
+        ("RescaleSlope", "LO"),
+        ("StudyDate", "DT"),
+    ]
+    for name, kind in [
+        ("PatientComments", "LT"),
+        *spoilt,
+    ]:  # what libraries complain of, and may quote
         damaged, buffer = copy.deepcopy(header), io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             damaged[name] = pydicom.DataElement(
-                name, kind, "Zebedee^Quux", validation_mode=pydicom.config.IGNORE, already_converted=True
+                name,
+                kind,
+                "Zebedee^Quux",
+                validation_mode=pydicom.config.IGNORE,
+                already_converted=True,
             )
             damaged.save_as(buffer)
         contents += [buffer.getvalue(), buffer.getvalue()[:3000]]
@@ -318,9 +413,12 @@ def test_batches_keep_their_limit_and_nothing_is_lost():
         return batch * 2
 
     async def ask() -> list[np.ndarray]:
-        batcher = engine.Batcher(run, most=4, room=100)
+        batcher = Batcher(run, most=4, room=100)
         batcher.start()
-        asked = [batcher(np.full((count, 1), number, np.float32)) for number, count in enumerate([3, 2, 1, 4, 1, 3, 3])]
+        asked = [
+            batcher(np.full((count, 1), number, np.float32))
+            for number, count in enumerate([3, 2, 1, 4, 1, 3, 3])
+        ]
         answers = await asyncio.gather(*asked)
         await batcher.stop()
         return answers
@@ -336,10 +434,18 @@ def test_requests_together_get_the_answers_they_get_alone(service, phantoms):
     contents = [path.read_bytes() for path in sorted((phantoms / "CXR_png").iterdir())[:6]]
     alone = [service.client.post("/v1/segment", content=content).content for content in contents]
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda content: service.client.post("/v1/segment", content=content), contents * 3))
+        answers = list(
+            pool.map(
+                lambda content: service.client.post("/v1/segment", content=content), contents * 3
+            )
+        )
     for answer, expected in zip(answers, alone * 3, strict=True):
-        assert (images.decode(answer.content) == images.decode(expected)).mean() > 0.9999
-    shown = dict(re.findall(r"^unet_batch_size_(sum|count) (.+)$", service.client.get("/metrics").text, re.M))
+        assert (
+            formats.decode_image(answer.content) == formats.decode_image(expected)
+        ).mean() > 0.9999
+    shown = dict(
+        re.findall(r"^unet_batch_size_(sum|count) (.+)$", service.client.get("/metrics").text, re.M)
+    )
     assert float(shown["sum"]) > float(shown["count"])  # some were computed together
 
 
@@ -348,12 +454,16 @@ def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp
     content = xray[0].read_bytes()
     try:
         with ThreadPoolExecutor(16) as pool:
-            jobs = [pool.submit(running.client.post, "/v1/segment", content=content) for _ in range(40)]
+            jobs = [
+                pool.submit(running.client.post, "/v1/segment", content=content) for _ in range(40)
+            ]
             assert running.client.get("/livez").status_code == 200
             answers = [job.result() for job in jobs]
         codes = {answer.status_code for answer in answers}
         assert codes == {200, 503}
-        assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
+        assert all(
+            answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503
+        )
         assert running.client.post("/v1/segment", content=content).status_code == 200
     finally:
         running.stop()
@@ -361,7 +471,10 @@ def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp
 
 def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
     running = Running(exported, tmp_path, "--drain-s", "5", "--threads", "1")
-    route, body = "/v1/models/unet:predict", json.dumps({"inputs": np.zeros((8, *INPUT)).tolist()})  # takes a while
+    route, body = (
+        "/v1/models/unet:predict",
+        json.dumps({"inputs": np.zeros((8, *INPUT)).tolist()}),
+    )  # takes a while
     expected, answers = running.client.post(route, content=body), []
 
     def ask() -> None:
@@ -372,7 +485,10 @@ def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
     for sender in senders:
         sender.start()
     for _ in range(500):
-        if float(re.search("^unet_in_flight (.*)$", running.client.get("/metrics").text, re.M)[1]) > 3:  # this is one
+        if (
+            float(re.search("^unet_in_flight (.*)$", running.client.get("/metrics").text, re.M)[1])
+            > 3
+        ):  # this is one
             break
     else:
         pytest.fail("no requests in flight")
@@ -399,7 +515,14 @@ def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script
     done = script(tmp_path, "serve.py", "--model", "nothing.onnx")
     assert done.returncode == 2 and "run `python export.py --model" in done.stderr
     done = script(
-        tmp_path, "serve.py", "--model", exported / "unet.onnx", "--tls-cert", "no.pem", "--tls-key", "no.pem"
+        tmp_path,
+        "serve.py",
+        "--model",
+        exported / "unet.onnx",
+        "--tls-cert",
+        "no.pem",
+        "--tls-key",
+        "no.pem",
     )
     assert done.returncode == 2 and "cannot be read as PEM" in done.stderr
 
@@ -434,7 +557,9 @@ def test_ctrl_c_ends_it_without_a_traceback(exported, tmp_path):
 
 
 def test_a_worker_that_is_killed_is_replaced(service, xray):
-    for child in Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split():
+    for child in (
+        Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+    ):
         if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
             os.kill(int(child), signal.SIGKILL)
     time.sleep(0.5)
@@ -486,7 +611,10 @@ def test_openvino_serves_too_and_leaves_nothing(exported, xray, tmp_path):
     running = Running(exported, tmp_path, "--engine", "openvino", "--precision", "auto")
     try:
         answer = running.client.post("/v1/segment", content=path.read_bytes())
-        assert metrics.score_mask(truth, images.decode(answer.content)[..., 0] > 0)["dice"] > 0.9
+        assert (
+            metrics.score_mask(truth, formats.decode_image(answer.content)[..., 0] > 0)["dice"]
+            > 0.9
+        )
         assert not [path for path in tmp_path.rglob("*") if path != running.log]
     finally:
         running.stop()

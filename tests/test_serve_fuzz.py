@@ -17,13 +17,24 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from test_fuzz import FILES, WHOLE, animated_png, dicom_bomb, nifti_bomb, png_bomb, spoilt_jpeg, tiff_bomb
+from test_fuzz import (
+    FILES,
+    WHOLE,
+    animated_png,
+    dicom_bomb,
+    nifti_bomb,
+    png_bomb,
+    spoilt_jpeg,
+    tiff_bomb,
+)
 from test_serve import HERE, Running, exported, xray  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="module")
 def service(exported, tmp_path_factory):  # noqa: F811
-    running = Running(exported, tmp_path_factory.mktemp("fuzzed"), "--max-body-mb", "4", "--timeout-s", "20")
+    running = Running(
+        exported, tmp_path_factory.mktemp("fuzzed"), "--max-body-mb", "4", "--timeout-s", "20"
+    )
     yield running
     running.stop()
 
@@ -31,7 +42,9 @@ def service(exported, tmp_path_factory):  # noqa: F811
 def memory(pid: int) -> float:
     """The most memory that a process and its workers have had, in GiB."""
     family = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    lines = [line for one in family for line in Path(f"/proc/{one}/status").read_text().splitlines()]
+    lines = [
+        line for one in family for line in Path(f"/proc/{one}/status").read_text().splitlines()
+    ]
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
@@ -50,11 +63,20 @@ def damaged(whole: bytes, rng: np.random.Generator, times: int):
         yield bytes(content)
 
 
-def binary_request(shape=(1, 192, 192, 1), size=None, length=None, name="image") -> tuple[bytes, dict[str, str]]:
+def binary_request(
+    shape=(1, 192, 192, 1), size=None, length=None, name="image"
+) -> tuple[bytes, dict[str, str]]:
     raw = bytes(4 * 192 * 192)
-    tensor = {"name": name, "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": size or len(raw)}}
+    tensor = {
+        "name": name,
+        "datatype": "FP32",
+        "shape": shape,
+        "parameters": {"binary_data_size": size or len(raw)},
+    }
     head = json.dumps({"inputs": [tensor]}).encode()
-    return head + raw, {"Inference-Header-Content-Length": str(len(head) if length is None else length)}
+    return head + raw, {
+        "Inference-Header-Content-Length": str(len(head) if length is None else length)
+    }
 
 
 def test_the_largest_images_at_a_time_take_a_bounded_memory(exported, tmp_path):  # noqa: F811
@@ -63,12 +85,22 @@ def test_the_largest_images_at_a_time_take_a_bounded_memory(exported, tmp_path):
     cv2.circle(colours, (2000, 2000), 1500, (200, 90, 10), cv2.FILLED)
     grey16, tiff = colours[..., 0].astype(np.uint16) * 200, io.BytesIO()
     tifffile.imwrite(tiff, grey16, compression="zlib")
-    contents = [cv2.imencode(".png", colours)[1].tobytes(), cv2.imencode(".png", grey16)[1].tobytes(), tiff.getvalue()]
+    contents = [
+        cv2.imencode(".png", colours)[1].tobytes(),
+        cv2.imencode(".png", grey16)[1].tobytes(),
+        tiff.getvalue(),
+    ]
     numbers = b'{"inputs":[' + b"0," * 9 * 10**6 + b"0]}"
     try:
         with ThreadPoolExecutor(12) as pool:
-            jobs = [pool.submit(running.client.post, "/v1/segment", content=content) for content in contents * 4]
-            jobs += [pool.submit(running.client.post, "/v1/models/unet:predict", content=numbers) for _ in range(4)]
+            jobs = [
+                pool.submit(running.client.post, "/v1/segment", content=content)
+                for content in contents * 4
+            ]
+            jobs += [
+                pool.submit(running.client.post, "/v1/models/unet:predict", content=numbers)
+                for _ in range(4)
+            ]
             assert [job.result().status_code for job in jobs] == [200] * 12 + [400] * 4
         assert memory(running.process.pid) < 2.5
     finally:
@@ -81,7 +113,9 @@ def deflated_dicom() -> bytes:
     header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     whole = io.BytesIO()
     header.save_as(whole)
-    start = 144 + int.from_bytes(whole.getvalue()[140:144], "little")  # behind the file meta information
+    start = 144 + int.from_bytes(
+        whole.getvalue()[140:144], "little"
+    )  # behind the file meta information
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
     parts = [squeeze.compress(struct.pack("<HH2sHI", 0x0009, 0x1010, b"OB", 0, 1_500_000_000))]
     parts += [squeeze.compress(bytes(10_000_000)) for _ in range(150)]
@@ -105,7 +139,12 @@ def large_nifti() -> bytes:
 def many_frames() -> bytes:
     """A DICOM file of ten million frames of one pixel each, which take long."""
     header = pydicom.dcmread(FILES / "CT_small.dcm")
-    header.Rows, header.Columns, header.NumberOfFrames, header.PixelData = 1, 1, 10**7, bytes(2 * 10**7)
+    header.Rows, header.Columns, header.NumberOfFrames, header.PixelData = (
+        1,
+        1,
+        10**7,
+        bytes(2 * 10**7),
+    )
     buffer = io.BytesIO()
     header.save_as(buffer)
     return buffer.getvalue()
@@ -116,7 +155,11 @@ def test_what_grows_or_takes_too_long_ends_with_its_request(exported, tmp_path, 
     try:
         with ThreadPoolExecutor(8) as pool:
             contents = [deflated_dicom(), large_nifti(), many_frames(), deflated_dicom()]
-            answers = list(pool.map(lambda content: running.client.post("/v1/segment", content=content), contents))
+            answers = list(
+                pool.map(
+                    lambda content: running.client.post("/v1/segment", content=content), contents
+                )
+            )
         codes = [answer.status_code for answer in answers]
         assert set(codes) <= {400, 413, 504} and 504 in codes, codes
         assert memory(running.process.pid) < 2.5
@@ -152,8 +195,15 @@ def test_schemathesis_finds_no_fault(service, tmp_path):
         "--seed",
         "1",
     ]
-    rules = ["--checks", "all", "--exclude-checks", "positive_data_acceptance,negative_data_rejection"]  # any bytes fit
-    done = subprocess.run([*command, *rules, "-n", "200"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    rules = [
+        "--checks",
+        "all",
+        "--exclude-checks",
+        "positive_data_acceptance,negative_data_rejection",
+    ]  # any bytes fit
+    done = subprocess.run(
+        [*command, *rules, "-n", "200"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     generated, passed = map(int, re.search(r"(\d+) generated, (\d+) passed", done.stdout).groups())
     assert generated == passed > 1000
@@ -162,10 +212,20 @@ def test_schemathesis_finds_no_fault(service, tmp_path):
 def test_damaged_requests(service, xray):  # noqa: F811
     expected = service.client.post("/v1/segment", content=xray[0].read_bytes()).content
     rng, before, sent = np.random.default_rng(3), memory(service.process.pid), 0
-    accepts = ["image/png", "application/json", "application/geo+json", "application/dicom", "text/html", ";;,"]
+    accepts = [
+        "image/png",
+        "application/json",
+        "application/geo+json",
+        "application/dicom",
+        "text/html",
+        ";;,",
+    ]
     for whole in WHOLE.values():
         for content in damaged(whole, rng, 70):
-            headers = {"Accept": str(rng.choice(accepts)), "Content-Type": str(rng.choice(["image/png", "x", ""]))}
+            headers = {
+                "Accept": str(rng.choice(accepts)),
+                "Content-Type": str(rng.choice(["image/png", "x", ""])),
+            }
             check(service.client.post("/v1/segment", content=content, headers=headers))
             sent += 1
     body, headers = binary_request()
@@ -174,18 +234,26 @@ def test_damaged_requests(service, xray):  # noqa: F811
         length = str(rng.choice([len(content), 0, 10**9, -1, "x", "١"])).encode()
         check(
             service.client.post(
-                f"{HERE}/infer", content=content + body[head:], headers={b"Inference-Header-Content-Length": length}
+                f"{HERE}/infer",
+                content=content + body[head:],
+                headers={b"Inference-Header-Content-Length": length},
             )
         )
         sent += 1
-    for content in damaged(json.dumps({"instances": [[[[0.5]] * 192] * 192]}).encode()[:4000], rng, 300):
+    for content in damaged(
+        json.dumps({"instances": [[[[0.5]] * 192] * 192]}).encode()[:4000], rng, 300
+    ):
         check(service.client.post("/v1/models/unet:predict", content=content))
         sent += 1
-    form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+    )
     for content in damaged(form, rng, 300):
         check(
             service.client.post(
-                "/v1/segment", content=content, headers={"Content-Type": "multipart/form-data; boundary=x"}
+                "/v1/segment",
+                content=content,
+                headers={"Content-Type": "multipart/form-data; boundary=x"},
             )
         )
         sent += 1
@@ -196,8 +264,16 @@ def test_damaged_requests(service, xray):  # noqa: F811
     tiff = io.BytesIO()
     tifffile.imwrite(tiff, large, compression="zlib")
     for content in (cv2.imencode(".png", large)[1].tobytes(), tiff.getvalue()):
-        assert len(content) < 2**20 and service.client.post("/v1/segment", content=content).status_code in (400, 413)
-    for text in (b"[" * 10**6, b'{"inputs":' * 10**5, b'{"inputs":[{"data":' + b"[" * 10**5, b"\xff\xfe", b"null"):
+        assert len(content) < 2**20 and service.client.post(
+            "/v1/segment", content=content
+        ).status_code in (400, 413)
+    for text in (
+        b"[" * 10**6,
+        b'{"inputs":' * 10**5,
+        b'{"inputs":[{"data":' + b"[" * 10**5,
+        b"\xff\xfe",
+        b"null",
+    ):
         for route in (f"{HERE}/infer", "/v1/models/unet:predict"):
             assert service.client.post(route, content=text).status_code in (400, 413)
     assert sent >= 2000

@@ -14,20 +14,22 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-import cli
 import data
-import pairing
 import predict
 import train
 import utils
-from images import UserError
-from train import Config
+from dataset import loading
+from dataset.batches import Batches
+from dataset.layouts import Pair
+from dataset.loading import Preprocessing
+from dataset.split_table import read_split
+from utils import UserError
 
 
 @pytest.fixture
 def small(discs, tmp_path):
     """A config that trains in seconds."""
-    return Config(
+    return train.Config(
         data_dir=str(discs),
         image_size=32,
         filters=4,
@@ -47,13 +49,17 @@ def eager(request, monkeypatch):
     if "compiled" not in request.keywords:
         compile_ = keras.Model.compile
         now = {"run_eagerly": True, "jit_compile": False}
-        monkeypatch.setattr(keras.Model, "compile", lambda self, *args, **more: compile_(self, *args, **more | now))
+        monkeypatch.setattr(
+            keras.Model, "compile", lambda self, *args, **more: compile_(self, *args, **more | now)
+        )
 
 
 def flags(config):
     """Turn a config into the command line that gives it."""
     changed = [
-        (f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if getattr(config, f.name) != f.default
+        (f.name, getattr(config, f.name))
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != f.default
     ]
     return [part for name, value in changed for part in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -67,7 +73,15 @@ def test_a_run_folder_holds_everything(small, tmp_path):
     folder = tmp_path / "run"
     saved = pd.read_csv(folder / "log.csv")
     assert saved.epoch.tolist() == log.epoch.tolist() == [1, 2, 3]
-    assert {"loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "seconds"} <= set(saved)
+    assert {
+        "loss",
+        "val_loss",
+        "val_dice",
+        "val_iou",
+        "val_precision",
+        "val_recall",
+        "seconds",
+    } <= set(saved)
     assert json.loads((folder / "config.json").read_text()) == dataclasses.asdict(small)
     split = pd.read_csv(folder / "split.csv")
     assert set(split.subset) == {"train", "val", "test"} and len(split) == 12
@@ -82,12 +96,16 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     config = dataclasses.replace(small, epochs=6, learning_rate=0.05)
     log = train.train(config)
     model, facts = utils.load_model(tmp_path / "run" / "model.h5")
-    pairs, subsets = pairing.read_split(tmp_path / "run" / "split.csv")
-    dataset, _ = data.load(pairs, data.Recipe(["foreground"], (32, 32)))
+    pairs, subsets = read_split(tmp_path / "run" / "split.csv")
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(["foreground"], (32, 32)))
     rows = np.flatnonzero(np.array(subsets) == "val")
-    x, y = data.Batches(dataset, rows, ["foreground"], 4)[0]
+    x, y = Batches(dataset, rows, ["foreground"], 4)[0]
     dice = float(np.mean(train.metrics.dice(y, model(x))))
-    assert dice == pytest.approx(log.val_dice.max(), abs=1e-4) == pytest.approx(facts["val_dice"], abs=1e-4)
+    assert (
+        dice
+        == pytest.approx(log.val_dice.max(), abs=1e-4)
+        == pytest.approx(facts["val_dice"], abs=1e-4)
+    )
 
 
 @pytest.mark.compiled
@@ -125,7 +143,9 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_been(small, tmp_path, monkeypat
     fit = keras.Model.fit
     with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
         patch.setattr(
-            keras.Model, "fit", lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[*callbacks, Crash(6)], **k)
+            keras.Model,
+            "fit",
+            lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[*callbacks, Crash(6)], **k),
         )
         train.train(config)
     assert 0 < len(pd.read_csv(tmp_path / "run" / "log.csv")) < 5
@@ -157,7 +177,9 @@ def test_a_run_of_the_earlier_optimiser_is_not_gone_on_with(small, tmp_path, cap
         del progress["config"]["optimiser"]  # as AdamW's runs have it
         file.attrs["progress"] = json.dumps(progress)
     train.train(small)
-    assert "optimiser changed" in capsys.readouterr().out and (tmp_path / "run" / "previous1").is_dir()
+    assert (
+        "optimiser changed" in capsys.readouterr().out and (tmp_path / "run" / "previous1").is_dir()
+    )
 
 
 def test_a_typo_leaves_the_finished_run_where_it_is(small, tmp_path):
@@ -168,7 +190,9 @@ def test_a_typo_leaves_the_finished_run_where_it_is(small, tmp_path):
     assert not (tmp_path / "run" / "previous1").exists()
 
 
-@pytest.mark.parametrize("lost", [["model.h5", "log.csv", "curves.png"], ["log.csv", "curves.png"], ["curves.png"]])
+@pytest.mark.parametrize(
+    "lost", [["model.h5", "log.csv", "curves.png"], ["log.csv", "curves.png"], ["curves.png"]]
+)
 def test_a_kill_between_the_last_epochs_files(small, tmp_path, lost):
     """The state is written first; the same command makes from it what was not written any more."""
     config = dataclasses.replace(small, epochs=1)
@@ -176,8 +200,13 @@ def test_a_kill_between_the_last_epochs_files(small, tmp_path, lost):
     for name in lost:
         (tmp_path / "run" / name).unlink()
     pd.testing.assert_frame_equal(train.train(config), expected)
-    assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 1 and (tmp_path / "run" / "curves.png").is_file()
-    assert utils.load_model(tmp_path / "run" / "model.h5")[1]["val_dice"] == pytest.approx(expected.val_dice.max())
+    assert (
+        len(pd.read_csv(tmp_path / "run" / "log.csv")) == 1
+        and (tmp_path / "run" / "curves.png").is_file()
+    )
+    assert utils.load_model(tmp_path / "run" / "model.h5")[1]["val_dice"] == pytest.approx(
+        expected.val_dice.max()
+    )
 
 
 def test_a_damaged_state_is_named(small, tmp_path):
@@ -190,11 +219,13 @@ def test_a_damaged_state_is_named(small, tmp_path):
 def test_the_split_of_a_run_is_reread(small, tmp_path):
     """An image added between crash and resume joins no subset; one that is gone is named."""
     train.train(small)
-    pairs, _ = pairing.find_pairs(small.data_dir)
+    pairs, _ = data.find_pairs(small.data_dir)
     subsets = train.assign_subsets(
-        small, tmp_path / "run", [*pairs, pairing.Pair(tmp_path / "new.png", ())], resumed=True
+        small, tmp_path / "run", [*pairs, Pair(tmp_path / "new.png", ())], resumed=True
     )
-    assert subsets[-1] == "" and subsets[:-1].tolist() == pairing.read_split(tmp_path / "run" / "split.csv")[1]
+    assert (
+        subsets[-1] == "" and subsets[:-1].tolist() == read_split(tmp_path / "run" / "split.csv")[1]
+    )
     with pytest.raises(UserError, match="disc00.png, which is gone"):
         train.assign_subsets(small, tmp_path / "run", pairs[1:], resumed=True)
 
@@ -210,7 +241,9 @@ def test_kill_minus_nine_at_random_moments(small, tmp_path):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 120
         while time.time() < deadline and (not log.exists() or len(pd.read_csv(log)) <= epochs):
-            assert process.poll() is None or len(pd.read_csv(log)) == 30, "ended by itself, unfinished"
+            assert process.poll() is None or len(pd.read_csv(log)) == 30, (
+                "ended by itself, unfinished"
+            )
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
         os.kill(process.pid, signal.SIGKILL)
@@ -232,7 +265,9 @@ def test_folds_are_trained_scored_and_summarised(small, tmp_path, capsys):
     assert summary.loc["dice", "mean"] == pytest.approx(table.dice.mean())
     assert pd.read_csv(folder / "summary.csv").metric.tolist()[:3] == ["dice", "iou", "precision"]
     assert all(
-        (folder / f"fold{i}" / name).is_file() for i in range(3) for name in ("model.h5", "split.csv", "metrics.csv")
+        (folder / f"fold{i}" / name).is_file()
+        for i in range(3)
+        for name in ("model.h5", "split.csv", "metrics.csv")
     )
     train.train(dataclasses.replace(config, fold=1, out_dir=str(tmp_path / "one")))
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["fold1"]
@@ -240,7 +275,9 @@ def test_folds_are_trained_scored_and_summarised(small, tmp_path, capsys):
 
 
 def test_two_classes(phantoms, small):
-    config = dataclasses.replace(small, data_dir=str(phantoms), classes="left lung,right lung", epochs=1)
+    config = dataclasses.replace(
+        small, data_dir=str(phantoms), classes="left lung,right lung", epochs=1
+    )
     train.train(config)
     model, facts = utils.load_model(f"{config.out_dir}/model.h5")
     assert model.output.shape[-1] == 3 and facts["classes"] == ["left lung", "right lung"]
@@ -259,8 +296,12 @@ def test_early_stop(small):
 
 
 def test_nan_stops_with_advice(small, monkeypatch):
-    monkeypatch.setitem(train.metrics.LOSSES, "dice", lambda y_true, y_pred: y_pred[:, 0, 0, 0] * float("nan"))
-    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 1; try --learning-rate 0.0025 or"):
+    monkeypatch.setitem(
+        train.metrics.LOSSES, "dice", lambda y_true, y_pred: y_pred[:, 0, 0, 0] * float("nan")
+    )
+    with pytest.raises(
+        UserError, match=r"the loss became nan in epoch 1, step 1; try --learning-rate 0.0025 or"
+    ):
         train.train(dataclasses.replace(small, loss="dice"))
 
 
@@ -277,8 +318,14 @@ def test_nan_stops_with_advice(small, monkeypatch):
         ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
         ({"augmentation": "wild"}, "augmentation is 'wild'; expected none or mild or strong"),
         ({"frozen_epochs": 3}, "frozen_epochs is 3; expected at least 0, fewer than epochs"),
-        ({"frozen_epochs": 1}, "frozen_epochs is 1; expected 0 without --init-weights or --encoder-weights"),
-        ({"val_fraction": 0.0, "early_stop": 2}, "early_stop is 2; expected 0 where no image is for validation"),
+        (
+            {"frozen_epochs": 1},
+            "frozen_epochs is 1; expected 0 without --init-weights or --encoder-weights",
+        ),
+        (
+            {"val_fraction": 0.0, "early_stop": 2},
+            "early_stop is 2; expected 0 where no image is for validation",
+        ),
         (
             {"mirror": True, "classes": "left lung"},
             "mirror is True; expected false, as one of the classes has one side",
@@ -300,29 +347,35 @@ def test_the_command_line(small, tmp_path, script):
     assert done.returncode == 0, done.stderr
     assert "epoch   1/1" in done.stdout and "best epoch 1" in done.stdout
     wrong = script(tmp_path, "train.py", "--loss", "hinge")
-    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr and "error: loss is 'hinge'" in wrong.stderr
+    assert (
+        wrong.returncode == 2
+        and "Traceback" not in wrong.stderr
+        and "error: loss is 'hinge'" in wrong.stderr
+    )
 
 
 def test_help_and_unknown_flags(monkeypatch, capsys):
     for argument, code in (("--help", 0), ("--epoch-count", 2)):
         monkeypatch.setattr(sys, "argv", ["train.py", argument])
         with pytest.raises(SystemExit) as caught:
-            cli.run(train.train, Config)
+            utils.run_script(train.train, train.Config)
         assert caught.value.code == code
     said = capsys.readouterr()
     assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err
 
 
 def test_what_is_not_installed_is_told(capsys):
-    cli.require("keras", "requirements.txt")
+    utils.require("keras", "requirements.txt")
     with pytest.raises(SystemExit) as caught:
-        cli.require("nosuch", "requirements-x.txt")
+        utils.require("nosuch", "requirements-x.txt")
     assert caught.value.code == 2 and "pip install -r requirements-x.txt" in capsys.readouterr().err
 
 
 def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    log = train.train(Config(phantoms=12, image_size=32, filters=2, depth=2, epochs=1, precision="float32"))
+    log = train.train(
+        train.Config(phantoms=12, image_size=32, filters=2, depth=2, epochs=1, precision="float32")
+    )
     assert len(log) == 1 and (tmp_path / "files" / "model.h5").is_file()
     assert pd.read_csv(tmp_path / "files" / "split.csv").image.map(os.path.exists).all()
 
@@ -339,7 +392,9 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
         ({"architecture": "mobilenetv3", "image_size": 64, "val_fraction": 0.0}, 3),
     ],
 )
-def test_a_run_in_several_parts_is_a_run_in_one(small, phantoms, tmp_path, monkeypatch, change, epochs_done):
+def test_a_run_in_several_parts_is_a_run_in_one(
+    small, phantoms, tmp_path, monkeypatch, change, epochs_done
+):
     """Whatever the recipe, a crash between or in the phases changes nothing."""
     if "extra_dir" in change:
         change = {"extra_dir": str(phantoms)}
@@ -352,7 +407,9 @@ def test_a_run_in_several_parts_is_a_run_in_one(small, phantoms, tmp_path, monke
     crash = Crash(2 * epochs_done)  # an epoch has two steps, three, or six
     with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
         patch.setattr(
-            keras.Model, "fit", lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[*callbacks, crash], **k)
+            keras.Model,
+            "fit",
+            lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[*callbacks, crash], **k),
         )
         train.train(config)
     assert 0 < len(pd.read_csv(tmp_path / "run" / "log.csv")) < 4
@@ -384,11 +441,17 @@ def test_labelled_keeps_so_many_training_images(small, tmp_path):
 
 def test_an_extra_data_set_trains_and_nothing_else(small, phantoms, tmp_path):
     train.train(dataclasses.replace(small, extra_dir=str(phantoms), epochs=1))
-    pairs, subsets = pairing.read_split(tmp_path / "run" / "split.csv")
-    assert {subset for pair, subset in zip(pairs, subsets, strict=True) if phantoms in pair.image.parents} == {"train"}
+    pairs, subsets = read_split(tmp_path / "run" / "split.csv")
+    assert {
+        subset
+        for pair, subset in zip(pairs, subsets, strict=True)
+        if phantoms in pair.image.parents
+    } == {"train"}
     assert len(pairs) == 12 + 16 and {"val", "test"} < set(subsets)
     with pytest.raises(UserError, match=r"12 problem(?s:.*)disc00.png: the same image as"):
-        train.train(dataclasses.replace(small, extra_dir=small.data_dir, out_dir=str(tmp_path / "other")))
+        train.train(
+            dataclasses.replace(small, extra_dir=small.data_dir, out_dir=str(tmp_path / "other"))
+        )
 
 
 def test_split_and_training_have_seeds_of_their_own(small, tmp_path):
@@ -403,11 +466,18 @@ def test_training_starts_from_another_model(small, tmp_path, capsys):
     train.train(small)
     start = str(tmp_path / "run" / "model.h5")
     config = dataclasses.replace(
-        small, epochs=2, frozen_epochs=1, learning_rate=1e-7, init_weights=start, out_dir=str(tmp_path / "next")
+        small,
+        epochs=2,
+        frozen_epochs=1,
+        learning_rate=1e-7,
+        init_weights=start,
+        out_dir=str(tmp_path / "next"),
     )
     log = train.train(config)
     assert "layers taken over" in capsys.readouterr().out
-    assert log.val_dice.iloc[0] == pytest.approx(pd.read_csv(tmp_path / "run" / "log.csv").val_dice.max(), abs=0.05)
+    assert log.val_dice.iloc[0] == pytest.approx(
+        pd.read_csv(tmp_path / "run" / "log.csv").val_dice.max(), abs=0.05
+    )
 
 
 def test_masks_are_cleaned_unless_that_harms(small, tmp_path, monkeypatch):
@@ -422,16 +492,24 @@ def test_masks_are_cleaned_unless_that_harms(small, tmp_path, monkeypatch):
 def test_a_kill_between_the_last_frozen_epochs_files(small, tmp_path):
     """The frozen phase's best model is made from its state, should the run be killed before it is written."""
     train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / "start")))
-    config = dataclasses.replace(small, epochs=3, frozen_epochs=1, init_weights=str(tmp_path / "start" / "model.h5"))
+    config = dataclasses.replace(
+        small, epochs=3, frozen_epochs=1, init_weights=str(tmp_path / "start" / "model.h5")
+    )
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionAbortedError):
         patch.setattr(train.Recorder, "save_results", lambda self: Crash(1).on_train_batch_end(0))
         train.train(config)
     assert not (tmp_path / "run" / "model.h5").exists()
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.Model, "fit", lambda self, *a, **k: seen.append((tmp_path / "run" / "model.h5").exists()))
+        patch.setattr(
+            keras.Model,
+            "fit",
+            lambda self, *a, **k: seen.append((tmp_path / "run" / "model.h5").exists()),
+        )
         with pytest.raises(FileNotFoundError):
-            patch.setattr(train, "choose_cleaning", lambda *a: (_ for _ in ()).throw(FileNotFoundError))
+            patch.setattr(
+                train, "choose_cleaning", lambda *a: (_ for _ in ()).throw(FileNotFoundError)
+            )
             train.train(config)
     assert seen == [True]
 
@@ -445,7 +523,7 @@ def test_a_run_that_would_move_its_own_start_is_refused(small, tmp_path):
 def test_mirroring_is_switched_on_without_training_again(small, tmp_path):
     log = train.train(small)
     pd.testing.assert_frame_equal(train.train(dataclasses.replace(small, mirror=True)), log)
-    assert utils.load_facts(tmp_path / "run" / "model.h5")["mirror"] is True
+    assert utils.load_metadata(tmp_path / "run" / "model.h5")["mirror"] is True
 
 
 def test_mirroring_is_switched_on_when_a_run_goes_on(small, tmp_path):
@@ -454,7 +532,7 @@ def test_mirroring_is_switched_on_when_a_run_goes_on(small, tmp_path):
     train.train(small)
     (tmp_path / "run" / "curves.png").unlink()  # the run is not finished then
     train.train(dataclasses.replace(small, mirror=True))
-    assert utils.load_facts(path)["mirror"] is True
+    assert utils.load_metadata(path)["mirror"] is True
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mirror"] is True
 
 
@@ -478,7 +556,7 @@ def test_float16_trains(small):
 
 
 def test_frozen_epochs_do_not_count_for_the_early_stop():
-    config = Config(frozen_epochs=4, early_stop=1, epochs=6)
+    config = train.Config(frozen_epochs=4, early_stop=1, epochs=6)
     history = [{"epoch": i + 1, "val_dice": 0.5} for i in range(4)]
     assert not train.finished(history, config)
     assert train.finished([*history, *({"epoch": i, "val_dice": 0.5} for i in (5, 6))], config)

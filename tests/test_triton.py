@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from test_serve import HERE, exported, free_port, service  # noqa: F401 (fixtures)
-from tritonclient.http import InferenceServerClient, InferenceServerException, InferInput, InferRequestedOutput
+from tritonclient.http import (
+    InferenceServerClient,
+    InferenceServerException,
+    InferInput,
+    InferRequestedOutput,
+)
 
 ask = InferenceServerClient.generate_request_body
 LENGTH = "Inference-Header-Content-Length"
@@ -20,7 +25,9 @@ SHAPE = (1, 192, 192, 1)
 def python():
     """The Python that has Triton."""
     if not os.environ.get("TRITON_PYTHON"):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("TRITON_PYTHON names no Python with nvidia-pytriton")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "TRITON_PYTHON names no Python with nvidia-pytriton"
+        )
     return os.environ["TRITON_PYTHON"]
 
 
@@ -28,17 +35,29 @@ def python():
 def servers(python, exported, service, tmp_path_factory):  # noqa: F811
     """The addresses of our service and of Triton, the same model behind both."""
     folder = tmp_path_factory.mktemp("triton")
-    command = [python, ROOT / "tests" / "real_triton.py", exported / "unet.onnx", port := str(free_port())]
+    command = [
+        python,
+        ROOT / "tests" / "real_triton.py",
+        exported / "unet.onnx",
+        port := str(free_port()),
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, cwd=folder, stderr=log, **pipes) as real:
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, cwd=folder, stderr=log, **pipes) as real,
+    ):
         assert real.stdout.readline() == b"ready\n", (folder / "log").read_text()
         yield f"127.0.0.1:{service.port}", f"127.0.0.1:{port}"
 
 
-def tensor(shape: tuple[int, ...] = SHAPE, binary: bool = True, name: str = "image", bits: int = 32) -> InferInput:
+def tensor(
+    shape: tuple[int, ...] = SHAPE, binary: bool = True, name: str = "image", bits: int = 32
+) -> InferInput:
     """Make what a client sends."""
     values = np.random.default_rng(0).uniform(size=shape).astype(f"f{bits // 8}")
-    return InferInput(name, list(shape), f"FP{bits}").set_data_from_numpy(values, binary_data=binary)
+    return InferInput(name, list(shape), f"FP{bits}").set_data_from_numpy(
+        values, binary_data=binary
+    )
 
 
 def post(server: str, body: bytes, length: int | None) -> httpx.Response:
@@ -59,7 +78,14 @@ def split(answer: httpx.Response) -> tuple[dict, np.ndarray]:
 
 
 def test_real_triton_describes_itself_in_the_same_form(servers):
-    for route in ("/v2", "/v2/health/live", "/v2/health/ready", HERE, f"{HERE}/ready", f"{HERE}/versions/1"):
+    for route in (
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        HERE,
+        f"{HERE}/ready",
+        f"{HERE}/versions/1",
+    ):
         ours, real = (httpx.get(f"http://{server}{route}") for server in servers)
         assert ours.status_code == real.status_code == 200, route
         if route == "/v2":
@@ -70,7 +96,10 @@ def test_real_triton_describes_itself_in_the_same_form(servers):
     ours, real = (InferenceServerClient(server).get_model_config("unet") for server in servers)
     assert ours["max_batch_size"] == real["max_batch_size"]
     for side in ("input", "output"):
-        assert all(ours[side][0][key] == real[side][0][key] for key in ("name", "data_type")), (ours, real)
+        assert all(ours[side][0][key] == real[side][0][key] for key in ("name", "data_type")), (
+            ours,
+            real,
+        )
         assert ours[side][0]["dims"] == list(map(int, real[side][0]["dims"]))
 
 
@@ -94,13 +123,29 @@ def test_real_triton_answers_in_the_same_form(servers, images, name, binary, out
 def test_real_triton_refuses_the_same_requests(servers):
     body, length = ask([tensor()])
     small, twice = tensor((1, 64, 64, 1)), [2, *SHAPE[1:]]
-    wrong = [small, tensor((9, *SHAPE[1:])), tensor(name="other"), tensor(bits=64), InferInput("image", SHAPE, "FP32")]
+    wrong = [
+        small,
+        tensor((9, *SHAPE[1:])),
+        tensor(name="other"),
+        tensor(bits=64),
+        InferInput("image", SHAPE, "FP32"),
+    ]
     wrong += [tensor(binary=binary).set_shape(twice) for binary in (True, False)]
-    raw = [(body[:-4], length), (body + bytes(4), length), (body, len(body) + 1), (body, None), (b"no JSON", None)]
+    raw = [
+        (body[:-4], length),
+        (body + bytes(4), length),
+        (body, len(body) + 1),
+        (body, None),
+        (b"no JSON", None),
+    ]
     raw.append(ask([tensor()], outputs=[InferRequestedOutput("other")]))
     for number, request in enumerate([ask([one]) for one in wrong] + raw):
         ours, real = (post(server, *request) for server in servers)
-        assert ours.status_code == 400 and real.status_code in (400, 500), (number, ours.text, real.text)
+        assert ours.status_code == 400 and real.status_code in (400, 500), (
+            number,
+            ours.text,
+            real.text,
+        )
         assert ours.json()["error"] and real.json()["error"]
     for server in servers:
         with InferenceServerClient(server) as client:

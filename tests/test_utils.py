@@ -6,18 +6,25 @@ import numpy as np
 import pytest
 
 import utils
-from images import UserError
 from model import build_unet
+from training.batch_norm import fuse_normalization
+from utils import UserError
 
 
 def test_a_model_file_describes_itself_and_loads_without_our_code(tmp_path):
     model = build_unet((32, 32, 1), filters=2, depth=2)
-    utils.save_model(model, tmp_path / "model.h5", utils.make_facts(["lung"], (32, 32), 1, val_dice=0.5))
+    utils.save_model(
+        model, tmp_path / "model.h5", utils.make_metadata(["lung"], (32, 32), 1, val_dice=0.5)
+    )
     loaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
     x = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
     _, facts = utils.load_model(tmp_path / "model.h5")
-    assert facts["image_size"] == [32, 32] and facts["classes"] == ["lung"] and facts["val_dice"] == 0.5
+    assert (
+        facts["image_size"] == [32, 32]
+        and facts["classes"] == ["lung"]
+        and facts["val_dice"] == 0.5
+    )
     assert facts["versions"]["keras"] == keras.__version__ and 0 < facts["threshold"] < 1
 
 
@@ -28,7 +35,7 @@ def test_mixed_precision_is_saved_as_float32(tmp_path, precision):
         model = build_unet((16, 16, 1), filters=2, depth=1)
     finally:
         utils.set_precision("float32")
-    utils.save_model(model, tmp_path / "model.h5", utils.make_facts(["x"], (16, 16), 1))
+    utils.save_model(model, tmp_path / "model.h5", utils.make_metadata(["x"], (16, 16), 1))
     loaded, _ = utils.load_model(tmp_path / "model.h5")
     assert {layer.compute_dtype for layer in loaded.layers} == {"float32"}
     x = np.random.default_rng(0).random((2, 16, 16, 1), np.float32)
@@ -38,7 +45,9 @@ def test_mixed_precision_is_saved_as_float32(tmp_path, precision):
 def test_a_deep_network_fits_the_files_attributes(tmp_path):
     """HDF5 keeps small attributes in a 64 KiB header; the architecture of a deep network is larger."""
     utils.save_model(
-        build_unet((64, 64, 1), filters=1, depth=6), tmp_path / "model.h5", utils.make_facts(["x"], (64, 64), 1)
+        build_unet((64, 64, 1), filters=1, depth=6),
+        tmp_path / "model.h5",
+        utils.make_metadata(["x"], (64, 64), 1),
     )
     with h5py.File(tmp_path / "model.h5") as file:
         assert len(file.attrs["model_config"]) > 65536
@@ -58,14 +67,14 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 def test_a_model_of_another_preparation_is_refused(tmp_path):
     model = build_unet((16, 16, 1), filters=2, depth=1)
-    facts = utils.make_facts(["x"], (16, 16), 1) | {"preparation": "divide by 255"}
+    facts = utils.make_metadata(["x"], (16, 16), 1) | {"preparation": "divide by 255"}
     utils.save_model(model, tmp_path / "model.h5", facts)
     with pytest.raises(UserError, match="expects images prepared by 'divide by 255'"):
         utils.load_model(tmp_path / "model.h5")
 
 
 def test_facts_are_json(tmp_path):
-    json.dumps(utils.make_facts(["a"], (1, 2), 3, epoch=4))
+    json.dumps(utils.make_metadata(["a"], (1, 2), 3, epoch=4))
 
 
 def test_an_unknown_precision_is_refused():
@@ -75,7 +84,9 @@ def test_an_unknown_precision_is_refused():
     utils.set_precision("float32")
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it")
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
+)
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_fused_normalisation_trains_as_keras_does(tmp_path, precision):
     """8 and 16 channels take different kernels. Losses, moving averages and the file are those of Keras's own."""
@@ -89,7 +100,7 @@ def test_fused_normalisation_trains_as_keras_does(tmp_path, precision):
             keras.utils.set_random_seed(0)
             model = build_unet((32, 32, 1), filters=8, depth=1)
             if fuse:
-                utils.fuse_normalisation(model)
+                fuse_normalization(model)
             model.compile(keras.optimizers.SGD(0.05), "binary_crossentropy", jit_compile=False)
             results.append([float(model.train_on_batch(x, y)) for _ in range(5)])
             averages.append(model.get_layer("bottleneck_norm1").moving_variance.numpy())
@@ -104,10 +115,12 @@ def test_fused_normalisation_trains_as_keras_does(tmp_path, precision):
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-5 if exact else 0.03)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it")
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
+)
 def test_fused_normalisation_leaves_frozen_layers_alone():
     model = build_unet((16, 16, 1), filters=2, depth=1)
-    utils.fuse_normalisation(model)
+    fuse_normalization(model)
     layer = model.get_layer("encoder0_norm1")
     layer.trainable = False
     x = np.random.default_rng(0).random((2, 16, 16, 2), np.float32)

@@ -10,11 +10,16 @@ from nibabel import orientations
 from test_train import small  # noqa: F401 (a fixture)
 
 import data
-import images
 import metrics
-import pairing
 import predict
 import train
+from dataset import loading
+from dataset.layouts import Pair
+from dataset.loading import Preprocessing
+from dataset.reading import read_pair
+from imaging import formats, pictures, preprocess
+from inference import segment
+from utils import UserError
 
 CLASSES = "liver,kidney,spine"
 SPACING = (1.6, 1.6, 5.0)  # mm, x y z
@@ -101,10 +106,14 @@ def test_distances_are_in_millimetres():
     for axis, step in enumerate(spacing):
         scores = metrics.score_classes(box, np.roll(box, 1, axis), ["box"], spacing)
         assert scores["hd95"] == pytest.approx(step) and 0 < scores["assd"] < step
-        assert metrics.score_classes(box[3:4], np.roll(box[3:4], 1, 2), ["box"], spacing)["hd95"] == pytest.approx(1.6)
+        assert metrics.score_classes(box[3:4], np.roll(box[3:4], 1, 2), ["box"], spacing)[
+            "hd95"
+        ] == pytest.approx(1.6)
 
 
-def test_masks_lie_in_the_world_where_the_object_lies_however_it_is_stored(trained, volumes, tmp_path):
+def test_masks_lie_in_the_world_where_the_object_lies_however_it_is_stored(
+    trained, volumes, tmp_path
+):
     """The same volume in other orientations: the same mask in world coordinates, each with its file's own affine."""
     source = nibabel.load(volumes / "images" / "case00.nii.gz")
     (tmp_path / "in").mkdir()
@@ -113,7 +122,9 @@ def test_masks_lie_in_the_world_where_the_object_lies_however_it_is_stored(train
             orientations.io_orientation(source.affine), orientations.axcodes2ornt(tuple(codes))
         )
         nibabel.save(source.as_reoriented(turn), tmp_path / "in" / f"{codes}.nii.gz")
-    config = predict.Config(model=str(trained / "model.h5"), input=str(tmp_path / "in"), output=str(tmp_path / "out"))
+    config = predict.Config(
+        model=str(trained / "model.h5"), input=str(tmp_path / "in"), output=str(tmp_path / "out")
+    )
     predict.main(config)
     world = []
     for path in sorted((tmp_path / "in").iterdir()):
@@ -124,7 +135,9 @@ def test_masks_lie_in_the_world_where_the_object_lies_however_it_is_stored(train
     for other in world[1:]:
         np.testing.assert_array_equal(other, world[0])
     truth = nibabel.as_closest_canonical(nibabel.load(volumes / "masks" / "case00.nii.gz"))
-    assert metrics.score_classes(np.asarray(truth.dataobj), world[0], CLASSES.split(","))["dice"] > 0.9
+    assert (
+        metrics.score_classes(np.asarray(truth.dataobj), world[0], CLASSES.split(","))["dice"] > 0.9
+    )
 
 
 def test_a_mask_that_lies_elsewhere_is_refused_however_it_is_stored(volumes, tmp_path):
@@ -132,46 +145,68 @@ def test_a_mask_that_lies_elsewhere_is_refused_however_it_is_stored(volumes, tmp
     path.parent.mkdir()
     mask = nibabel.load(volumes / "masks" / "case00.nii.gz")
     nibabel.save(nibabel.as_closest_canonical(mask), path)
-    images.check_place(image, path)
-    pair = pairing.Pair(image, (path,))
-    for change in (np.diag((-1, 1, 1, 1)), np.array([[1, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])):
+    formats.check_alignment(image, path)
+    pair = Pair(image, (path,))
+    for change in (
+        np.diag((-1, 1, 1, 1)),
+        np.array([[1, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    ):
         nibabel.save(nibabel.Nifti1Image(np.asarray(mask.dataobj), change @ mask.affine), path)
-        with pytest.raises(images.UserError, match=r"mask\.nii\.gz: its affine puts it elsewhere than its image"):
-            pairing.read_pair(pair, CLASSES.split(","))
+        with pytest.raises(
+            UserError, match=r"mask\.nii\.gz: its affine puts it elsewhere than its image"
+        ):
+            read_pair(pair, CLASSES.split(","))
 
 
 def test_neighbours_are_the_slices_before_and_after(volumes):
-    pairs, _ = pairing.find_pairs(volumes)
-    dataset, _ = data.load(pairs[:2], data.Recipe(CLASSES.split(","), (32, 32), window="100,700"))
+    pairs, _ = data.find_pairs(volumes)
+    dataset, _ = loading.load_pairs(
+        pairs[:2], Preprocessing(CLASSES.split(","), (32, 32), window="100,700")
+    )
     near = dataclasses.replace(dataset, neighbours=1)
     plain = dataset.images
     assert len(plain) == 28
     pictures, masks = near.take([0, 5, 13, 14])
-    np.testing.assert_array_equal(pictures[1], np.concatenate([plain[4], plain[5], plain[6]], axis=-1))
-    np.testing.assert_array_equal(pictures[0], np.concatenate([plain[0], plain[0], plain[1]], axis=-1))
-    np.testing.assert_array_equal(pictures[2], np.concatenate([plain[12], plain[13], plain[13]], axis=-1))
-    np.testing.assert_array_equal(pictures[3], np.concatenate([plain[14], plain[14], plain[15]], axis=-1))
+    np.testing.assert_array_equal(
+        pictures[1], np.concatenate([plain[4], plain[5], plain[6]], axis=-1)
+    )
+    np.testing.assert_array_equal(
+        pictures[0], np.concatenate([plain[0], plain[0], plain[1]], axis=-1)
+    )
+    np.testing.assert_array_equal(
+        pictures[2], np.concatenate([plain[12], plain[13], plain[13]], axis=-1)
+    )
+    np.testing.assert_array_equal(
+        pictures[3], np.concatenate([plain[14], plain[14], plain[15]], axis=-1)
+    )
     np.testing.assert_array_equal(masks, dataset.masks[[0, 5, 13, 14]])
     facts = {"channels": 1, "window": "100,700", "neighbours": 1}
-    scan = images.read_scan(pairs[0].image)
-    np.testing.assert_array_equal(predict.prepare(scan, (32, 32), facts), near.take(np.arange(14))[0])
+    scan = formats.read_scan(pairs[0].image)
+    np.testing.assert_array_equal(
+        segment.prepare_inputs(scan, (32, 32), facts), near.take(np.arange(14))[0]
+    )
 
 
 def test_slices_that_stay_on_the_disk_are_the_same(volumes, tmp_path):
-    pairs, _ = pairing.find_pairs(volumes)
-    recipe = data.Recipe(CLASSES.split(","), (32, 32))
-    held, _ = data.load(pairs, recipe, tmp_path / "cache")
-    read, _ = data.load(pairs, recipe, tmp_path / "cache", memory_gb=0)
+    pairs, _ = data.find_pairs(volumes)
+    recipe = Preprocessing(CLASSES.split(","), (32, 32))
+    held, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache")
+    read, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache", memory_gb=0)
     assert isinstance(held.rows, np.ndarray) and not isinstance(read.rows, np.ndarray)
     for ours, theirs in zip(held.take([3, 100, 7]), read.take([3, 100, 7]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("window", "inside"), [("100,700", True), ("", False), ("3000,100", False)])
+@pytest.mark.parametrize(
+    ("window", "inside"), [("100,700", True), ("", False), ("3000,100", False)]
+)
 def test_the_window_decides_what_is_told_apart(volumes, window, inside):
-    scan = images.read_scan(sorted((volumes / "images").iterdir())[0])
-    prepared = images.prepare_scan(scan, (80, 96), 1, window)
-    liver, tissue = (prepared[7][..., 0][np.abs(scan.pixels[7][..., 0] - level) < 10].mean() for level in (110, 30))
+    scan = formats.read_scan(sorted((volumes / "images").iterdir())[0])
+    prepared = preprocess.prepare_scan(scan, (80, 96), 1, window)
+    liver, tissue = (
+        prepared[7][..., 0][np.abs(scan.pixels[7][..., 0] - level) < 10].mean()
+        for level in (110, 30)
+    )
     assert (liver - tissue > 25) == inside
 
 
@@ -185,15 +220,17 @@ def test_sixteen_bits_find_what_eight_bits_lose(tmp_path):
         disc = np.hypot(y - centre[0], x - centre[1]) < radius
         deep = np.uint16(30_010 + 100 * disc + rng.normal(0, 12, disc.shape))
         for bits, pixels in ((16, deep), (8, np.uint8(deep >> 8))):
-            images.write(tmp_path / f"{bits}" / "images" / f"{i}.png", pixels)
-            images.write(tmp_path / f"{bits}" / "masks" / f"{i}.png", np.uint8(255 * disc))
+            pictures.write_picture(tmp_path / f"{bits}" / "images" / f"{i}.png", pixels)
+            pictures.write_picture(
+                tmp_path / f"{bits}" / "masks" / f"{i}.png", np.uint8(255 * disc)
+            )
     dice = {}
     for bits in (16, 8):
         out = tmp_path / f"run{bits}"
         sizes = {"image_size": 64, "depth": 3, "epochs": 8, "cache_dir": ""}
         train.train(train.Config(data_dir=str(tmp_path / f"{bits}"), out_dir=str(out), **sizes))
         pairs, _ = predict.pairs_to_score(predict.Config(model=str(out / "model.h5")))
-        dice[bits] = predict.score_pairs(predict.load_members(predict.Config(str(out / "model.h5"))), pairs)[
-            0
-        ].dice.mean()
+        dice[bits] = predict.score_pairs(
+            predict.load_members(predict.Config(str(out / "model.h5"))), pairs
+        )[0].dice.mean()
     assert dice[16] >= 0.95 and dice[8] < 0.85, dice  # a guess has 0.76

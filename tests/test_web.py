@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_serve import Running, exported, xray  # noqa: F401 (fixtures)
 
-import images
+from imaging import formats, plots
 
 sync = pytest.importorskip("playwright.sync_api")
 
@@ -17,9 +17,16 @@ def page(exported, tmp_path_factory):  # noqa: F811
     """The service's page in Chromium; its requests and complaints are kept in page.asked and page.said."""
     chromium = shutil.which("chromium")
     if not chromium:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium: apt-get install chromium")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "no Chromium: apt-get install chromium"
+        )
     running = Running(exported, tmp_path_factory.mktemp("page"))
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
     with sync.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=flags)
         page = browser.new_page()
@@ -48,22 +55,22 @@ def test_the_mask_lies_over_the_image(page, xray, tmp_path):  # noqa: F811
     page.set_input_files("#file", path)
     page.wait_for_selector("#result:not([hidden])")
     assert page.inner_text("#status") == "Done."
-    picture = images.read(path)[..., 0].astype(float)
+    picture = formats.read_image(path)[..., 0].astype(float)
     page.fill("#opacity", "0")
     page.dispatch_event("#opacity", "input")
     np.testing.assert_allclose(pixels(page)[..., 0], picture, atol=2)
     page.fill("#opacity", "100")
     page.dispatch_event("#opacity", "input")
-    red = (np.abs(pixels(page)[..., :3].astype(int) - images.COLOURS[0]) < 3).all(-1)
+    red = (np.abs(pixels(page)[..., :3].astype(int) - plots.COLOURS[0]) < 3).all(-1)
     assert 2 * (red & (truth > 0)).sum() / (red.sum() + (truth > 0).sum()) > 0.9
     assert f"{red.sum()} pixels" in page.inner_text("#figures")
     with page.expect_download() as download:
         page.click("#download")
-    mask = images.decode(download.value.path().read_bytes())[..., 0] > 0
+    mask = formats.decode_image(download.value.path().read_bytes())[..., 0] > 0
     np.testing.assert_array_equal(mask, red)
     shot = tmp_path / "page.png"
     page.screenshot(path=shot, full_page=True)
-    assert images.read(shot).std() > 10
+    assert formats.read_image(shot).std() > 10
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
@@ -91,8 +98,12 @@ def test_a_file_that_is_no_image_is_told(page, tmp_path):
 
 
 def test_nothing_is_asked_of_anyone_else_and_nothing_is_complained_of(page):
-    assert page.asked and all(url.startswith((page.home, "blob:" + page.home)) for url in page.asked)
-    assert not [line for line in page.said if "Content Security Policy" in line or "Uncaught" in line], page.said
+    assert page.asked and all(
+        url.startswith((page.home, "blob:" + page.home)) for url in page.asked
+    )
+    assert not [
+        line for line in page.said if "Content Security Policy" in line or "Uncaught" in line
+    ], page.said
 
 
 def test_it_works_by_keyboard_and_every_control_has_a_name(page, xray):  # noqa: F811
@@ -119,13 +130,17 @@ def test_a_late_answer_is_not_drawn_over_another_image(page, xray, phantoms, tmp
     expected = []
     for path in (first, second):
         page.set_input_files("#file", path)
-        page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Done')")
+        page.wait_for_function(
+            "() => document.getElementById('status').textContent.startsWith('Done')"
+        )
         expected.append(page.inner_text("#figures"))
     assert expected[0] != expected[1]
     held = []
     page.route("**/v1/segment", lambda route: held.append(route) if not held else route.continue_())
     page.set_input_files("#file", first)  # its answer is held back
-    page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Working')")
+    page.wait_for_function(
+        "() => document.getElementById('status').textContent.startsWith('Working')"
+    )
     page.set_input_files("#file", second)
     page.wait_for_selector("#result:not([hidden])")
     with page.expect_response("**/v1/segment"):

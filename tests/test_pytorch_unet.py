@@ -1,0 +1,33 @@
+"""What the benchmark compares with is the same network, trained the same way."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import metrics
+from benchmarks import pytorch_unet
+from model import build_unet
+
+
+def test_it_is_the_same_network():
+    ours, theirs = build_unet((32, 32, 1), filters=4, depth=2), pytorch_unet.UNet(1, 4, 2)
+    count = sum(int(np.prod(weight.shape)) for weight in ours.trainable_weights)
+    assert count == sum(weight.numel() for weight in theirs.parameters())
+    assert theirs(torch.zeros(2, 1, 32, 32)).shape == (2, 1, 32, 32)
+
+
+def test_it_has_the_same_loss_and_learns():
+    rng = np.random.default_rng(0)
+    logits, y = (
+        rng.normal(size=(3, 8, 8, 1)).astype(np.float32),
+        np.float32(rng.random((3, 8, 8, 1)) > 0.5),
+    )
+    ours = np.mean(metrics.bce_dice_loss(y, 1 / (1 + np.exp(-logits))))
+    assert float(
+        pytorch_unet.bce_dice_loss(pytorch_unet.to_torch(logits), pytorch_unet.to_torch(y))
+    ) == pytest.approx(ours, rel=1e-5)
+    x = rng.random((4, 32, 32, 1), np.float32)
+    step = pytorch_unet.make_step(pytorch_unet.UNet(1, 4, 2), "float32", 2e-2)
+    losses = [step(x, np.float32(x > 0.5)) for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
