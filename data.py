@@ -184,7 +184,7 @@ def check(
     print("\n".join([*lines, *(f"{'problem':10} {problem}" for problem in problems)]))
     given = {"data_dir": str(data_dir), "classes": classes}
     path = report.write_report(output, dataset, names, "\n".join(lines), problems, given)
-    if len(dataset.facts):
+    if len(dataset.info):
         command = f"python train.py --from-report {path.with_suffix('.json')} --out-dir files/mine"
         print(f"{path}: pictures, and hyperparameters for `{command}`")
     if problems:

@@ -2,9 +2,9 @@
 
     export/unet/1/         SavedModel in TensorFlow Serving's layout. Signatures: serving_default takes prepared images
                            and gives probabilities; encoded takes image files (PNG, JPEG, BMP) and gives masks as PNG
-    export/unet.onnx       the network for ONNX Runtime, prepared images in, probabilities out, facts as metadata
+    export/unet.onnx       the network for ONNX Runtime, prepared images in, probabilities out, metadata as metadata
     export/unet-int8.onnx  the same in 8-bit integers, calibrated on training images
-    export/manifest.json   facts, SHA-256 of every file, how many pixels agree with files/model.h5, and for each reduced
+    export/manifest.json   metadata, SHA-256 of every file, how many pixels agree with files/model.h5, and for each reduced
                            precision the mean Dice of its masks with those of float32 on this kind of processor: of the
                            run's validation images where it has some, or those named, never of those that calibrated
 
@@ -50,13 +50,13 @@ class Config:
     checked: int = 20  # how many of them; so many more calibrate the integers
 
 
-def with_mirror(model: keras.Model, facts: dict[str, Any]) -> keras.Model:
-    """Build the network that gives what `predict.py` decides on: averaged with the mirror where the facts say so."""
+def with_mirror(model: keras.Model, metadata: dict[str, Any]) -> keras.Model:
+    """Build the network that gives what `predict.py` decides on: averaged with the mirror where the metadata say so."""
     inputs = keras.Input(model.input_shape[1:], name="image")
     probs = model(inputs)
-    if facts.get("mirror"):
+    if metadata.get("mirror"):
         mirrored = ops.flip(model(ops.flip(inputs, axis=2)), axis=2)
-        order = mirrored_channels(facts["classes"])
+        order = mirrored_channels(metadata["classes"])
         probs = (
             probs
             + (mirrored if len(order) == 2 else ops.take(mirrored, order.astype("int32"), axis=-1))
@@ -67,8 +67,8 @@ def with_mirror(model: keras.Model, facts: dict[str, Any]) -> keras.Model:
 # -------------------------------------------------------------------------------------------------------------- ONNX
 
 
-def write_onnx(network: keras.Model, facts: dict[str, Any], path: Path) -> None:
-    """Write the network with its facts as metadata; a batch may have any size. Raises UserError without ONNX."""
+def write_onnx(network: keras.Model, metadata: dict[str, Any], path: Path) -> None:
+    """Write the network with its metadata as metadata; a batch may have any size. Raises UserError without ONNX."""
     try:
         import onnx
         import tf2onnx  # noqa: F401 (Keras needs it)
@@ -83,7 +83,7 @@ def write_onnx(network: keras.Model, facts: dict[str, Any], path: Path) -> None:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         rename_output(graph, "probabilities")
         onnx.helper.set_model_props(
-            graph, {name: json.dumps(value) for name, value in facts.items()}
+            graph, {name: json.dumps(value) for name, value in metadata.items()}
         )
         onnx.checker.check_model(graph, full_check=True)
         onnx.save(graph, temporary)
@@ -144,11 +144,11 @@ def _resize(image: Any, size: Any) -> Any:
     )
 
 
-def _prepare(content: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
+def _prepare(content: Any, metadata: dict[str, Any]) -> tuple[Any, Any]:
     """Decode an image file and prepare it (H, W, C) as `images.prepare_scan` does; its own size too."""
     import tensorflow as tf
 
-    size, channels = tuple(facts["image_size"]), facts["channels"]
+    size, channels = tuple(metadata["image_size"]), metadata["channels"]
     image = tf.io.decode_image(content, dtype=tf.uint16, expand_animations=False)
     image.set_shape((None, None, None))
     image = tf.cast(image[..., :3], tf.float32)
@@ -163,8 +163,8 @@ def _prepare(content: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
     shape = tf.shape(image)[:2]
     inner, start = _box(shape, size)
     small = _resize(image, inner)
-    if facts.get("window"):
-        centre, width = preprocess.parse_window(facts["window"])
+    if metadata.get("window"):
+        centre, width = preprocess.parse_window(metadata["window"])
         deep = (
             tf.strings.substr(content, 24, 1) == b"\x10"
         )  # a PNG of 16 bits; 8 bits were stretched to 16
@@ -188,28 +188,28 @@ def _prepare(content: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
     return tf.ensure_shape(tf.pad(steps, padding), (*size, channels)), shape
 
 
-def _to_png(probs: Any, shape: Any, facts: dict[str, Any]) -> Any:
+def _to_png(probs: Any, shape: Any, metadata: dict[str, Any]) -> Any:
     """Bring probabilities (h, w, K) back to an image's own size, decide, encode the mask as PNG."""
     import tensorflow as tf
 
-    inner, start = _box(shape, tuple(facts["image_size"]))
+    inner, start = _box(shape, tuple(metadata["image_size"]))
     part = probs[start[0] : start[0] + inner[0], start[1] : start[1] + inner[1]]
     whole = _resize(part, shape)
-    if len(facts["classes"]) == 1:
-        ids = 255 * tf.cast(whole >= facts["threshold"], tf.uint8)
+    if len(metadata["classes"]) == 1:
+        ids = 255 * tf.cast(whole >= metadata["threshold"], tf.uint8)
     else:
         ids = tf.cast(tf.argmax(whole, -1), tf.uint8)[..., None]
     return tf.io.encode_png(ids)
 
 
-def write_saved_model(network: keras.Model, facts: dict[str, Any], path: Path) -> None:
+def write_saved_model(network: keras.Model, metadata: dict[str, Any], path: Path) -> None:
     """Write the signatures to the folder `path`, whole or not at all."""
     import tensorflow as tf
 
     def encoded(contents: Any) -> dict[str, Any]:
         def one(content: Any) -> Any:
-            prepared, shape = _prepare(content, facts)
-            return _to_png(network(prepared[None])[0], shape, facts)
+            prepared, shape = _prepare(content, metadata)
+            return _to_png(network(prepared[None])[0], shape, metadata)
 
         return {"mask_png": tf.map_fn(one, contents, fn_output_signature=tf.string)}
 
@@ -219,7 +219,7 @@ def write_saved_model(network: keras.Model, facts: dict[str, Any], path: Path) -
     archive.add_endpoint(
         "serving_default", lambda images: {"probabilities": network(images)}, [images_in]
     )
-    if facts.get("window") != "file":  # which only DICOM has, that TensorFlow cannot read
+    if metadata.get("window") != "file":  # which only DICOM has, that TensorFlow cannot read
         archive.add_endpoint(
             "encoded", encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")]
         )
@@ -254,7 +254,7 @@ def choose_files(config: Config, subset: str) -> list[Path]:
 
 
 def compare(
-    model: keras.Model, facts: dict[str, Any], out_dir: Path, paths: Sequence[Path]
+    model: keras.Model, metadata: dict[str, Any], out_dir: Path, paths: Sequence[Path]
 ) -> dict[str, float]:
     """Give the share of pixels, over all images, in which each format's mask is that of the model file.
 
@@ -265,15 +265,16 @@ def compare(
 
     saved = tf.saved_model.load(out_dir / "unet" / "1")
     run_onnx = engines.open_onnxruntime((out_dir / "unet.onnx").read_bytes()).run
-    plain = facts | {"clean": None}
+    plain = metadata | {"clean": None}
     config = predict.Config(batch_size=1)
     same: dict[str, list[float]] = {"saved_model": [], "onnx": []}
     for path in paths:
         scan = formats.read_scan(path)
         prepared = (
-            segment.prepare_inputs(scan, tuple(facts["image_size"]), facts).astype(np.float32) / 255
+            segment.prepare_inputs(scan, tuple(metadata["image_size"]), metadata).astype(np.float32)
+            / 255
         )
-        probs = next(segment.segment_scans([(model, facts)], [scan], config)).probs
+        probs = next(segment.segment_scans([(model, metadata)], [scan], config)).probs
         shape = scan.pixels.shape[1:3]
         found = {
             "saved_model": saved.signatures["serving_default"](images=tf.constant(prepared))[
@@ -282,15 +283,15 @@ def compare(
             "onnx": run_onnx(prepared),
         }
         for name, values in found.items():
-            ids = postprocess.decide(preprocess.restore(values[0], shape), facts)
-            same[name].append(float(np.mean(ids == postprocess.decide(probs, facts))))
+            ids = postprocess.decide(preprocess.restore(values[0], shape), metadata)
+            same[name].append(float(np.mean(ids == postprocess.decide(probs, metadata))))
         if "encoded" not in saved.signatures:
             continue
         content = saved.signatures["encoded"](image_bytes=tf.constant([path.read_bytes()]))[
             "mask_png"
         ].numpy()[0]
         mask = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        scale = 255 if len(facts["classes"]) == 1 else 1
+        scale = 255 if len(metadata["classes"]) == 1 else 1
         same.setdefault("saved_model, encoded", []).append(
             float(np.mean(mask == scale * postprocess.decide(probs, plain)))
         )
@@ -309,8 +310,8 @@ def export(config: Config) -> dict[str, Any]:
         raise UserError(
             f"KERAS_BACKEND is {keras.backend.backend()}; expected tensorflow, which writes SavedModels"
         )
-    model, facts = utils.load_model(config.model)
-    if facts.get("neighbours"):
+    model, metadata = utils.load_model(config.model)
+    if metadata.get("neighbours"):
         raise UserError(
             f"{config.model} looks at neighbouring slices, which servers of single images do not have"
         )
@@ -318,11 +319,11 @@ def export(config: Config) -> dict[str, Any]:
         raise UserError(f"checked is {config.checked}; expected at least 1")
     out_dir, paths = Path(config.out_dir), choose_files(config, "test")[: config.checked]
     out_dir.mkdir(parents=True, exist_ok=True)
-    network = with_mirror(model, facts)
+    network = with_mirror(model, metadata)
     network(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports only what was called
-    write_onnx(network, facts, out_dir / "unet.onnx")
-    write_saved_model(network, facts, out_dir / "unet" / "1")
-    size = tuple(facts["image_size"])
+    write_onnx(network, metadata, out_dir / "unet.onnx")
+    write_saved_model(network, metadata, out_dir / "unet" / "1")
+    size = tuple(metadata["image_size"])
     measured = choose_files(config, "val")
     measured = measured[
         : min(config.checked, max(1, len(measured) // 2))
@@ -336,7 +337,7 @@ def export(config: Config) -> dict[str, Any]:
         )
     shown = [formats.read_scan(path) for path in others]
     prepared = [
-        segment.prepare_inputs(scan, size, facts).astype(np.float32) / 255 for scan in shown
+        segment.prepare_inputs(scan, size, metadata).astype(np.float32) / 255 for scan in shown
     ]
     write_int8(out_dir / "unet.onnx", out_dir / "unet-int8.onnx", prepared)
     split = Path(config.model).with_name("split.csv").is_file()
@@ -347,13 +348,15 @@ def export(config: Config) -> dict[str, Any]:
         if split
         else "phantoms"
     )
-    agreement = compare(model, facts, out_dir, paths)
-    precisions, count = precision_check.measure_precisions(out_dir / "unet.onnx", facts, measured)
+    agreement = compare(model, metadata, out_dir, paths)
+    precisions, count = precision_check.measure_precisions(
+        out_dir / "unet.onnx", metadata, measured
+    )
     files = sorted(
         path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json"
     )
     manifest = {
-        "facts": facts,
+        "facts": metadata,
         "model_sha256": checksum(Path(config.model)),
         "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
         "agreement": {"images": len(paths), **agreement},

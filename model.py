@@ -3,7 +3,7 @@
     python model.py [--architecture unet] [--image-size 128] [--filters 8] [--depth 4] [--classes 1]
 
 Prints the summary; of the plain U-Net it also draws img/u-net-architecture.png. At 512x512 with 64 filters and depth 4
-the plain one is the paper's network (31 million parameters), with same padding and normalisation.
+the plain one is the paper's network (31 million parameters), with same padding and normalization.
 
 Every network is an encoder, which gives a feature map per level, each half the size of the one before, and a decoder,
 which joins them again. Layers of the decoder have names that start with "decoder" or "probabilities".
@@ -30,7 +30,7 @@ Block = Callable[
 
 
 def normalize(x: KerasTensor, kind: str, name: str) -> KerasTensor:
-    """Normalise (N, H, W, C) over the batch, over groups of channels, over each channel (instance), or not at all."""
+    """Normalize (N, H, W, C) over the batch, over groups of channels, over each channel (instance), or not at all."""
     if kind == "none":
         return x
     if kind == "batch":
@@ -44,34 +44,34 @@ def normalize(x: KerasTensor, kind: str, name: str) -> KerasTensor:
 
 
 def convolve(
-    x: KerasTensor, filters: int, name: str, number: int, size: int, normalisation: str
+    x: KerasTensor, filters: int, name: str, number: int, size: int, normalization: str
 ) -> KerasTensor:
-    """Convolve and normalise: (N, H, W, C) → (N, H, W, filters)."""
+    """Convolve and normalize: (N, H, W, C) → (N, H, W, filters)."""
     convolution = layers.Conv2D(
         filters,
         size,
         padding="same",
-        use_bias=normalisation == "none",  # a normalisation has its own
+        use_bias=normalization == "none",  # a normalization has its own
         kernel_initializer="he_normal",
         name=f"{name}_conv{number}",
     )
-    return normalize(convolution(x), normalisation, f"{name}_norm{number}")
+    return normalize(convolution(x), normalization, f"{name}_norm{number}")
 
 
-def conv_block(x: KerasTensor, filters: int, name: str, normalisation: str) -> KerasTensor:
-    """Apply twice: 3x3 convolution, normalisation, ReLU. (N, H, W, C) → (N, H, W, filters)."""
+def conv_block(x: KerasTensor, filters: int, name: str, normalization: str) -> KerasTensor:
+    """Apply twice: 3x3 convolution, normalization, ReLU. (N, H, W, C) → (N, H, W, filters)."""
     for i in (1, 2):
-        x = convolve(x, filters, name, i, 3, normalisation)
+        x = convolve(x, filters, name, i, 3, normalization)
         x = layers.Activation("relu", name=f"{name}_relu{i}")(x)
     return x
 
 
-def residual_block(x: KerasTensor, filters: int, name: str, normalisation: str) -> KerasTensor:
+def residual_block(x: KerasTensor, filters: int, name: str, normalization: str) -> KerasTensor:
     """Do as `conv_block`, with a shortcut around both convolutions (He et al. 2016, figure 2)."""
-    shortcut = x if x.shape[-1] == filters else convolve(x, filters, name, 0, 1, normalisation)
-    x = convolve(x, filters, name, 1, 3, normalisation)
+    shortcut = x if x.shape[-1] == filters else convolve(x, filters, name, 0, 1, normalization)
+    x = convolve(x, filters, name, 1, 3, normalization)
     x = layers.Activation("relu", name=f"{name}_relu1")(x)
-    x = convolve(x, filters, name, 2, 3, normalisation)
+    x = convolve(x, filters, name, 2, 3, normalization)
     x = layers.Add(name=f"{name}_add")([x, shortcut])
     return layers.Activation("relu", name=f"{name}_relu2")(x)
 
@@ -243,7 +243,7 @@ def build_unet(
     depth: int = 4,
     *,
     architecture: str = "unet",
-    normalisation: str = "batch",
+    normalization: str = "batch",
     encoder_weights: str = "none",
 ) -> keras.Model:
     """Build the network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
@@ -254,11 +254,11 @@ def build_unet(
     architecture: a name in DECODERS; encoder_weights: see `encode_pretrained`.
     Raises UserError (a ValueError) for an unknown name or a size that cannot be halved so often.
     """
-    check_names(architecture, normalisation, encoder_weights)
+    check_names(architecture, normalization, encoder_weights)
     backbone = BACKBONES.get(architecture)
     check_size(input_shape[:2], 5 if backbone else depth, fixed=backbone is not None)
     kind = residual_block if architecture == "residual" else conv_block
-    block = partial(kind, normalisation=normalisation)
+    block = partial(kind, normalization=normalization)
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
     if backbone:
         pretrained = encode_pretrained(inputs, backbone, encoder_weights)
@@ -272,11 +272,11 @@ def build_unet(
     return keras.Model(inputs, head(decoded, classes), name=architecture.replace("+", "p"))
 
 
-def check_names(architecture: str, normalisation: str, encoder_weights: str) -> None:
+def check_names(architecture: str, normalization: str, encoder_weights: str) -> None:
     """Raise UserError for a name that `build_unet` does not know."""
     choices = (
         ("architecture", architecture, DECODERS),
-        ("normalisation", normalisation, NORMALIZATIONS),
+        ("normalization", normalization, NORMALIZATIONS),
     )
     for name, value, known in choices:
         if value not in known:

@@ -69,21 +69,21 @@ def model_paths(config: Config) -> list[str]:
 def load_member(path: str, config: Config) -> Member:
     """Load a model file, with Keras, or what `export.py` made of one, without. Raises UserError."""
     if path.endswith(".onnx"):
-        opened, facts, _ = engines.load_engine(Path(path), config.engine, config.precision)
+        opened, metadata, _ = engines.load_engine(Path(path), config.engine, config.precision)
         print(f"{path}: {opened.engine}, {opened.precision}")
-        if config.uncertainty and facts.get("mirror"):
+        if config.uncertainty and metadata.get("mirror"):
             raise UserError(
                 f"{path} averages with the mirrored image itself; --uncertainty needs its .h5 file"
             )
-        return opened, facts | {"mirror": False}  # which is in the network already
+        return opened, metadata | {"mirror": False}  # which is in the network already
     if config.engine != "auto" or config.precision not in ("auto", "float32"):
         raise UserError(
             f"{path} runs in Keras and float32; `python export.py --model {path}` makes it ready for engines"
         )
 
-    model, facts = utils.load_model(path)
+    model, metadata = utils.load_model(path)
     print(f"{path}: Keras, float32")
-    return model, facts
+    return model, metadata
 
 
 def load_members(config: Config) -> list[Member]:
@@ -97,7 +97,7 @@ def load_members(config: Config) -> list[Member]:
     members = [load_member(path, config) for path in paths]
     for name in ("classes", "channels", "image_size", "window", "neighbours"):
         values = {
-            json.dumps(facts.get(name) or None) for _, facts in members
+            json.dumps(metadata.get(name) or None) for _, metadata in members
         }  # older files lack some
         if len(values) > 1:
             raise UserError(
@@ -111,9 +111,9 @@ def load_members(config: Config) -> list[Member]:
         raise UserError(
             "--uncertainty needs several models, because a class with one side cannot be mirrored"
         )
-    wanted = [facts.get("clean") for _, facts in members]
+    wanted = [metadata.get("clean") for _, metadata in members]
     agreed = wanted[0] if config.clean and all(parts == wanted[0] for parts in wanted) else None
-    return [(model, facts | {"clean": agreed}) for model, facts in members]
+    return [(model, metadata | {"clean": agreed}) for model, metadata in members]
 
 
 def score_pairs(
@@ -131,8 +131,12 @@ def score_pairs(
 
     import metrics
 
-    rows, problems, facts = [], [], members[0][1]
-    names, levels, window = facts["classes"], facts.get("mask_values", ()), facts.get("window", "")
+    rows, problems, metadata = [], [], members[0][1]
+    names, levels, window = (
+        metadata["classes"],
+        metadata.get("mask_values", ()),
+        metadata.get("window", ""),
+    )
     for chunk in read_ahead(
         pairs,
         lambda pair: pair.image,
@@ -142,7 +146,7 @@ def score_pairs(
         good = split_errors(chunk, problems)
         results = segment.segment_scans(members, [scan for _, (scan, _) in good], config)
         for (pair, (scan, truth)), found in (
-            (one, segment.to_volume(results, len(one[1][1]), facts)) for one in good
+            (one, segment.to_volume(results, len(one[1][1]), metadata)) for one in good
         ):
             row = metrics.score_classes(truth, found.ids, names, scan.spacing_mm)
             row |= {"unit": "mm" if scan.spacing_mm else "pixels"}
@@ -173,8 +177,12 @@ def segment_files(
     """
     paths, problems = list_inputs(Path(source))
     check_output([Path(output), *([Path(output) / "panels"] if config.panels else [])], paths)
-    facts = members[0][1]
-    names, window, levels = facts["classes"], facts.get("window", ""), facts.get("mask_values", ())
+    metadata = members[0][1]
+    names, window, levels = (
+        metadata["classes"],
+        metadata.get("window", ""),
+        metadata.get("mask_values", ()),
+    )
     count = 0
     for chunk in read_ahead(
         paths,
@@ -186,7 +194,7 @@ def segment_files(
         results = segment.segment_scans(members, [scan for _, scan in good], config)
         count += len(good)
         for path, scan in good:
-            found = segment.to_volume(results, len(scan.pixels), facts)
+            found = segment.to_volume(results, len(scan.pixels), metadata)
             place, stem = Path(output), file_stem(path)
             try:
                 formats.write_mask(place / stem, found.ids, names, path, levels)

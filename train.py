@@ -57,7 +57,7 @@ class Config:
     )
     filters: int = 8  # channels of the first level
     depth: int = 4  # halvings; the last three architectures have 5
-    normalisation: str = "batch"  # batch, group, instance, none
+    normalization: str = "batch"  # batch, group, instance, none
     init_weights: str = (
         ""  # start from this model file's weights, as far as they fit; "" starts from random ones
     )
@@ -188,7 +188,7 @@ def build_network(config: Config, names: list[str], folder: Path, resumed: bool)
         config.filters,
         config.depth,
         architecture=config.architecture,
-        normalisation=config.normalisation,
+        normalization=config.normalization,
         encoder_weights="none" if resumed else config.encoder_weights,
     )
     if config.init_weights and not resumed:
@@ -202,7 +202,7 @@ def build_network(config: Config, names: list[str], folder: Path, resumed: bool)
 
 
 def compile_network(model: keras.Model, config: Config, steps: int) -> None:
-    """Give the network its optimiser, whose learning rate warms up and falls over `steps` steps, loss and metrics."""
+    """Give the network its optimizer, whose learning rate warms up and falls over `steps` steps, loss and metrics."""
     model.compile(
         make_optimizer(config.learning_rate, config.weight_decay, steps, config.warmup),
         metrics.LOSSES[config.loss],
@@ -356,16 +356,16 @@ def fit(
 ) -> None:
     """Train from where the recorder's history ends: first with a frozen encoder, if so configured, then all of it."""
     names, history, state = (
-        recorder.facts["classes"],
+        recorder.metadata["classes"],
         recorder.history,
         recorder.folder / "state.weights.h5",
     )
-    share = distributed.shard()
-    if config.batch_size % share.devices:
+    shard = distributed.shard()
+    if config.batch_size % shard.num_devices:
         raise UserError(
-            f"batch_size is {config.batch_size}; expected a multiple of the {share.devices} devices"
+            f"batch_size is {config.batch_size}; expected a multiple of the {shard.num_devices} devices"
         )
-    on_device = augmentation_jax.fits_on_device(dataset, config.augmentation, share)
+    on_device = augmentation_jax.fits_on_device(dataset, config.augmentation, shard)
     kind = augmentation_jax.DeviceBatches if on_device else data.Batches
     batches = kind(
         dataset,
@@ -375,11 +375,11 @@ def fit(
         config.augmentation,
         seed=config.seed,
         at_least=config.epoch_images,
-        share=share,
+        shard=shard,
     )
     held_out = rows["val"]
     validation = (
-        kind(dataset, held_out, names, config.batch_size, share=share) if len(held_out) else None
+        kind(dataset, held_out, names, config.batch_size, shard=shard) if len(held_out) else None
     )
     for start, end in ((0, config.frozen_epochs), (config.frozen_epochs, config.epochs)):
         if start == end or len(history) > end:
@@ -416,11 +416,11 @@ def choose_cleaning(path: Path, dataset: Dataset, train: np.ndarray, val: np.nda
     What is kept follows from the training masks: as many parts of a class as 95 % of them have, and no holes. Without
     validation images the training images decide.
     """
-    model, facts = utils.load_model(path)
+    model, metadata = utils.load_model(path)
     train, val = (
         rows[:: max(1, len(rows) // 1000)] for rows in (train, val)
     )  # a thousand tell enough
-    names = facts["classes"]
+    names = metadata["classes"]
 
     def truth(i: int) -> np.ndarray:
         return preprocess.shares_to_ids(dataset.take([i])[1][0])
@@ -431,7 +431,7 @@ def choose_cleaning(path: Path, dataset: Dataset, train: np.ndarray, val: np.nda
     scores = {"as they are": [], "cleaned": []}
     for i in val if len(val) else train:
         probs = np.asarray(model.predict_on_batch(dataset.take([i])[0].astype(np.float32) / 255))[0]
-        ids = postprocess.to_ids(probs, facts["threshold"])
+        ids = postprocess.to_ids(probs, metadata["threshold"])
         for name, found in zip(scores, (ids, postprocess.clean_mask(ids, parts)), strict=True):
             scores[name].append(metrics.score_classes(truth(i), found, names)["dice"])
     before, after = (float(np.mean(values)) for values in scores.values())

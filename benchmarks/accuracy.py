@@ -42,13 +42,13 @@ ABLATION = {
     "attention gates": ["--architecture", "attention"],
     "U-Net++": ["--architecture", "unet++"],
     "U-Net 3+": ["--architecture", "unet3+"],
-    "group normalisation": ["--normalisation", "group"],
-    "instance normalisation": ["--normalisation", "instance"],
-    "no normalisation": ["--normalisation", "none"],
+    "group normalization": ["--normalization", "group"],
+    "instance normalization": ["--normalization", "instance"],
+    "no normalization": ["--normalization", "none"],
     "no augmentation": ["--augmentation", "none"],
     "strong augmentation": ["--augmentation", "strong"],
 }
-PREDICTION = {  # these need no training: models of the rows above, and the facts of their model files to be changed
+PREDICTION = {  # these need no training: models of the rows above, and the metadata of their model files to be changed
     "mirrored too": (["default"], {"mirror": True}),
     "not cleaned": (["default"], {"clean": None}),
     "both seeds averaged": (["default", "another seed"], {}),
@@ -212,13 +212,13 @@ def ablation(
         for name in chosen
     }
     tables = {name: pd.concat([scores for scores, _ in folds]) for name, folds in runs.items()}
-    for name, (members, facts) in PREDICTION.items():
+    for name, (members, metadata) in PREDICTION.items():
         if name in wanted:
             folders = [
                 [out_dir / slug(member) / f"fold{fold}" for member in members]
                 for fold in range(FOLDS)
             ]
-            tables[name] = pd.concat([rescore(some, facts) for some in folders])
+            tables[name] = pd.concat([rescore(some, metadata) for some in folders])
     table = []
     for name, scores in tables.items():
         paired = metrics.compare_tables(tables["default"], scores).loc["dice"]
@@ -239,9 +239,9 @@ def ablation(
 
 
 def rescore(folders: Sequence[Path], changes: dict[str, Any]) -> pd.DataFrame:
-    """Score a fold's test images again by the mean of several runs, some facts of their model files changed."""
+    """Score a fold's test images again by the mean of several runs, some metadata of their model files changed."""
     config = predict.Config(model=",".join(str(folder / "model.h5") for folder in folders))
-    members = [(model, facts | changes) for model, facts in predict.load_members(config)]
+    members = [(model, metadata | changes) for model, metadata in predict.load_members(config)]
     return predict.score_pairs(members, predict.pairs_to_score(config)[0], config)[0]
 
 
@@ -346,11 +346,11 @@ def corrupted(run: Path) -> None:
     """
     rows = []
     for config, members, pairs in read_folds(run):
-        facts = members[0][1]
+        metadata = members[0][1]
         for number, pair in enumerate(
             tqdm(pairs, f"spoiling for {config.model}", unit="image", disable=None)
         ):
-            scan, ids = read_pair(pair, facts["classes"], facts.get("mask_values", ()))
+            scan, ids = read_pair(pair, metadata["classes"], metadata.get("mask_values", ()))
             spoilt = [
                 corruptions.corrupt(name, scan.pixels[0], ids[0], number)
                 for name in corruptions.CORRUPTIONS
@@ -362,7 +362,7 @@ def corrupted(run: Path) -> None:
                 corruptions.CORRUPTIONS, spoilt, found, strict=True
             ):
                 scores = metrics.score_classes(
-                    truth, postprocess.decide(result.probs, facts), facts["classes"]
+                    truth, postprocess.decide(result.probs, metadata), metadata["classes"]
                 )
                 rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
     table = (

@@ -1,6 +1,6 @@
 """The same training in PyTorch, for `benchmark.py` to compare with: `python rival.py` takes the flags of `train.py`.
 
-The plain U-Net with batch normalisation, loss, optimiser, schedule, batches and choice of the epoch are those of
+The plain U-Net with batch normalization, loss, optimizer, schedule, batches and choice of the epoch are those of
 `train.py`; convolutions run channels-last, under bfloat16 autocast where train.py would take bfloat16. Writes
 OUT_DIR/model.pt, then prints the test images' Dice (of masks as they are, not cleaned). Needs `pip install torch`;
 start it with KERAS_BACKEND=torch, so that TensorFlow is not loaded.
@@ -59,7 +59,7 @@ class UpConvolution(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Twice: 3x3 convolution, batch normalisation, ReLU."""
+    """Twice: 3x3 convolution, batch normalization, ReLU."""
 
     def __init__(self, channels: int, filters: int) -> None:
         parts = []
@@ -124,17 +124,17 @@ def make_step(
     adamw = torch.optim.AdamW(
         parts[1], learning_rate, eps=1e-7, weight_decay=weight_decay, fused=True
     )
-    optimisers = muon, adamw
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, scale) for optimiser in optimisers]
+    optimizers = muon, adamw
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in optimizers]
 
     def step(x: np.ndarray, y: np.ndarray) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(to_torch(x))
         loss = bce_dice_loss(logits, to_torch(y))
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for one in (*optimisers, *schedules):
+        for one in (*optimizers, *schedules):
             one.step()
         return loss.item()
 
@@ -171,7 +171,7 @@ def main(config: train.Config) -> None:
     for name in (
         "architecture",
         "loss",
-        "normalisation",
+        "normalization",
         "classes",
         "init_weights",
         "extra_dir",
@@ -231,9 +231,9 @@ def main(config: train.Config) -> None:
                 torch.save(model.state_dict(), temporary)
     print(path, flush=True)
     model.load_state_dict(torch.load(path))
-    facts = utils.make_metadata(names, size, config.channels, mirror=config.mirror)
+    metadata = utils.make_metadata(names, size, config.channels, mirror=config.mirror)
     test = [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == "test"]
-    table, _ = predict.score_pairs([(Trained(model, precision), facts)], test)
+    table, _ = predict.score_pairs([(Trained(model, precision), metadata)], test)
     print(f"test Dice {table.dice.mean():.4f}")
 
 

@@ -23,11 +23,11 @@ MAX_MEMORY_SHARE = 0.25  # of the GPU's memory that the images may take
 SIGMA = 6.0  # pixels over which a displacement is smooth
 
 
-def fits_on_device(dataset: Dataset, strength: str, share: Shard) -> bool:
+def fits_on_device(dataset: Dataset, strength: str, shard: Shard) -> bool:
     """Tell whether this process alone trains on a GPU, by JAX, that holds the data set and knows the augmentation."""
     if (
         keras.backend.backend() != "jax"
-        or share.processes > 1
+        or shard.world_size > 1
         or strength not in ("none", *AMOUNTS)
     ):
         return False

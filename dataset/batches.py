@@ -21,9 +21,9 @@ from dataset.cache import Dataset
 class Shard(NamedTuple):
     """Which part of each batch a process computes, and of how many devices in all a batch must be a multiple."""
 
-    process: int = 0
-    processes: int = 1
-    devices: int = 1
+    rank: int = 0
+    world_size: int = 1
+    num_devices: int = 1
 
 
 PREFETCH_PER_THREAD = 2  # batches that each thread makes before they are asked for
@@ -37,7 +37,7 @@ class Batches(keras.utils.PyDataset):
 
     strength: of the augmentation, see `augment.augmentation`; "" keeps images and order as they are, for validation.
     at_least: so many images make an epoch, shown again where there are fewer.
-    share: this process's part of each batch, where several train together. For training, images are shown again until
+    shard: this process's part of each batch, where several train together. For training, images are shown again until
         the last batch, too, can be shared out evenly; for validation that batch is filled up with images that, by the
         third array, weights (N,), do not count.
 
@@ -55,20 +55,20 @@ class Batches(keras.utils.PyDataset):
         *,
         seed: int = 0,
         at_least: int = 0,
-        share: Shard = Shard(),  # noqa: B008 (it cannot be changed)
+        shard: Shard = Shard(),  # noqa: B008 (it cannot be changed)
     ) -> None:
         super().__init__(
             workers=1
         )  # Keras's own would wait a tenth of a second at the end of each epoch
         self.dataset, self.rows, self.names, self.batch_size = dataset, rows, names, batch_size
         self.strength, self.seed, self.epoch = strength, seed, 0
-        self.share, self.count = share, max(len(rows), at_least)
+        self.shard, self.count = shard, max(len(rows), at_least)
         # To augment an image of 512x512 takes some 8 ms, so that a GPU would wait for two threads.
         self.count_threads = max(2, min(8, (os.cpu_count() or 2) // 2))
         self.threads = ThreadPoolExecutor(self.count_threads)
         self.own = threading.local()  # an augmentation for each thread
         self.ahead: dict[int, Future] = {}
-        self.missing = -self.count % share.devices
+        self.missing = -self.count % shard.num_devices
         if strength:
             self.count, self.missing = self.count + self.missing, 0
 
@@ -96,13 +96,13 @@ class Batches(keras.utils.PyDataset):
     def make(self, epoch: int, index: int) -> tuple[np.ndarray, ...]:
         """Make a batch."""
         rows = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        fill = -len(rows) % self.share.devices
+        fill = -len(rows) % self.shard.num_devices
         weights = np.append(
             np.full(len(rows), 1 + self.missing / self.count), np.zeros(fill)
         ).astype(np.float32)
         rows = np.append(rows, np.repeat(rows[-1:], fill))
-        length = len(rows) // self.share.processes
-        part = slice(self.share.process * length, (self.share.process + 1) * length)
+        length = len(rows) // self.shard.world_size
+        part = slice(self.shard.rank * length, (self.shard.rank + 1) * length)
         pictures, masks = self.dataset.take(rows[part])
         if self.strength not in ("", "none"):
             if not hasattr(self.own, "augment"):

@@ -19,11 +19,11 @@ FOOTER = struct.Struct("<Q")  # the file's last bytes: how long the notes before
 
 
 class Entry(NamedTuple):
-    """Where a pair's slices are in the file, and the facts about its files."""
+    """Where a pair's slices are in the file, and the info about its files."""
 
     first: int
     count: int
-    facts: dict[str, Any]
+    info: dict[str, Any]
 
 
 class Store:
@@ -34,10 +34,10 @@ class Store:
         self.entries: dict[str, Entry] = {}  # of each pair, by the fingerprint of its files
         self.rows = 0
 
-    def add(self, key: str, rows: np.ndarray, facts: dict[str, Any]) -> None:
+    def add(self, key: str, rows: np.ndarray, info: dict[str, Any]) -> None:
         """Append a pair's slices: uint8 (S, width)."""
         self.file.write(rows.tobytes())
-        self.entries[key] = Entry(self.rows, len(rows), facts)
+        self.entries[key] = Entry(self.rows, len(rows), info)
         self.rows += len(rows)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ class Dataset:
     pair: np.ndarray  # (N,) which pair each slice is of; a plain image is a pair of one slice
     size: tuple[int, int]  # (H, W)
     channels: int
-    facts: (
+    info: (
         pd.DataFrame
     )  # a row per pair: image, size, bits, channels, constant, each class's share of the pixels …
     neighbours: int = 0  # so many slices before and after each are further channels of its image, the border's repeated
@@ -146,5 +146,5 @@ def select(
     if len(index) * store.width <= limit:
         rows, index = store[index], np.arange(len(index))
     return Dataset(
-        rows, index, pair, size, channels, pd.DataFrame([entry.facts for entry in entries])
+        rows, index, pair, size, channels, pd.DataFrame([entry.info for entry in entries])
     )

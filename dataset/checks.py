@@ -23,7 +23,7 @@ def merged_note(pairs: Sequence[Pair], names: Sequence[str]) -> str:
 def find_duplicates(dataset: Dataset) -> list[str]:
     """Name the images that are there twice: one could be trained on and the other tested."""
     found, firsts = [], {}
-    for path, digest, constant in dataset.facts.reindex(
+    for path, digest, constant in dataset.info.reindex(
         columns=["image", "digest", "constant"]
     ).itertuples(index=False):
         if digest in firsts and not constant:  # a blank one tells nothing
@@ -34,10 +34,10 @@ def find_duplicates(dataset: Dataset) -> list[str]:
 
 def describe(dataset: Dataset, names: Sequence[str]) -> str:
     """Describe a data set in lines of text: pairs, sizes, bit depths, channels, classes, and what deserves a look."""
-    facts = dataset.facts
-    lines = [f"{'pairs':10} {len(facts)}"]
+    info = dataset.info
+    lines = [f"{'pairs':10} {len(info)}"]
     for column in ("size", "slices", "spacing", "bits", "channels"):
-        counts = facts[column].value_counts() if len(facts) else {}
+        counts = info[column].value_counts() if len(info) else {}
         if not len(counts) or (column == "slices" and set(counts.index) == {1}):
             continue
         common = [f"{value} ({count})" for value, count in list(counts.items())[:6]]
@@ -45,22 +45,22 @@ def describe(dataset: Dataset, names: Sequence[str]) -> str:
             f"{column:10} {', '.join(common)}"
             + (f", … {len(counts)} kinds" if len(counts) > 6 else "")
         )
-    for name in names if len(facts) else ():
-        share = facts[f"share: {name}"]
+    for name in names if len(info) else ():
+        share = info[f"share: {name}"]
         lines.append(
             f"{'class':10} {name}: {share.mean():.2%} of the pixels, empty in {(share == 0).sum()} mask(s)"
         )
     notes = [
-        ("constant image, nothing to see", facts.get("constant") == True),  # noqa: E712  (None for no pairs)
+        ("constant image, nothing to see", info.get("constant") == True),  # noqa: E712  (None for no pairs)
         (
             "16 bits or more, stretched to 8 between its own percentiles",
-            facts.get("bits", pd.Series()) > 8,
+            info.get("bits", pd.Series()) > 8,
         ),
-        ("has an alpha channel, which is ignored", facts.get("channels", pd.Series()) == 4),
+        ("has an alpha channel, which is ignored", info.get("channels", pd.Series()) == 4),
     ]
     for text, where in notes:
-        if len(facts) and 0 < where.sum() <= max(
-            5, len(facts) // 10
+        if len(info) and 0 < where.sum() <= max(
+            5, len(info) // 10
         ):  # the odd ones out; else it is the rule
-            lines += [f"{'note':10} {path}: {text}" for path in facts.image[where]]
+            lines += [f"{'note':10} {path}: {text}" for path in info.image[where]]
     return "\n".join(lines)

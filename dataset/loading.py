@@ -57,7 +57,7 @@ class Preprocessing:
 
 
 def _load_pair(pair: Pair, recipe: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read one pair: rows (S, bytes) of its prepared slices and masks, facts about the files. Raises UserError."""
+    """Read one pair: rows (S, bytes) of its prepared slices and masks, info about the files. Raises UserError."""
     names, size = recipe.names, recipe.size
     scan, ids = read_pair(pair, names, recipe.levels, recipe.window)
     pixels = scan.pixels
@@ -69,30 +69,30 @@ def _load_pair(pair: Pair, recipe: Preprocessing) -> tuple[np.ndarray, dict[str,
         )
     masks = np.stack([preprocess.prepare_mask(one, size, len(names)) for one in ids])
     shares = [np.count_nonzero(ids == i) / ids.size for i in range(1, len(names) + 1)]
-    facts = {
+    info = {
         "image": str(pair.image),
         "size": f"{pixels.shape[1]}x{pixels.shape[2]}",
         "slices": len(pixels),
     }
-    facts |= {
+    info |= {
         "bits": 8 * pixels.dtype.itemsize,
         "channels": pixels.shape[-1],
         "constant": bool(np.ptp(pixels) == 0),
     }
-    facts |= {"spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm)}
-    facts |= {
+    info |= {"spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm)}
+    info |= {
         "patient": scan.patient,
         "digest": hashlib.sha256(pictures.tobytes()).hexdigest()[:16],
     }
-    facts |= {
+    info |= {
         "quantiles": _quantiles(pixels[..., 0]),
         "object": _quantiles(pixels[..., 0][ids > 0]),
     }
     for i, (name, share) in enumerate(zip(names, shares, strict=True), 1):
-        facts |= {f"share: {name}": share, f"extent: {name}": _extent(ids == i)}
+        info |= {f"share: {name}": share, f"extent: {name}": _extent(ids == i)}
     return np.concatenate(
         [pictures.reshape(len(ids), -1), masks.reshape(len(ids), -1)], axis=1
-    ), facts
+    ), info
 
 
 def _fingerprint(pair: Pair) -> str:
@@ -137,8 +137,8 @@ def load_pairs(
     if todo or not store:
         with cache.new_store(path, width) as new, ThreadPoolExecutor(os.cpu_count()) as pool:
             for key in dict.fromkeys(key for key in keys if key in known):
-                first, count, facts = known[key]
-                new.add(key, store[np.arange(first, first + count)], facts)
+                first, count, info = known[key]
+                new.add(key, store[np.arange(first, first + count)], info)
             places = [
                 pairs[i].image for i in todo
             ]  # not all at once: what waits to be written fills the memory
@@ -172,7 +172,7 @@ def _cache_path(cache_dir: str | Path, name: str) -> Path | None:
 
 def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
     """Give pairs without a patient that of their DICOM header, unless all have the same: then it is nobody's name."""
-    if len(set(dataset.facts.patient)) == 1:
+    if len(set(dataset.info.patient)) == 1:
         return list(pairs)
-    known = zip(pairs, dataset.facts.patient, strict=True)
+    known = zip(pairs, dataset.info.patient, strict=True)
     return [replace(pair, patient=pair.patient or patient) for pair, patient in known]

@@ -25,26 +25,26 @@ SIZES = (128, 512)  # pixels; the least and most that is proposed
 STEP = 32  # so that five halvings work
 
 
-def suggest(facts: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+def suggest(info: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     """Propose fields of `train.Config`, each with its reason in `explain`."""
-    sides = facts["size"].str.split("x", expand=True).astype(int).max(axis=1)
-    extents = pd.concat([facts[f"extent: {name}"] for name in names])
+    sides = info["size"].str.split("x", expand=True).astype(int).max(axis=1)
+    extents = pd.concat([info[f"extent: {name}"] for name in names])
     small = extents[extents > 0].quantile(0.1) if (extents > 0).any() else 1.0
     size = int(
         np.clip(MIN_OBJECT_PIXELS / small, SIZES[0], min(SIZES[1], max(SIZES[0], sides.median())))
     )
     size = STEP * -(-size // STEP)
-    chosen = {"image_size": size, "channels": 3 if (facts.channels == 3).mean() > 0.5 else 1}
+    chosen = {"image_size": size, "channels": 3 if (info.channels == 3).mean() > 0.5 else 1}
     chosen["batch_size"] = max(2, min(8, 8 * 128**2 // size**2 * 4))
-    objects = np.concatenate([np.ravel(levels) for levels in facts["object"]])
-    everything = np.concatenate([np.ravel(levels) for levels in facts["quantiles"]])
+    objects = np.concatenate([np.ravel(levels) for levels in info["object"]])
+    everything = np.concatenate([np.ravel(levels) for levels in info["quantiles"]])
     if (
         len(objects) and everything.min() < -200 and chosen["channels"] == 1
     ):  # Hounsfield units: air is -1000
         low, high = np.percentile(objects, (0.5, 99.5))
         margin = max(50.0, 0.25 * (high - low))
         chosen["window"] = f"{(low + high) / 2:.0f},{high - low + 2 * margin:.0f}"
-    shares = facts[[f"share: {name}" for name in names]].to_numpy()
+    shares = info[[f"share: {name}" for name in names]].to_numpy()
     if shares[shares > 0].size and np.median(shares[shares > 0]) < 0.002:
         chosen["loss"] = "tversky"
     return chosen
@@ -65,7 +65,7 @@ def explain(chosen: dict[str, Any]) -> dict[str, str]:
 def contact_sheet(dataset: Dataset) -> np.ndarray:
     """Draw the outlines over SHOWN images, spread over the data set; of volumes the slice with most foreground."""
     pairs = np.unique(
-        np.linspace(0, len(dataset.facts) - 1, CONTACT_SHEET_IMAGES).round().astype(int)
+        np.linspace(0, len(dataset.info) - 1, CONTACT_SHEET_IMAGES).round().astype(int)
     )
     tiles = []
     for pair in pairs:
@@ -94,29 +94,29 @@ def figures(dataset: Dataset, names: Sequence[str]) -> list[str]:
         FigureCanvasAgg(figure).print_png(buffer)
         return base64.b64encode(buffer.getvalue()).decode()
 
-    facts, sheet = dataset.facts, contact_sheet(dataset)
+    info, sheet = dataset.info, contact_sheet(dataset)
     first = Figure(figsize=(12, 12 * sheet.shape[0] / sheet.shape[1]), dpi=90)
     axes = first.add_axes((0, 0, 1, 1))
     axes.imshow(sheet)
     axes.set_axis_off()
     second = Figure(figsize=(12, 3.4), dpi=90, layout="constrained")
     sizes, levels, shares = second.subplots(1, 3)
-    sides = facts["size"].str.split("x", expand=True).astype(int)
+    sides = info["size"].str.split("x", expand=True).astype(int)
     sizes.scatter(sides[1], sides[0], alpha=0.4)
     sizes.set(title="sizes", xlabel="width", ylabel="height")
     levels.hist(
-        np.concatenate([np.ravel(q) for q in facts["quantiles"]]),
+        np.concatenate([np.ravel(q) for q in info["quantiles"]]),
         bins=60,
         density=True,
         label="all pixels",
     )
-    inside = np.concatenate([np.ravel(q) for q in facts["object"]])
+    inside = np.concatenate([np.ravel(q) for q in info["object"]])
     if len(inside):
         levels.hist(inside, bins=60, density=True, alpha=0.6, label="foreground")
     levels.set(title="grey levels, as stored")
     levels.legend(frameon=False)
     shares.boxplot(
-        [100 * facts[f"share: {name}"] for name in names],
+        [100 * info[f"share: {name}"] for name in names],
         tick_labels=names,
         orientation="horizontal",
     )
@@ -136,7 +136,7 @@ def write_report(
 
     given: the fields of `train.Config` that were told, data_dir among them; report.json has them too.
     """
-    chosen = suggest(dataset.facts, names) if len(dataset.facts) else {}
+    chosen = suggest(dataset.info, names) if len(dataset.info) else {}
     reasons, title = explain(chosen), html.escape(given["data_dir"])
     rows = "".join(
         f"<tr><td>{name}<td>{chosen[name]}<td>{reason}" for name, reason in reasons.items()

@@ -150,7 +150,7 @@ class Worker:
             with self.computing:  # by one thread, which the worker has the CPUs for
                 prepared = self.network.read(content)
                 found = self.network.decide(self.run(prepared.batch), prepared)
-                png = pictures.mask_to_png(found.ids, self.network.facts["classes"])
+                png = pictures.mask_to_png(found.ids, self.network.metadata["classes"])
             self.target.write(mask, png)
         except (UserError, Problem) as error:
             return str(error.args[-1])

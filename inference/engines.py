@@ -183,7 +183,7 @@ def load_engine(
 ) -> tuple[Engine, dict[str, Any], str]:
     """Load an ONNX file that `export.py` wrote, if its checksum is that of the manifest beside it.
 
-    threads: of one inference; 0 takes every core. Returns also the facts of the model file and the SHA-256 of the file
+    threads: of one inference; 0 takes every core. Returns also the metadata of the model file and the SHA-256 of the file
     that is run: int8 has one of its own. Raises UserError.
     """
     if path.suffix != ".onnx" or not path.is_file():
@@ -197,7 +197,10 @@ def load_engine(
         )
     try:
         manifest = json.loads(path.with_name("manifest.json").read_text())
-        facts, dice = manifest["facts"], manifest.get("precisions", {}).get(utils.kind_of_cpu(), {})
+        metadata, dice = (
+            manifest["facts"],
+            manifest.get("precisions", {}).get(utils.kind_of_cpu(), {}),
+        )
         content = read_verified(path, manifest)
         engine, precision = choose_engine(engine, precision, dice)
         if precision == "int8":
@@ -209,9 +212,9 @@ def load_engine(
         raise UserError(
             f"{path} and its manifest.json cannot be read ({error}); run `python export.py --model YOUR.h5`"
         ) from None
-    if facts.get("preparation") != PREPARATION:
+    if metadata.get("preparation") != PREPARATION:
         raise UserError(
-            f"{path} expects images prepared by {facts.get('preparation')!r}, not {PREPARATION!r}"
+            f"{path} expects images prepared by {metadata.get('preparation')!r}, not {PREPARATION!r}"
         )
     try:
         opened = {"openvino": open_openvino, "onnxruntime": open_onnxruntime}[engine](
@@ -221,4 +224,4 @@ def load_engine(
         raise UserError(f"{engine} is not installed ({error}): pip install {engine}") from None
     except Exception as error:
         raise UserError(f"{path} is no network that {engine} loads ({error})") from None
-    return opened, facts, hashlib.sha256(content).hexdigest()
+    return opened, metadata, hashlib.sha256(content).hexdigest()

@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
 class ExportedModel:
     """What a user of the exported network must know."""
 
-    facts: dict[str, Any]  # of the model file, see `utils.make_facts`
+    metadata: dict[str, Any]  # of the model file, see `utils.make_facts`
     sha256: str
     engine: str  # see `engines.choose`
     precision: str
@@ -55,7 +55,7 @@ class ExportedModel:
                 f"{pixels / 2**20:.1f} megapixels; expected at most {most / 2**20:g} (--max-megapixels)",
             )
         scan = formats.decode_scan(content)
-        shape, window = scan.pixels.shape[1:3], self.facts.get("window", "")
+        shape, window = scan.pixels.shape[1:3], self.metadata.get("window", "")
         if len(scan.pixels) != 1:
             raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
         if max(shape) > MAX_SIDE:
@@ -66,16 +66,16 @@ class ExportedModel:
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
         prepared = preprocess.prepare_scan(
-            scan, self.input_shape[:2], self.facts["channels"], window
+            scan, self.input_shape[:2], self.metadata["channels"], window
         )
         return Prepared(prepared.astype(np.float32) / 255, shape, scan.spacing_mm)
 
     def decide(self, probs: np.ndarray, prepared: Prepared) -> Prediction:
         """Decide an image's mask from its probabilities (1, h, w, K)."""
         whole = preprocess.restore(probs[0], prepared.shape)
-        ids = postprocess.decide(whole, self.facts)
+        ids = postprocess.decide(whole, self.metadata)
         own = probs[0][preprocess.letterbox(prepared.shape, probs.shape[1:3])]  # without padding
-        decided = postprocess.to_ids(own, self.facts["threshold"]) > 0
+        decided = postprocess.to_ids(own, self.metadata["threshold"]) > 0
         sure = (
             np.where(decided, own[..., 0], 1 - own[..., 0]) if own.shape[-1] == 1 else own.max(-1)
         )
@@ -89,6 +89,6 @@ def load_exported(
 
     Returns also the function that computes probabilities (N, H, W, K) of prepared images (N, H, W, C) float32.
     """
-    opened, facts, found = engines.load_engine(path, kind, precision, threads)
+    opened, metadata, found = engines.load_engine(path, kind, precision, threads)
     sides = opened.input_name, opened.input_shape, opened.output_name, opened.output_channels
-    return ExportedModel(facts, found, opened.engine, opened.precision, *sides), opened.run
+    return ExportedModel(metadata, found, opened.engine, opened.precision, *sides), opened.run

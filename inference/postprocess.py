@@ -40,7 +40,7 @@ def clean_mask(ids: np.ndarray, parts: list[int]) -> np.ndarray:
     return cleaned
 
 
-def decide(probs: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+def decide(probs: np.ndarray, metadata: dict[str, Any]) -> np.ndarray:
     """Turn probabilities (H, W, K) into class ids (H, W), cleaned as the model file says."""
-    ids = to_ids(probs, facts["threshold"])
-    return clean_mask(ids, facts["clean"]) if facts.get("clean") else ids
+    ids = to_ids(probs, metadata["threshold"])
+    return clean_mask(ids, metadata["clean"]) if metadata.get("clean") else ids

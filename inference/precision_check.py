@@ -43,7 +43,7 @@ def mean_dice(truth: np.ndarray, found: np.ndarray, classes: int) -> float:
 
 
 def measure_precisions(
-    model: Path, facts: dict[str, Any], paths: Sequence[Path]
+    model: Path, metadata: dict[str, Any], paths: Sequence[Path]
 ) -> tuple[dict[str, float], int]:
     """Give for each engine and reduced precision that run here the mean Dice of their masks with those of float32.
 
@@ -59,11 +59,11 @@ def measure_precisions(
     if engines.has_bfloat16():
         runs["openvino bfloat16"] = engines.open_openvino(exact, precision="bfloat16")
     scores: dict[str, list[float]] = {name: [] for name in runs}
-    reference, window, count = engines.open_onnxruntime(exact), facts.get("window", ""), 0
+    reference, window, count = engines.open_onnxruntime(exact), metadata.get("window", ""), 0
     for path in paths:
         try:
             found = compare_engines(
-                formats.read_scan(path, window), facts, [reference, *runs.values()]
+                formats.read_scan(path, window), metadata, [reference, *runs.values()]
             )
         except UserError as error:
             print(f"{path}: {error}; left out")
@@ -75,23 +75,23 @@ def measure_precisions(
 
 
 def compare_engines(
-    scan: Scan, facts: dict[str, Any], networks: Sequence[engines.Engine]
+    scan: Scan, metadata: dict[str, Any], networks: Sequence[engines.Engine]
 ) -> list[float]:
     """Give the Dice of each network's masks with the first one's, averaged over the slices in which either has any.
 
     Raises UserError where the first one's are all empty.
     """
     rows, empty = [], True
-    size, window = networks[0].input_shape[:2], facts.get("window", "")
-    for picture in preprocess.prepare_scan(scan, size, facts["channels"], window):
+    size, window = networks[0].input_shape[:2], metadata.get("window", "")
+    for picture in preprocess.prepare_scan(scan, size, metadata["channels"], window):
         prepared = picture[None].astype(np.float32) / 255
         truth, *found = (
             postprocess.decide(
-                preprocess.restore(one.run(prepared)[0], scan.pixels.shape[1:3]), facts
+                preprocess.restore(one.run(prepared)[0], scan.pixels.shape[1:3]), metadata
             )
             for one in networks
         )
-        rows.append([mean_dice(truth, ids, len(facts["classes"])) for ids in found])
+        rows.append([mean_dice(truth, ids, len(metadata["classes"])) for ids in found])
         empty = empty and not truth.any()
     if empty:
         raise UserError("nothing is found in it")
@@ -122,10 +122,10 @@ def main(config: Config) -> None:
     if config.checked < 1:
         raise UserError(f"checked is {config.checked}; expected at least 1")
     model, source = Path(config.model), Path(config.images)
-    facts = engines.load_engine(model, "onnxruntime", "float32")[1]
+    metadata = engines.load_engine(model, "onnxruntime", "float32")[1]
     paths = list_images(source)[: config.checked]
     (precisions, count), place = (
-        measure_precisions(model, facts, paths),
+        measure_precisions(model, metadata, paths),
         model.with_name("manifest.json"),
     )
     if not count:

@@ -41,7 +41,7 @@ class Network(Protocol):
         """Turn images (N, h, w, C) float32 in [0, 1] into probabilities (N, h, w, K)."""
 
 
-Member = tuple[Network, dict[str, Any]]  # a network and its facts
+Member = tuple[Network, dict[str, Any]]  # a network and its metadata
 
 
 class Segmentation(NamedTuple):
@@ -110,19 +110,19 @@ def collect_votes(
     For the uncertainty of a single model the mirror is asked in any case; its vote then does not count.
     """
     votes, extra = [], []
-    for model, facts in members:
-        window = tuple(facts["image_size"])
+    for model, metadata in members:
+        window = tuple(metadata["image_size"])
         run = (
             partial(sliding_window, window=window, batch_size=config.batch_size)
             if config.tile
             else run_network
         )
         votes.append(run(model, prepared))
-        swapped = mirrored_channels(facts["classes"])
-        if facts.get("mirror") or (config.uncertainty and len(members) == 1):
+        swapped = mirrored_channels(metadata["classes"])
+        if metadata.get("mirror") or (config.uncertainty and len(members) == 1):
             mirrored = run(model, np.ascontiguousarray(prepared[:, :, ::-1]))[:, :, ::-1]
             mirrored = mirrored if len(swapped) == 2 else mirrored[..., swapped]
-            (votes if facts.get("mirror") else extra).append(mirrored)
+            (votes if metadata.get("mirror") else extra).append(mirrored)
     return np.stack(votes + extra), len(votes)
 
 
@@ -138,10 +138,10 @@ def disagreement(votes: np.ndarray, decided: np.ndarray, threshold: float) -> fl
     )
 
 
-def prepare_inputs(scan: Scan, size: tuple[int, int], facts: dict[str, Any]) -> np.ndarray:
+def prepare_inputs(scan: Scan, size: tuple[int, int], metadata: dict[str, Any]) -> np.ndarray:
     """Make the network's inputs of a scan's slices, with their neighbours where the model wants them: (S, h, w, C)."""
-    prepared = preprocess.prepare_scan(scan, size, facts["channels"], facts.get("window", ""))
-    count, last = facts.get("neighbours", 0), len(prepared) - 1
+    prepared = preprocess.prepare_scan(scan, size, metadata["channels"], metadata.get("window", ""))
+    count, last = metadata.get("neighbours", 0), len(prepared) - 1
     near = [
         prepared[np.clip(np.arange(last + 1) + step, 0, last)] for step in range(-count, count + 1)
     ]
@@ -152,23 +152,23 @@ def segment_scans(
     members: Sequence[Member], scans: Sequence[Scan], config: Options = Options()
 ) -> Iterator[Segmentation]:
     """Segment decoded scans of any sizes, slice after slice, each at its own size."""
-    facts = members[0][1]
+    metadata = members[0][1]
     if config.tile:
         for scan in scans:
-            for prepared in prepare_inputs(scan, scan.pixels.shape[1:3], facts):
+            for prepared in prepare_inputs(scan, scan.pixels.shape[1:3], metadata):
                 yield segment_tiled(members, prepared, config)
         return
-    size = tuple(facts["image_size"])
+    size = tuple(metadata["image_size"])
     shapes = [scan.pixels.shape[1:3] for scan in scans for _ in scan.pixels]
     prepared = np.concatenate(
-        [prepare_inputs(scan, size, facts) for scan in scans] or [np.zeros(0)]
+        [prepare_inputs(scan, size, metadata) for scan in scans] or [np.zeros(0)]
     )
     for start in range(0, len(prepared), config.batch_size):
         votes, counted = collect_votes(members, prepared[start : start + config.batch_size], config)
         for i, shape in enumerate(
             shapes[start : start + config.batch_size]
         ):  # one by one: they may be large
-            probs, spread, apart = aggregate(votes[:, i], counted, config, facts)
+            probs, spread, apart = aggregate(votes[:, i], counted, config, metadata)
             spread = (
                 None if spread is None else preprocess.restore(spread[..., None], shape)[..., 0]
             )
@@ -177,21 +177,23 @@ def segment_scans(
 
 def segment_tiled(members: Sequence[Member], prepared: np.ndarray, config: Options) -> Segmentation:
     """Segment a prepared slice (H, W, C) at its own resolution, padded with zeros so that windows cover it."""
-    facts, (height, width) = members[0][1], prepared.shape[:2]
-    canvas = padded_size((height, width), tuple(facts["image_size"]))
+    metadata, (height, width) = members[0][1], prepared.shape[:2]
+    canvas = padded_size((height, width), tuple(metadata["image_size"]))
     padded = np.pad(prepared, ((0, canvas[0] - height), (0, canvas[1] - width), (0, 0)))
     votes, counted = collect_votes(members, padded[None], config)
-    return Segmentation(*aggregate(votes[:, 0, :height, :width], counted, config, facts))
+    return Segmentation(*aggregate(votes[:, 0, :height, :width], counted, config, metadata))
 
 
 def aggregate(
-    votes: np.ndarray, counted: int, config: Options, facts: dict[str, Any]
+    votes: np.ndarray, counted: int, config: Options, metadata: dict[str, Any]
 ) -> Segmentation:
     """Average the first `counted` votes (V, H, W, K) of an image; where asked for, tell how far all votes are apart."""
     probs = votes[:counted].mean(0)
     if not config.uncertainty:
         return Segmentation(probs, None, float("nan"))
-    apart = disagreement(votes, postprocess.to_ids(probs, facts["threshold"]), facts["threshold"])
+    apart = disagreement(
+        votes, postprocess.to_ids(probs, metadata["threshold"]), metadata["threshold"]
+    )
     return Segmentation(probs, votes.std(0).max(-1), apart)
 
 
@@ -203,11 +205,11 @@ class Prediction(NamedTuple):
     disagreement: float  # mean over the slices
 
 
-def to_volume(results: Iterator[Segmentation], count: int, facts: dict[str, Any]) -> Prediction:
+def to_volume(results: Iterator[Segmentation], count: int, metadata: dict[str, Any]) -> Prediction:
     """Take the next `count` slices of `segment`, decided and put together."""
     ids, spreads, apart = [], [], []
     for result in itertools.islice(results, count):
-        ids.append(postprocess.decide(result.probs, facts))
+        ids.append(postprocess.decide(result.probs, metadata))
         spreads.append(result.uncertainty)
         apart.append(result.disagreement)
     return Prediction(

@@ -29,6 +29,7 @@ from inference.exported_model import load_exported
 from serving import middleware, openapi, responses, tensor_protocols, workers
 from serving.batching import Batcher
 from serving.errors import Problem
+from utils import ROOT
 
 VERSION = "1"
 ANSWERS = ("image/png", "application/json", "application/geo+json", "application/dicom")
@@ -185,7 +186,7 @@ def make_app(config: Any) -> fastapi.FastAPI:
             "mirror",
         )
         return {"name": tensor_protocols.MODEL, "version": VERSION, "sha256": network.sha256} | {
-            name: network.facts[name] for name in shown if name in network.facts
+            name: network.metadata[name] for name in shown if name in network.metadata
         }
 
     def live() -> dict[str, bool]:

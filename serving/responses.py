@@ -20,7 +20,7 @@ def make_response(
     Raises Problem 406, UserError.
     """
     found = network.decide(probs, prepared)
-    ids, names, headers = found.ids, network.facts["classes"], {"X-Model-SHA256": network.sha256}
+    ids, names, headers = found.ids, network.metadata["classes"], {"X-Model-SHA256": network.sha256}
     if kind == "image/png":
         areas = to_json_line(describe(ids, names, found.spacing_mm))
         body = pictures.mask_to_png(ids, names)

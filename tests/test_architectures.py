@@ -42,16 +42,16 @@ def test_it_trains_is_saved_and_predicts_the_same(name, tmp_path):
     np.testing.assert_allclose(loaded(x), network(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"normalisation": kind} for kind in NORMALIZATIONS])
+@pytest.mark.parametrize("change", [{"normalization": kind} for kind in NORMALIZATIONS])
 def test_blocks_can_be_varied(change, tmp_path):
     network = build_unet(SHAPE, filters=4, depth=2, architecture="residual", **change)
     probs = np.asarray(network(batch()[0]))
     assert probs.shape == (2, 64, 64, 1) and np.isfinite(probs).all()
     kinds = {type(layer).__name__ for layer in network.layers}
-    assert ("BatchNormalization" in kinds) == (change.get("normalisation", "batch") == "batch")
+    assert ("BatchNormalization" in kinds) == (change.get("normalization", "batch") == "batch")
 
 
-def test_instance_normalisation_forgets_each_channels_brightness():
+def test_instance_normalization_forgets_each_channels_brightness():
     x = keras.Input((8, 8, 3))
     layer = keras.Model(x, normalize(x, "instance", "n"))
     image = np.random.default_rng(0).random((1, 8, 8, 3)).astype(np.float32)
@@ -79,8 +79,8 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns():
     [
         ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
         (
-            {"normalisation": "layer"},
-            "normalisation is 'layer'; expected batch, group, instance, none",
+            {"normalization": "layer"},
+            "normalization is 'layer'; expected batch, group, instance, none",
         ),
         (
             {"encoder_weights": "imagenet"},

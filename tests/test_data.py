@@ -289,7 +289,7 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
     assert reads == []
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.masks, again.masks)
-    pd.testing.assert_frame_equal(first.facts, again.facts)
+    pd.testing.assert_frame_equal(first.info, again.info)
     flipped = formats.read_image(pairs[5].image)[::-1]
     pictures.write_picture(pairs[5].image, flipped)
     os.utime(pairs[5].image, ns=(1, 1))

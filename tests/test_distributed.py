@@ -88,7 +88,7 @@ def log(folder):
 
 
 def test_two_processes_learn_what_one_learns(discs, tmp_path):
-    """Loss, batch normalisation, validation on a number of images that is odd: to the rounding of float32."""
+    """Loss, batch normalization, validation on a number of images that is odd: to the rounding of float32."""
     for name, processes in (("one", 1), ("two", 2)):
         more = ("--epochs", 3, "--val-fraction", 0.34)
         assert (
@@ -136,13 +136,13 @@ def test_shares_are_the_batch():
     dataset = Dataset(rows, np.arange(7), np.arange(7), (32, 32), 1, pd.DataFrame())
     parts = [Shard(i, 2, 2) for i in range(2)]
     one = Batches(dataset, np.arange(6), ["x"], 4, "mild")
-    two = [Batches(dataset, np.arange(6), ["x"], 4, "mild", share=part) for part in parts]
+    two = [Batches(dataset, np.arange(6), ["x"], 4, "mild", shard=part) for part in parts]
     for i in range(2):
         for k in range(2):
             np.testing.assert_array_equal(
                 one[i][k], np.concatenate([batches[i][k] for batches in two])
             )
-    held_out = [Batches(dataset, np.arange(7), ["x"], 4, share=part) for part in parts]
+    held_out = [Batches(dataset, np.arange(7), ["x"], 4, shard=part) for part in parts]
     weights = np.concatenate([held_out[i][1][2] for i in range(2)])
     np.testing.assert_allclose(weights, [8 / 7, 8 / 7, 8 / 7, 0])
     assert [len(held_out[i][1][0]) for i in range(2)] == [2, 2]

@@ -8,7 +8,7 @@ from model import build_unet
 
 
 def test_the_papers_size_has_the_papers_parameters():
-    """31 million: Ronneberger's network, its convolutions' biases replaced by batch normalisation's two vectors."""
+    """31 million: Ronneberger's network, its convolutions' biases replaced by batch normalization's two vectors."""
     model = build_unet((512, 512, 1), 1, filters=64, depth=4)
     trained = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     assert trained == 31_036_481

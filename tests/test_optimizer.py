@@ -1,4 +1,4 @@
-"""The optimiser is what its sources say, on any backend."""
+"""The optimizer is what its sources say, on any backend."""
 
 import keras
 import numpy as np
@@ -28,9 +28,9 @@ def test_a_convolutions_step_is_orthogonal_and_as_large_as_adams():
     gradient = (
         np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32) ** 3
     )  # directions of unlike size
-    optimiser = Muon(1.0, weight_decay=0.0)
-    optimiser.build([kernel])
-    optimiser.apply([keras.ops.convert_to_tensor(gradient)])
+    optimizer = Muon(1.0, weight_decay=0.0)
+    optimizer.build([kernel])
+    optimizer.apply([keras.ops.convert_to_tensor(gradient)])
     step = -keras.ops.convert_to_numpy(kernel).reshape(36, 8)
     sizes = np.linalg.svd(step, compute_uv=False) / (0.2 * 36**0.5)
     assert (
@@ -46,10 +46,10 @@ def test_its_steps_are_keras_own_on_the_matrix():
     for shape, make in ((start.shape, Muon), ((36, 8), keras.optimizers.Muon)):
         kernel = keras.Variable(start.reshape(shape), dtype="float32")
         more = {"adam_weight_decay": 0.1} if make is keras.optimizers.Muon else {}
-        optimiser = make(0.02, weight_decay=0.1, **more)
-        optimiser.build([kernel])
+        optimizer = make(0.02, weight_decay=0.1, **more)
+        optimizer.build([kernel])
         for gradient in gradients:
-            optimiser.apply(
+            optimizer.apply(
                 [keras.ops.convert_to_tensor(gradient.reshape(shape).astype(np.float32))]
             )
         results.append(keras.ops.convert_to_numpy(kernel).reshape(36, 8))
@@ -58,14 +58,14 @@ def test_its_steps_are_keras_own_on_the_matrix():
 
 
 def test_only_convolutions_inside_the_network_are_matrices():
-    optimiser = make_optimizer(1e-3, 1e-4, 100, 0.1)
+    optimizer = make_optimizer(1e-3, 1e-4, 100, 0.1)
     weights = build_unet((32, 32, 1), classes=3, filters=4, depth=1).trainable_variables
     by_adamw = {
-        weight.path.partition("/")[0] for weight in weights if optimiser._should_use_adamw(weight)
+        weight.path.partition("/")[0] for weight in weights if optimizer._should_use_adamw(weight)
     }
-    kernels = {weight.path for weight in weights if not optimiser._should_use_adamw(weight)}
+    kernels = {weight.path for weight in weights if not optimizer._should_use_adamw(weight)}
     assert "probabilities" in by_adamw and "encoder0_norm1" in by_adamw
     assert len(kernels) == 7 and all("conv" in path or "_up" in path for path in kernels)
     depthwise = keras.layers.DepthwiseConv2D(3)
     depthwise.build((None, 8, 8, 4))
-    assert optimiser._should_use_adamw(depthwise.kernel)
+    assert optimizer._should_use_adamw(depthwise.kernel)

@@ -122,9 +122,9 @@ def test_its_dice_is_that_of_the_metrics_without_absent_classes():
 )
 def test_kinds_of_processors_are_told_apart(info, machine, expected, monkeypatch):
     monkeypatch.setattr(utils, "cpu_info", lambda: info)
-    monkeypatch.setattr(engines.platform, "machine", lambda: machine)
+    monkeypatch.setattr(utils.platform, "machine", lambda: machine)
     monkeypatch.setattr(
-        engines.platform,
+        utils.platform,
         "processor",
         lambda: "Intel64 Family 6 Model 143" if machine == "AMD64" else "",
     )

@@ -74,7 +74,7 @@ def write_discs(folder: Path, side: int, radius: int) -> Path:
 )
 def test_small_objects_ask_for_large_inputs(tmp_path, radius, size, loss):
     dataset, names, problems = described(write_discs(tmp_path, 1024, radius))
-    chosen = report.suggest(dataset.facts, names)
+    chosen = report.suggest(dataset.info, names)
     assert problems == [] and chosen["image_size"] == size and chosen.get("loss") == loss
     assert "window" not in chosen and chosen["channels"] == 1
 
@@ -89,7 +89,7 @@ def test_of_ct_a_window_is_proposed_that_holds_the_organs(tmp_path):
                 tmp_path / name / f"{i}.nii.gz",
             )
     dataset, names, _ = described(tmp_path, "liver,kidney,spine")
-    chosen = report.suggest(dataset.facts, names)
+    chosen = report.suggest(dataset.info, names)
     centre, width = map(float, chosen["window"].split(","))
     assert (
         -200 < centre - width / 2 < 110 - 45 and 500 < centre + width / 2 < 900

@@ -137,7 +137,7 @@ class Crash(keras.callbacks.Callback):
 
 @pytest.mark.compiled
 def test_a_crashed_run_goes_on_as_if_nothing_had_been(small, tmp_path, monkeypatch):
-    """Weights, optimiser, learning rate, order and augmentation: the log is that of a run without a crash."""
+    """Weights, optimizer, learning rate, order and augmentation: the log is that of a run without a crash."""
     config = dataclasses.replace(small, epochs=5)
     expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
     fit = keras.Model.fit
@@ -170,15 +170,15 @@ def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, c
     assert (tmp_path / "run" / "previous1" / "model.h5").read_bytes() == old
 
 
-def test_a_run_of_the_earlier_optimiser_is_not_gone_on_with(small, tmp_path, capsys):
+def test_a_run_of_the_earlier_optimizer_is_not_gone_on_with(small, tmp_path, capsys):
     train.train(small)
     with h5py.File(tmp_path / "run" / "state.weights.h5", "r+") as file:
         progress = json.loads(file.attrs["progress"])
-        del progress["config"]["optimiser"]  # as AdamW's runs have it
+        del progress["config"]["optimizer"]  # as AdamW's runs have it
         file.attrs["progress"] = json.dumps(progress)
     train.train(small)
     assert (
-        "optimiser changed" in capsys.readouterr().out and (tmp_path / "run" / "previous1").is_dir()
+        "optimizer changed" in capsys.readouterr().out and (tmp_path / "run" / "previous1").is_dir()
     )
 
 

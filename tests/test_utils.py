@@ -88,7 +88,7 @@ def test_an_unknown_precision_is_refused():
     keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
 )
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_fused_normalisation_trains_as_keras_does(tmp_path, precision):
+def test_fused_normalization_trains_as_keras_does(tmp_path, precision):
     """8 and 16 channels take different kernels. Losses, moving averages and the file are those of Keras's own."""
     keras.config.set_dtype_policy(precision)
     rng = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def test_fused_normalisation_trains_as_keras_does(tmp_path, precision):
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
 )
-def test_fused_normalisation_leaves_frozen_layers_alone():
+def test_fused_normalization_leaves_frozen_layers_alone():
     model = build_unet((16, 16, 1), filters=2, depth=1)
     fuse_normalization(model)
     layer = model.get_layer("encoder0_norm1")

@@ -74,7 +74,7 @@ def trained(volumes, tmp_path_factory):
         neighbours=1,
         image_size=64,
         depth=3,
-        epochs=40,  # at 25 one seed in twelve has not found the kidney yet, whichever normalisation
+        epochs=40,  # at 25 one seed in twelve has not found the kidney yet, whichever normalization
         out_dir=str(folder / "run"),
         cache_dir="",
     )

@@ -1,6 +1,6 @@
 """What the scripts share: precision, and the model file.
 
-A model file is plain HDF5 as Keras writes it (architecture and weights, in float32), with one more attribute, `facts`:
+A model file is plain HDF5 as Keras writes it (architecture and weights, in float32), with one more attribute, `metadata`:
 JSON that says how to use it (input size, channels, preparation, class names, threshold, versions, validation Dice).
 """
 
@@ -14,7 +14,7 @@ import utils
 
 
 def fuse_normalization(model: keras.Model) -> None:
-    """Let batch normalisation train by TensorFlow's fused kernel on the CPU, where Keras makes a dozen passes.
+    """Let batch normalization train by TensorFlow's fused kernel on the CPU, where Keras makes a dozen passes.
 
     The layers stay Keras's own, and so does what is saved. Nothing changes elsewhere: there XLA fuses the passes.
     """
@@ -22,7 +22,7 @@ def fuse_normalization(model: keras.Model) -> None:
         return
     import tensorflow as tf
 
-    def normalise(
+    def normalize(
         layer: keras.Layer, stock: Callable, inputs: Any, training: bool = False, mask: Any = None
     ) -> Any:
         if not (training and layer.trainable):
@@ -48,4 +48,4 @@ def fuse_normalization(model: keras.Model) -> None:
 
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.call = partial(normalise, layer, layer.call)
+            layer.call = partial(normalize, layer, layer.call)

@@ -93,7 +93,7 @@ def shard() -> Shard:
 
 def is_main_process() -> bool:
     """Tell whether this is the process that writes."""
-    return shard().process == 0
+    return shard().rank == 0
 
 
 def scope() -> AbstractContextManager:
@@ -115,7 +115,7 @@ def on_main_process(call: Callable[[], Any]) -> None:
     shared = keras.distribution.distribution()
     keras.distribution.set_distribution(
         None
-    )  # or even saving waits: Keras makes an optimiser to see what it is like
+    )  # or even saving waits: Keras makes an optimizer to see what it is like
     try:
         call()
     finally:
@@ -178,7 +178,7 @@ def _explain(error: BaseException) -> int:
     ):  # which is a ValueError at times
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         print(
-            f"error: process {shard().process} lost another one, which ended or cannot be reached; see its messages. "
+            f"error: process {shard().rank} lost another one, which ended or cannot be reached; see its messages. "
             "The same command for all goes on from what was written",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""The optimiser: Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), and its learning rate.
+"""The optimizer: Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), and its learning rate.
 
 A convolution's step is its gradient's moving average made orthogonal, so that all directions learn at the same pace;
 its size is that of AdamW's (Liu et al. 2025, arXiv 2502.16982), by which the other weights are trained.
@@ -36,7 +36,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 class Muon(keras.optimizers.Muon):
     """Keras's Muon, which knows matrices only, for convolutions: a kernel (h, w, in, out) is a matrix (h·w·in, out).
 
-    An up-convolution's (h, w, out, in) is (h·w·out, in). The last layer, normalisations, biases and depthwise
+    An up-convolution's (h, w, out, in) is (h·w·out, in). The last layer, normalizations, biases and depthwise
     convolutions are trained by AdamW.
     """
 
@@ -80,6 +80,6 @@ class Muon(keras.optimizers.Muon):
 def make_optimizer(
     learning_rate: float, weight_decay: float, steps: int, warmup: float
 ) -> keras.Optimizer:
-    """Make the optimiser of a training of so many steps, of which a share `warmup` warms up to the learning rate."""
+    """Make the optimizer of a training of so many steps, of which a share `warmup` warms up to the learning rate."""
     first = int(warmup * steps)
     return Muon(WarmupCosine(learning_rate, first, max(1, steps - first)), weight_decay)

@@ -42,7 +42,7 @@ NON_TRAINING_FIELDS = (
 
 
 def comparable(config: Any) -> dict[str, Any]:
-    """Keep the fields on which the result depends, and the optimiser, which was another once."""
+    """Keep the fields on which the result depends, and the optimizer, which was another once."""
     fields = {
         name: value
         for name, value in dataclasses.asdict(config).items()
@@ -96,10 +96,10 @@ class Checkpoint(keras.callbacks.Callback):
     async_safe = True  # on JAX the loss is looked at beside the next steps, so that a GPU does not wait for it
 
     def __init__(
-        self, config: Any, folder: Path, history: list[dict[str, float]], facts: dict[str, Any]
+        self, config: Any, folder: Path, history: list[dict[str, float]], metadata: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.config, self.folder, self.history, self.facts = config, folder, history, facts
+        self.config, self.folder, self.history, self.metadata = config, folder, history, metadata
         self.saved = float("-inf")  # when the state was written last
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -172,8 +172,8 @@ class Checkpoint(keras.callbacks.Callback):
         """Write what follows from the state: model.h5 if the last epoch is the best, and log.csv."""
         last = self.history[-1]
         if best_epoch(self.history) == last["epoch"]:
-            facts = self.facts | {"epoch": last["epoch"], "val_dice": last.get("val_dice")}
-            utils.save_model(self.model, self.folder / "model.h5", facts)
+            metadata = self.metadata | {"epoch": last["epoch"], "val_dice": last.get("val_dice")}
+            utils.save_model(self.model, self.folder / "model.h5", metadata)
         with atomic(self.folder / "log.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
 
