@@ -94,7 +94,7 @@ def split(
     pairs: Sequence[Pair],
     val_fraction: float,
     test_fraction: float,
-    seed: int,
+    seed: int = 0,
     folds: int = 0,
     fold: int = 0,
     labelled: int = 0,

@@ -1,10 +1,13 @@
-"""Losses and metrics for training (keras.ops, any backend); evaluation of one predicted mask (NumPy, SciPy).
+"""Losses and metrics of training (keras.ops, any backend), and scores of a predicted mask.
 
-    python metrics.py compare A/metrics.csv B/metrics.csv      are two runs different? image by image
+    python metrics.py compare A/metrics.csv B/metrics.csv      are two runs different?
 
-In training: y_true and y_pred (N, H, W, K) in [0, 1], a true pixel on a border being partly inside; each function gives
-one number per image, (N,), computed in float32 whatever the network's precision. With several channels the first is the
-background: Dice, Tversky and the metrics leave it out and average the rest.
+In training y_true and y_pred are (N, H, W, K) in [0, 1]; a true pixel on a border is partly
+inside. Each function returns one number per image, (N,), computed in float32 whatever the
+network's precision. With several channels the first is the background: Dice, Tversky and the
+metrics leave it out and average the others.
+
+To add a loss, write a function (y_true, y_pred) → (N,) and name it in LOSSES.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +21,13 @@ from scipy import ndimage, stats
 import utils
 from utils import UserError
 
-METRICS = ("dice", "iou", "precision", "recall", "nsd", "hd95", "assd")
-NSD_TOLERANCE = 2.0  # pixels by which a border may be off and still counts as right
+OVERLAPS = ("dice", "iou", "precision", "recall")  # in [0, 1]
+DISTANCES = ("nsd", "hd95", "assd")  # they depend on the unit, pixels or mm
+METRICS = (*OVERLAPS, *DISTANCES)
+NSD_TOLERANCE = 2.0  # by so many pixels, or mm, a border may be off and still counts as right
 
 
-# ------------------------------------------------------------------------------------------------------------ losses
+# ----------------------------------------------------------------------------------------- losses
 
 
 def _float32(*tensors: KerasTensor) -> list[KerasTensor]:
@@ -38,11 +43,13 @@ def _with_background(tensor: KerasTensor) -> KerasTensor:
 
 
 def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> KerasTensor:
-    """Cross-entropy that counts easy pixels less: (N,) ≥ 0 (Lin et al. 2017; for shares Li et al. 2020)."""
+    """Cross-entropy that counts easy pixels less: (N,) ≥ 0.
+
+    Lin et al. 2017; for partly covered pixels Li et al. 2020.
+    """
     y_true, y_pred = map(_with_background, _float32(y_true, y_pred))
-    y_pred = ops.clip(
-        y_pred, 1e-30, 1.0
-    )  # a larger floor would end the gradient where a class is wrongly ruled out
+    # A larger floor would end the gradient where a class is wrongly ruled out.
+    y_pred = ops.clip(y_pred, 1e-30, 1.0)
     weight = ops.power(ops.abs(y_true - y_pred), gamma) if gamma else 1.0
     return -ops.mean(ops.sum(y_true * weight * ops.log(y_pred), axis=-1), axis=(1, 2))
 
@@ -55,30 +62,34 @@ def cross_entropy(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
 def tversky_loss(
     y_true: KerasTensor, y_pred: KerasTensor, alpha: float = 0.3, beta: float = 0.7
 ) -> KerasTensor:
-    """One minus the Tversky index, alpha weighing false positives, beta misses: (N,) in [0, 1] (Salehi et al. 2017).
+    """One minus the Tversky index: (N,) in [0, 1] (Salehi et al. 2017).
 
-    A pixel counts as hit by the smaller of truth and prediction: their product where the truth is 0 or 1, and elsewhere
-    the loss is still least where they are equal (Wang et al. 2023). One pixel is added above and below, so that an
-    empty image has a gradient and no division by zero.
+    alpha weights false positives, beta false negatives. A pixel's hit is the smaller of truth and
+    prediction: their product where the truth is 0 or 1, and elsewhere the loss is still least
+    where they are equal (Wang et al. 2023). One pixel is added to both sides of the fraction, so
+    that an empty image has a gradient and no division by zero.
     """
     y_true, y_pred = map(_foreground, _float32(y_true, y_pred))
     hits = ops.sum(ops.minimum(y_true, y_pred), axis=(1, 2))
-    wrong = ops.sum(y_pred, axis=(1, 2)) - hits
+    extra = ops.sum(y_pred, axis=(1, 2)) - hits
     missed = ops.sum(y_true, axis=(1, 2)) - hits
-    return 1 - ops.mean((hits + 1) / (hits + alpha * wrong + beta * missed + 1), axis=-1)
+    return 1 - ops.mean((hits + 1) / (hits + alpha * extra + beta * missed + 1), axis=-1)
 
 
 def dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
-    """One minus soft Dice of each image: (N,) in [0, 1] (Milletari et al. 2016, without the squares)."""
+    """One minus soft Dice: (N,) in [0, 1] (Milletari et al. 2016, without the squares)."""
     return tversky_loss(y_true, y_pred, alpha=0.5, beta=0.5)
 
 
 def bce_dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
-    """Cross-entropy plus Dice loss: (N,) ≥ 0. Dice for the overlap, cross-entropy for its steady gradient (nnU-Net)."""
+    """Cross-entropy plus Dice loss: (N,) ≥ 0 (nnU-Net, Isensee et al. 2021).
+
+    Dice rewards overlap, cross-entropy has a steady gradient.
+    """
     return cross_entropy(y_true, y_pred) + dice_loss(y_true, y_pred)
 
 
-LOSSES: dict[str, Callable] = {
+LOSSES: dict[str, Callable[[KerasTensor, KerasTensor], KerasTensor]] = {
     "bce_dice": bce_dice_loss,
     "dice": dice_loss,
     "focal": focal_loss,
@@ -86,64 +97,66 @@ LOSSES: dict[str, Callable] = {
 }
 
 
-# ----------------------------------------------------------------------------------------------- metrics in training
+# ---------------------------------------------------------------------------- metrics of training
 
 
 def _decide(tensor: KerasTensor) -> KerasTensor:
-    """Make {0, 1} of [0, 1]: one channel at 0.5, of several the largest."""
+    """Round [0, 1] to {0, 1}: one channel at 0.5, of several channels the largest is 1."""
     channels = tensor.shape[-1]
-    decided = tensor >= 0.5 if channels == 1 else ops.one_hot(ops.argmax(tensor, axis=-1), channels)
-    return ops.cast(decided, "float32")
+    if channels == 1:
+        return ops.cast(tensor >= 0.5, "float32")
+    return ops.cast(ops.one_hot(ops.argmax(tensor, axis=-1), channels), "float32")
 
 
 def _counts(
     y_true: KerasTensor, y_pred: KerasTensor
 ) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
-    """Count (N, K) pixels of the decided masks: both, truth, prediction."""
-    truth, decided = (_foreground(_decide(tensor)) for tensor in _float32(y_true, y_pred))
-    return tuple(ops.sum(masks, axis=(1, 2)) for masks in (truth * decided, truth, decided))
+    """Count the pixels of the decided masks, (N, K) each: in both, in truth, in prediction."""
+    truth, found = (_foreground(_decide(tensor)) for tensor in _float32(y_true, y_pred))
+    return tuple(ops.sum(mask, axis=(1, 2)) for mask in (truth * found, truth, found))
 
 
 def _ratio(part: KerasTensor, whole: KerasTensor, both: KerasTensor) -> KerasTensor:
-    """Divide, (N, K) → (N,): 1 where truth and prediction are both empty, 0 where the denominator alone is."""
-    ratio = ops.where(both == 0, 1.0, part / ops.maximum(whole, 1.0))
-    return ops.mean(ratio, axis=-1)
+    """Divide, (N, K) → (N,): 1 where `both` masks are empty, 0 where only `whole` is 0."""
+    return ops.mean(ops.where(both == 0, 1.0, part / ops.maximum(whole, 1.0)), axis=-1)
 
 
 def dice(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
-    """Dice of each image's decided masks: (N,) in [0, 1]; two empty masks score 1, one empty scores 0."""
+    """Dice of each image's decided masks: (N,) in [0, 1]; two empty masks score 1, one scores 0."""
     hits, truth, found = _counts(y_true, y_pred)
     return _ratio(2 * hits, truth + found, truth + found)
 
 
 def iou(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
-    """Intersection over union (Jaccard) of each image: (N,) in [0, 1], empty masks as in `dice`."""
+    """Intersection over union (Jaccard) of each image: (N,) in [0, 1]; empty as in `dice`."""
     hits, truth, found = _counts(y_true, y_pred)
     return _ratio(hits, truth + found - hits, truth + found)
 
 
 def precision(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
-    """Share of the found pixels that are right, per image: (N,) in [0, 1], empty masks as in `dice`."""
+    """Share of the predicted pixels that are right: (N,) in [0, 1]; empty as in `dice`."""
     hits, truth, found = _counts(y_true, y_pred)
     return _ratio(hits, found, truth + found)
 
 
 def recall(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
-    """Share of the true pixels that are found, per image: (N,) in [0, 1], empty masks as in `dice`."""
+    """Share of the true pixels that are predicted: (N,) in [0, 1]; empty as in `dice`."""
     hits, truth, found = _counts(y_true, y_pred)
     return _ratio(hits, truth, truth + found)
 
 
-# ------------------------------------------------------------------------------------------ evaluation of one mask
+# ---------------------------------------------------------------------- scores of a predicted mask
 
 
 def surface_distances(
     truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (pixels or mm) of the border pixels of one mask (bool, not empty) to the other's border, both ways."""
-    box = ndimage.find_objects((truth | found).astype(np.uint8))[
-        0
-    ]  # the rest has no border, but would cost time
+    """Measure the distance of each mask's border pixels to the other's border, both ways.
+
+    truth, found: bool, not empty. The result is in pixels, or in mm if `spacing` is given.
+    """
+    # Only the box around both masks: the rest has no border, but would cost time.
+    box = ndimage.find_objects((truth | found).astype(np.uint8))[0]
     box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
     borders = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (truth, found)]
     away = [ndimage.distance_transform_edt(~border, sampling=spacing) for border in borders]
@@ -153,21 +166,24 @@ def surface_distances(
 def score_mask(
     truth: np.ndarray, found: np.ndarray, spacing: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """Compare two masks (H, W) or (S, H, W) in {0, 1}: dice, iou, precision, recall, nsd in [0, 1]; hd95 and assd.
+    """Compare two masks (H, W) or (S, H, W) in {0, 1}; return each of METRICS.
 
-    The latter two are in pixels, or in mm where their `spacing` is given, a number per axis, and so is the tolerance.
+    spacing: mm per axis, if known; then hd95, assd and the tolerance of nsd are in mm.
 
-    nsd: share of both borders' pixels within NSD_TOLERANCE of the other (Nikolov et al. 2021); hd95: the larger of the
-    two directed 95th percentiles; assd: mean over both borders' pixels. Two empty masks score 1 and 0 pixels; one empty
-    scores 0 and the image's diagonal, the worst there is. Raises ValueError if shapes differ.
+    nsd: share of both borders' pixels within NSD_TOLERANCE of the other (Nikolov et al. 2021).
+    hd95: the larger of the two directed 95th percentiles. assd: mean over both borders. Two empty
+    masks score 1 and distance 0; one empty mask scores 0 and the image's diagonal, the worst
+    there is. Raises ValueError if the shapes differ.
     """
     if truth.shape != found.shape:
         raise ValueError(f"masks of shape {truth.shape} and {found.shape} cannot be compared")
     truth, found = truth.astype(bool), found.astype(bool)
     if not truth.any() or not found.any():
-        equal = not truth.any() and not found.any()
-        distance = 0.0 if equal else float(np.linalg.norm(np.multiply(truth.shape, spacing or 1)))
-        return dict.fromkeys(METRICS[:5], float(equal)) | {"hd95": distance, "assd": distance}
+        both_empty = not truth.any() and not found.any()
+        diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing or 1)))
+        distance = 0.0 if both_empty else diagonal
+        scores = dict.fromkeys((*OVERLAPS, "nsd"), float(both_empty))
+        return scores | {"hd95": distance, "assd": distance}
     hits, union = int((truth & found).sum()), int((truth | found).sum())
     there, back = surface_distances(truth, found, spacing)
     both = np.concatenate([there, back])
@@ -188,50 +204,63 @@ def score_classes(
     names: Sequence[str],
     spacing: Sequence[float] | None = None,
 ) -> dict[str, float]:
-    """Compare class ids (S, H, W) or (H, W): each metric's mean over the classes, and `dice: name` … where several.
+    """Compare class ids (S, H, W) or (H, W): each metric's mean over the classes.
 
-    spacing: between slices, rows and columns in mm, if known. A single slice is compared as a plane.
+    With several classes also `dice: name` … of each. spacing: mm between slices, rows and
+    columns, if known. A volume of one slice is compared as a plane.
     """
     if len(truth) == 1 and truth.ndim == 3:
         truth, found, spacing = truth[0], found[0], spacing and spacing[1:]
-    scores = {name: score_mask(truth == i, found == i, spacing) for i, name in enumerate(names, 1)}
-    row = {
-        metric: float(np.mean([score[metric] for score in scores.values()])) for metric in METRICS
-    }
+    scores = {}
+    for class_id, name in enumerate(names, 1):
+        scores[name] = score_mask(truth == class_id, found == class_id, spacing)
+    row = {}
+    for metric in METRICS:
+        row[metric] = float(np.mean([score[metric] for score in scores.values()]))
     if len(names) > 1:
-        row |= {
-            f"{metric}: {name}": score[metric]
-            for name, score in scores.items()
-            for metric in METRICS
-        }
+        for name, score in scores.items():
+            row |= {f"{metric}: {name}": score[metric] for metric in METRICS}
     return row
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
-    """Average a table with a row per image: per metric the mean and its 95 % bootstrap interval (low, high; seeded).
+    """Average a table with a row per image: mean, low and high of each metric.
 
-    Where some rows are in mm and others in pixels (column unit), distances and NSD are left out.
+    low, high: the 95 % bootstrap interval of the mean, seeded. If some rows are in mm and others
+    in pixels (column unit), the metrics that depend on it are left out.
     """
-    rows, mixed = {}, len(set(table.get("unit", ()))) > 1
+    is_mixed = len(set(table.get("unit", ()))) > 1
+    rows = {}
     for column in table.select_dtypes("number"):
-        if mixed and column.partition(":")[0] in METRICS[4:]:
+        if is_mixed and column.partition(":")[0] in DISTANCES:
             continue
         values = table[column].to_numpy(float)
         low = high = values.mean()
         if np.ptp(values) > 0:
-            interval = stats.bootstrap(
+            low, high = stats.bootstrap(
                 (values,), np.mean, method="percentile", n_resamples=9999, batch=100, rng=0
-            )
-            low, high = interval.confidence_interval
+            ).confidence_interval
         rows[column] = {"mean": values.mean(), "low": low, "high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-# ------------------------------------------------------------------------------------------------- comparing two runs
+def format_summary(table: pd.DataFrame) -> str:
+    """Lay out the means of a table with a row per image for the terminal."""
+    units = " and ".join(sorted(set(table.unit)))
+    lines = [f"{'':24} {'mean':>8}   95 % interval (hd95, assd in {units})"]
+    for name, row in summarize(table).iterrows():
+        is_distance = "hd95" in name or "assd" in name
+        digits = 2 if is_distance or row["mean"] > 1 else 4
+        interval = f"{row['low']:.{digits}f} to {row['high']:.{digits}f}"
+        lines.append(f"{name:24} {row['mean']:8.{digits}f}   {interval}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------ comparing two runs
 
 
 def compare(one: Path, other: Path, /) -> pd.DataFrame:
-    """Compare two metrics.csv image by image: means, mean difference with its 95 % interval, Wilcoxon's p.
+    """Compare two metrics.csv image by image: means, mean difference, its interval, Wilcoxon's p.
 
     Args:
         one: a table that predict.py or train.py --folds wrote
@@ -241,60 +270,54 @@ def compare(one: Path, other: Path, /) -> pd.DataFrame:
     """
     tables = [_read_metrics(path) for path in (one, other)]
     result = compare_tables(*tables)
-    print(
-        f"{len(tables[0])} images; A is {one}, B is {other}\n{result.to_string(float_format='{:.4f}'.format)}"
-    )
+    shown = result.to_string(float_format="{:.4f}".format)
+    print(f"{len(tables[0])} images; A is {one}, B is {other}\n{shown}")
     return result
 
 
 def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Compare two tables with a row per image, a row per metric: A, B, B - A, its 95 % interval, Wilcoxon's p.
+    """Compare two tables with a row per image: A, B, B - A, low, high, p for each metric.
 
+    low, high: the 95 % bootstrap interval of the mean difference; p: Wilcoxon's signed-rank test.
     Raises UserError unless both hold the same images.
     """
-    lacking = set(one.image) ^ set(other.image)
-    if lacking:
+    unpaired = set(one.image) ^ set(other.image)
+    if unpaired:
         raise UserError(
-            f"{len(lacking)} image(s) are in one table only, such as {min(lacking)}; expected the same ones"
+            f"{len(unpaired)} image(s) are in one table only, such as {min(unpaired)}; expected "
+            "the same images in both"
         )
     one, other = one.set_index("image"), other.set_index("image").reindex(one.image)
     rows = {}
-    for metric in [name for name in METRICS if name in one and name in other]:
+    for metric in METRICS:
+        if metric not in one or metric not in other:
+            continue
         first, second = one[metric].to_numpy(float), other[metric].to_numpy(float)
         difference = pd.DataFrame({metric: second - first})
         p = stats.wilcoxon(first, second).pvalue if difference[metric].any() else 1.0
         mean, low, high = summarize(difference).loc[metric]
-        rows[metric] = {
-            "A": first.mean(),
-            "B": second.mean(),
-            "B - A": mean,
-            "low": low,
-            "high": high,
-            "p": p,
-        }
+        means = {"A": first.mean(), "B": second.mean(), "B - A": mean}
+        rows[metric] = {**means, "low": low, "high": high, "p": p}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
+    """Read a metrics.csv. Raises UserError if it is none."""
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a metrics.csv") from None
     if not {"image", "dice"} <= set(table) or not table.image.is_unique or not len(table):
         raise UserError(
-            f"{path} is no metrics.csv; expected columns image, dice … and each image once"
+            f"{path} is not a metrics.csv; expected columns image, dice … and each image once"
         )
     for name in set(METRICS) & set(table):
         if not np.issubdtype(table[name].dtype, np.number) or not np.isfinite(table[name]).all():
             raise UserError(
-                f"{path}: column {name} has other things than numbers; expected one for each image"
+                f"{path}: column {name} holds other things than numbers; expected one per image"
             )
     return table
 
 
 if __name__ == "__main__":
-    import tyro
-
-    utils.run_cli(
-        lambda: tyro.extras.subcommand_cli_from_dict({"compare": compare}, description=__doc__)
-    )
+    utils.run_commands({"compare": compare}, __doc__)

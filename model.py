@@ -1,99 +1,112 @@
-"""U-Nets by name: the plain one of Ronneberger et al. 2015 (arXiv 1505.04597, section 2) and what came of it.
+"""The networks: U-Net (Ronneberger et al. 2015, arXiv 1505.04597, section 2) and its successors.
 
-    python model.py [--architecture unet] [--image-size 128] [--filters 8] [--depth 4] [--classes 1]
+    python model.py [--architecture unet] [--image-size 128] [--filters 8] [--depth 4]
 
-Prints the summary; of the plain U-Net it also draws img/u-net-architecture.png. At 512x512 with 64 filters and depth 4
-the plain one is the paper's network (31 million parameters), with same padding and normalization.
+prints a network layer by layer. With 64 filters, depth 4 and 512x512 pixels the plain U-Net is the
+paper's network (31 million parameters), with same padding and normalization.
 
-Every network is an encoder, which gives a feature map per level, each half the size of the one before, and a decoder,
-which joins them again. Layers of the decoder have names that start with "decoder" or "probabilities".
+Every network is an encoder and a decoder. The encoder gives one feature map per level, each half
+the size of the one before. The decoder joins them again, the coarsest first. The names of the
+decoder's layers start with "decoder"; the last layer is "probabilities".
+
+To add an architecture, write a function (input, settings) → feature map and name it in
+ARCHITECTURES.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import KerasTensor, layers
 
 import utils
-from benchmarks import figures
 from utils import UserError
 
-Block = Callable[
-    [KerasTensor, int, str], KerasTensor
-]  # (input, filters, name) → same size, `filters` channels
+NORMALIZATIONS = ("batch", "group", "instance", "none")
 
-# ------------------------------------------------------------------------------------------------------------ blocks
+
+class Settings(NamedTuple):
+    """What an architecture is built with."""
+
+    filters: int  # channels of the first level, doubled at each level below
+    depth: int  # how often the size is halved
+    normalization: str  # one of NORMALIZATIONS
+    encoder_weights: str  # of a pretrained encoder: imagenet, a weights file, or none
+
+
+# ----------------------------------------------------------------------------------------- blocks
 
 
 def normalize(x: KerasTensor, kind: str, name: str) -> KerasTensor:
-    """Normalize (N, H, W, C) over the batch, over groups of channels, over each channel (instance), or not at all."""
+    """Normalize (N, H, W, C) over the batch, over groups of channels or over each channel."""
     if kind == "none":
         return x
     if kind == "batch":
         return layers.BatchNormalization(momentum=0.9, name=name)(x)
     channels = x.shape[-1]
-    most = (
-        channels if kind == "instance" else min(8, max(1, channels // 4))
-    )  # a group has four channels at least
-    groups = max(count for count in range(1, most + 1) if channels % count == 0)
+    # GroupNorm: at most 8 groups, at least 4 channels each.
+    max_groups = channels if kind == "instance" else min(8, max(1, channels // 4))
+    groups = max(count for count in range(1, max_groups + 1) if channels % count == 0)
     return layers.GroupNormalization(groups, name=name)(x)
 
 
 def convolve(
-    x: KerasTensor, filters: int, name: str, number: int, size: int, normalization: str
+    x: KerasTensor, settings: Settings, filters: int, size: int, name: str, number: int
 ) -> KerasTensor:
     """Convolve and normalize: (N, H, W, C) → (N, H, W, filters)."""
-    convolution = layers.Conv2D(
+    x = layers.Conv2D(
         filters,
         size,
         padding="same",
-        use_bias=normalization == "none",  # a normalization has its own
+        use_bias=settings.normalization == "none",  # a normalization has a bias of its own
         kernel_initializer="he_normal",
         name=f"{name}_conv{number}",
-    )
-    return normalize(convolution(x), normalization, f"{name}_norm{number}")
+    )(x)
+    return normalize(x, settings.normalization, f"{name}_norm{number}")
 
 
-def conv_block(x: KerasTensor, filters: int, name: str, normalization: str) -> KerasTensor:
+def conv_block(x: KerasTensor, settings: Settings, filters: int, name: str) -> KerasTensor:
     """Apply twice: 3x3 convolution, normalization, ReLU. (N, H, W, C) → (N, H, W, filters)."""
-    for i in (1, 2):
-        x = convolve(x, filters, name, i, 3, normalization)
-        x = layers.Activation("relu", name=f"{name}_relu{i}")(x)
+    for number in (1, 2):
+        x = convolve(x, settings, filters, 3, name, number)
+        x = layers.Activation("relu", name=f"{name}_relu{number}")(x)
     return x
 
 
-def residual_block(x: KerasTensor, filters: int, name: str, normalization: str) -> KerasTensor:
-    """Do as `conv_block`, with a shortcut around both convolutions (He et al. 2016, figure 2)."""
-    shortcut = x if x.shape[-1] == filters else convolve(x, filters, name, 0, 1, normalization)
-    x = convolve(x, filters, name, 1, 3, normalization)
+def residual_block(x: KerasTensor, settings: Settings, filters: int, name: str) -> KerasTensor:
+    """Like `conv_block`, with a shortcut around both convolutions (He et al. 2016, figure 2)."""
+    same = x.shape[-1] == filters
+    shortcut = x if same else convolve(x, settings, filters, 1, name, 0)
+    x = convolve(x, settings, filters, 3, name, 1)
     x = layers.Activation("relu", name=f"{name}_relu1")(x)
-    x = convolve(x, filters, name, 2, 3, normalization)
+    x = convolve(x, settings, filters, 3, name, 2)
     x = layers.Add(name=f"{name}_add")([x, shortcut])
     return layers.Activation("relu", name=f"{name}_relu2")(x)
 
 
-def up(x: KerasTensor, filters: int, name: str) -> KerasTensor:
+def upsample(x: KerasTensor, filters: int, name: str) -> KerasTensor:
     """Double the size by a learned 2x2 up-convolution: (N, H, W, C) → (N, 2H, 2W, filters)."""
     return layers.Conv2DTranspose(filters, 2, strides=2, name=f"{name}_up")(x)
 
 
-# ---------------------------------------------------------------------------------------------------------- encoders
+Block = Callable[[KerasTensor, Settings, int, str], KerasTensor]
 
 
-def encode(x: KerasTensor, filters: int, depth: int, block: Block) -> list[KerasTensor]:
-    """Run the contracting path: feature maps (N, H/2^l, W/2^l, 2^l F) of the levels l = 0 .. depth."""
+# --------------------------------------------------------------------------------------- encoders
+
+
+def encode(x: KerasTensor, settings: Settings, block: Block) -> list[KerasTensor]:
+    """Run the contracting path: a feature map per level, the finest first."""
     features = []
-    for level in range(depth):
-        x = block(x, filters * 2**level, f"encoder{level}")  # (N, H/2^l, W/2^l, 2^l F)
+    filters = settings.filters
+    for level in range(settings.depth):  # F is settings.filters
+        x = block(x, settings, filters * 2**level, f"encoder{level}")  # (N, H/2^l, W/2^l, 2^l F)
         features.append(x)
-        x = layers.MaxPooling2D(2, name=f"encoder{level}_pool")(
-            x
-        )  # (N, H/2^(l+1), W/2^(l+1), 2^l F)
-    return [*features, block(x, filters * 2**depth, "bottleneck")]  # (N, H/2^d, W/2^d, 2^d F)
+        x = layers.MaxPooling2D(2, name=f"encoder{level}_pool")(x)  # half the size
+    x = block(x, settings, filters * 2**settings.depth, "bottleneck")  # (N, H/2^d, W/2^d, 2^d F)
+    return [*features, x]
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Backbone:
     """An encoder of keras.applications, and how it wants its pixels."""
 
     build: Callable[..., keras.Model]
-    scale: float  # applied to [0, 1]
+    scale: float  # applied to pixels in [0, 1]
     offset: float
 
 
@@ -113,93 +126,93 @@ BACKBONES = {
 
 
 def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[KerasTensor]:
-    """Run an ImageNet classifier's layers: the last feature map of each of its sizes, H/2 .. H/32.
+    """Run an ImageNet classifier's layers: the last feature map of each size, H/2 .. H/32.
 
-    Grey becomes colour by repeating it, which for the first convolution is the same as adding up its three kernels.
-    weights: imagenet (downloaded by Keras, once), a weights file, or none. Raises UserError if they cannot be had.
+    A grey image is repeated as three colours; for the first convolution this is the same as the
+    sum of its three kernels. Raises UserError if the weights cannot be had.
     """
     height, width = x.shape[1:3]
     if x.shape[-1] == 1:
         x = layers.Concatenate(name="grey_to_colour")([x, x, x])  # (N, H, W, 3)
     x = layers.Rescaling(backbone.scale, backbone.offset, name="pixel_range")(x)
+    named = None if weights == "none" else weights
     try:
-        network = backbone.build(
-            include_top=False, weights=None if weights == "none" else weights, input_tensor=x
-        )
+        network = backbone.build(include_top=False, weights=named, input_tensor=x)
     except Exception as error:  # Keras raises this very class when a download fails
         if weights == "none":
             raise
         raise UserError(
-            f"encoder_weights {weights!r} cannot be loaded ({error}); expected imagenet (needs the internet once), a "
-            "weights file that Keras wrote for this encoder, or none"
+            f"encoder weights {weights!r} cannot be loaded ({error}); expected imagenet (needs the "
+            "internet once) or a weights file that Keras wrote for this encoder"
         ) from error
-    clone = keras.models.clone_model(network, input_tensors=network.inputs, call_function=as_layer)
+    clone = keras.models.clone_model(
+        network, input_tensors=network.inputs, call_function=call_as_layer
+    )
     clone.set_weights(network.get_weights())
-    last = {layer.output.shape[1:3]: layer.output for layer in clone.layers}
-    return [last[height // 2**level, width // 2**level] for level in range(1, 6)]
+    last_of_size = {layer.output.shape[1:3]: layer.output for layer in clone.layers}
+    return [last_of_size[height // 2**level, width // 2**level] for level in range(1, 6)]
 
 
-def as_layer(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
-    """Call a step of a network; where it is `x + number` or `x * number` (MobileNetV3's), a layer does the same.
+def call_as_layer(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+    """Call a step of a network; `x + number` and `x * number` (MobileNetV3) become a layer.
 
-    An HDF5 file names a step by its class alone, and Keras then takes the operation Add for the layer Add.
+    An HDF5 file names a step by its class alone, and Keras then mistakes the operation Add for
+    the layer Add.
     """
     if isinstance(step, keras.Layer):
         return step(*args, **kwargs)
     x, number = args
-    kind = type(step).__name__
-    return layers.Rescaling(
-        **{"Add": {"scale": 1.0, "offset": number}, "Multiply": {"scale": number}}[kind]
-    )(x)
+    if type(step).__name__ == "Add":
+        return layers.Rescaling(1.0, offset=number)(x)
+    if type(step).__name__ == "Multiply":
+        return layers.Rescaling(number)(x)
+    raise ValueError(f"{type(step).__name__} is not a layer; HDF5 cannot store it")
 
 
-# ---------------------------------------------------------------------------------------------------------- decoders
-# Each takes the encoder's feature maps, the finest first, and gives its own finest one.
+# --------------------------------------------------------------------------------------- decoders
 
 
 def decode(
-    features: list[KerasTensor], filters: int, block: Block, attention: bool = False
+    features: list[KerasTensor], settings: Settings, block: Block, attention: bool = False
 ) -> KerasTensor:
-    """Run the expanding path of the U-Net: up-convolution, skip connection (gated by `attention`), block."""
+    """Run the expanding path: up-convolution, skip connection, block; the finest map is left."""
     x = features[-1]
     for level in reversed(range(len(features) - 1)):
-        name = f"decoder{level}"
-        x = up(x, filters * 2**level, name)  # (N, H/2^l, W/2^l, 2^l F)
+        name, filters = f"decoder{level}", settings.filters * 2**level
+        x = upsample(x, filters, name)  # (N, H/2^l, W/2^l, 2^l F)
         skip = attention_gate(features[level], x, name) if attention else features[level]
         x = layers.Concatenate(name=f"{name}_skip")([skip, x])  # (N, H/2^l, W/2^l, 2^(l+1) F)
-        x = block(x, filters * 2**level, name)  # (N, H/2^l, W/2^l, 2^l F)
+        x = block(x, settings, filters, name)  # (N, H/2^l, W/2^l, 2^l F)
     return x
 
 
 def attention_gate(skip: KerasTensor, signal: KerasTensor, name: str) -> KerasTensor:
-    """Attention gate: weigh each pixel of `skip` by what it and the coarser `signal` say (Oktay et al. 2018)."""
+    """Weight each pixel of `skip` by itself and the coarser `signal` (Oktay et al. 2018)."""
     inner = max(1, skip.shape[-1] // 2)
-    both = [
-        layers.Conv2D(inner, 1, name=f"{name}_gate_{part}")(x)
-        for part, x in (("skip", skip), ("signal", signal))
-    ]
-    x = layers.Activation("relu", name=f"{name}_gate_relu")(
-        layers.Add(name=f"{name}_gate_add")(both)
-    )
+    from_skip = layers.Conv2D(inner, 1, name=f"{name}_gate_skip")(skip)
+    from_signal = layers.Conv2D(inner, 1, name=f"{name}_gate_signal")(signal)
+    x = layers.Add(name=f"{name}_gate_add")([from_skip, from_signal])
+    x = layers.Activation("relu", name=f"{name}_gate_relu")(x)
     weight = layers.Conv2D(1, 1, activation="sigmoid", name=f"{name}_gate")(x)  # (N, H, W, 1)
     return layers.Multiply(name=f"{name}_gated")([skip, weight])
 
 
-def decode_nested(features: list[KerasTensor], filters: int, block: Block) -> KerasTensor:
-    """U-Net++: every level is decoded at every step, each from all its earlier maps (Zhou et al. 2018, figure 1)."""
+def decode_nested(features: list[KerasTensor], settings: Settings, block: Block) -> KerasTensor:
+    """Decode every level at every step, from all its earlier maps (Zhou et al. 2018, figure 1)."""
     maps = [[x] for x in features]  # maps[level][step]
     for step in range(1, len(features)):
         for level in range(len(features) - step):
-            name = f"decoder{level}_{step}"
-            below = up(maps[level + 1][step - 1], filters * 2**level, name)
+            name, filters = f"decoder{level}_{step}", settings.filters * 2**level
+            below = upsample(maps[level + 1][step - 1], filters, name)
             joined = layers.Concatenate(name=f"{name}_skip")([*maps[level], below])
-            maps[level].append(block(joined, filters * 2**level, name))
+            maps[level].append(block(joined, settings, filters, name))
     return maps[0][-1]
 
 
-def decode_full_scale(features: list[KerasTensor], filters: int, block: Block) -> KerasTensor:
-    """U-Net 3+: every level is decoded from the maps of all sizes (Huang et al. 2020, equation 1)."""
-    maps = list(features)  # encoder's maps, replaced by the decoder's from the coarsest on
+def decode_full_scale(features: list[KerasTensor], settings: Settings, block: Block) -> KerasTensor:
+    """Decode every level from the maps of all sizes (Huang et al. 2020, equation 1)."""
+    filters = settings.filters
+    maps = list(features)  # the encoder's, replaced by the decoder's from the coarsest on
     for level in reversed(range(len(features) - 1)):
         parts = []
         for other, x in enumerate(maps):
@@ -207,33 +220,60 @@ def decode_full_scale(features: list[KerasTensor], filters: int, block: Block) -
             if other < level:
                 x = layers.MaxPooling2D(2 ** (level - other), name=f"{name}_pool")(x)
             elif other > level:
-                x = layers.UpSampling2D(
-                    2 ** (other - level), interpolation="bilinear", name=f"{name}_up"
-                )(x)
-            parts.append(
-                layers.Conv2D(
-                    filters, 3, padding="same", kernel_initializer="he_normal", name=name
-                )(x)
+                factor = 2 ** (other - level)
+                x = layers.UpSampling2D(factor, interpolation="bilinear", name=f"{name}_up")(x)
+            convolution = layers.Conv2D(
+                filters, 3, padding="same", kernel_initializer="he_normal", name=name
             )
-        joined = layers.Concatenate(name=f"decoder{level}_skip")(
-            parts
-        )  # (N, H/2^l, W/2^l, (d+1) F)
-        maps[level] = block(joined, filters * len(parts), f"decoder{level}")
+            parts.append(convolution(x))  # (N, H/2^l, W/2^l, F)
+        joined = layers.Concatenate(name=f"decoder{level}_skip")(parts)
+        maps[level] = block(joined, settings, filters * len(parts), f"decoder{level}")
     return maps[0]
 
 
-DECODERS = {
-    "unet": decode,
-    "residual": decode,
-    "attention": partial(decode, attention=True),
-    "unet++": decode_nested,
-    "unet3+": decode_full_scale,
-    **dict.fromkeys(BACKBONES, decode),
+# ---------------------------------------------------------------------------------- architectures
+
+
+def plain_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
+    """U-Net: images (N, H, W, C) → feature map (N, H, W, F)."""
+    return decode(encode(x, settings, conv_block), settings, conv_block)
+
+
+def residual_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
+    """U-Net of residual blocks."""
+    return decode(encode(x, settings, residual_block), settings, residual_block)
+
+
+def attention_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
+    """U-Net with an attention gate on each skip connection."""
+    return decode(encode(x, settings, conv_block), settings, conv_block, attention=True)
+
+
+def nested_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
+    """U-Net++."""
+    return decode_nested(encode(x, settings, conv_block), settings, conv_block)
+
+
+def full_scale_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
+    """U-Net 3+."""
+    return decode_full_scale(encode(x, settings, conv_block), settings, conv_block)
+
+
+def pretrained_unet(x: KerasTensor, settings: Settings, backbone: Backbone) -> KerasTensor:
+    """U-Net with an encoder of keras.applications; a block adds the finest level, which it lacks."""
+    finest = conv_block(x, settings, settings.filters, "decoder_input")
+    features = [finest, *encode_pretrained(x, backbone, settings.encoder_weights)]
+    return decode(features, settings, conv_block)
+
+
+ARCHITECTURES: dict[str, Callable[[KerasTensor, Settings], KerasTensor]] = {
+    "unet": plain_unet,
+    "residual": residual_unet,
+    "attention": attention_unet,
+    "unet++": nested_unet,
+    "unet3+": full_scale_unet,
+    **{name: partial(pretrained_unet, backbone=one) for name, one in BACKBONES.items()},
 }
-NORMALIZATIONS = ("batch", "group", "instance", "none")
-
-
-# ------------------------------------------------------------------------------------------------------- the network
 
 
 def build_unet(
@@ -246,105 +286,82 @@ def build_unet(
     normalization: str = "batch",
     encoder_weights: str = "none",
 ) -> keras.Model:
-    """Build the network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
+    """Build a network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
 
-    input_shape: (H, W, C), H and W multiples of 2**depth (or None, for any such size).
-    classes: output channels; 1 ends in a sigmoid, more in a softmax (count the background as one then).
-    filters: channels of the first level, doubled at each of the `depth` halvings (a pretrained encoder has 5).
-    architecture: a name in DECODERS; encoder_weights: see `encode_pretrained`.
+    input_shape: (H, W, C); H and W are multiples of 2**depth, or None for any such size.
+    classes: output channels; 1 ends in a sigmoid, more end in a softmax whose first channel is
+        the background.
+    filters: channels of the first level, doubled at each of the `depth` halvings; a pretrained
+        encoder has 5 halvings.
+    architecture: a name in ARCHITECTURES.
+    encoder_weights: of a pretrained encoder: imagenet (downloaded once), a weights file, or none.
+
     Raises UserError (a ValueError) for an unknown name or a size that cannot be halved so often.
     """
     check_names(architecture, normalization, encoder_weights)
-    backbone = BACKBONES.get(architecture)
-    check_size(input_shape[:2], 5 if backbone else depth, fixed=backbone is not None)
-    kind = residual_block if architecture == "residual" else conv_block
-    block = partial(kind, normalization=normalization)
+    check_size(input_shape[:2], depth, pretrained=architecture in BACKBONES)
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
-    if backbone:
-        pretrained = encode_pretrained(inputs, backbone, encoder_weights)
-        features = [
-            block(inputs, filters, "decoder_input"),
-            *pretrained,
-        ]  # the finest level is not in the backbone
-    else:
-        features = encode(inputs, filters, depth, block)
-    decoded = DECODERS[architecture](features, filters, block)
-    return keras.Model(inputs, head(decoded, classes), name=architecture.replace("+", "p"))
+    settings = Settings(filters, depth, normalization, encoder_weights)
+    features = ARCHITECTURES[architecture](inputs, settings)  # (N, H, W, F)
+    outputs = layers.Conv2D(
+        classes,
+        1,
+        activation="sigmoid" if classes == 1 else "softmax",
+        dtype="float32",  # also where the layers before compute in bfloat16
+        name="probabilities",
+    )(features)
+    return keras.Model(inputs, outputs, name=architecture.replace("+", "p"))
 
 
-def check_names(architecture: str, normalization: str, encoder_weights: str) -> None:
+def check_names(architecture: str, normalization: str, encoder_weights: str = "none") -> None:
     """Raise UserError for a name that `build_unet` does not know."""
-    choices = (
-        ("architecture", architecture, DECODERS),
-        ("normalization", normalization, NORMALIZATIONS),
-    )
-    for name, value, known in choices:
-        if value not in known:
-            raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
+    if architecture not in ARCHITECTURES:
+        expected = ", ".join(ARCHITECTURES)
+        raise UserError(f"architecture is {architecture!r}; expected one of {expected}")
+    if normalization not in NORMALIZATIONS:
+        expected = ", ".join(NORMALIZATIONS)
+        raise UserError(f"normalization is {normalization!r}; expected one of {expected}")
     if encoder_weights != "none" and architecture not in BACKBONES:
         raise UserError(
-            f"encoder_weights are for {', '.join(BACKBONES)}; {architecture} has none, see --init-weights"
+            f"architecture {architecture} has no pretrained encoder, so {encoder_weights!r} does "
+            f"not fit; expected one of {', '.join(BACKBONES)}"
         )
 
 
-def check_size(sides: tuple[int | None, int | None], depth: int, fixed: bool) -> None:
-    """Raise UserError for sides that cannot be halved `depth` times, or are open although they have to be `fixed`."""
-    step = 2**depth
+def check_size(sides: tuple[int | None, int | None], depth: int, pretrained: bool = False) -> None:
+    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times)."""
+    step = 2**5 if pretrained else 2**depth
+    smallest = 2 * step if pretrained else step
     for side in sides:
-        if side is None and fixed:
-            raise UserError("a pretrained encoder needs a fixed image size")
-        if side is not None and (side < step or side % step or (fixed and side == step)):
-            near = max(2 * step if fixed else step, round(side / step) * step)
-            if fixed:
-                raise UserError(
-                    f"image size is {side}; take {near} (a pretrained encoder halves it five times)"
-                )
-            raise UserError(
-                f"image size {side} is not a multiple of {step} (2**depth); take {near} or another depth"
-            )
-
-
-def head(x: KerasTensor, classes: int) -> KerasTensor:
-    """Turn a feature map into probabilities: (N, H, W, C) → (N, H, W, classes), float32."""
-    activation = "sigmoid" if classes == 1 else "softmax"
-    return layers.Conv2D(classes, 1, activation=activation, dtype="float32", name="probabilities")(
-        x
-    )
-
-
-def freeze_encoder(model: keras.Model, frozen: bool) -> None:
-    """Hold the encoder's weights fast, or let them go. To be followed by `compile`."""
-    for layer in model.layers:
-        if not layer.name.startswith(("decoder", "probabilities")):
-            layer.trainable = not frozen
+        if side is None and pretrained:
+            raise UserError("image size is open; a pretrained encoder needs a fixed one")
+        if side is None or (side >= smallest and side % step == 0):
+            continue
+        nearest = max(smallest, round(side / step) * step)
+        why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
+        cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
+        raise UserError(f"image size {side} is not a multiple of {step} ({why}); {cure}")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which network to describe."""
+    """Which network to print."""
 
-    architecture: str = (
-        "unet"  # unet, residual, attention, unet++, unet3+, or a pretrained encoder's name
-    )
+    architecture: str = "unet"  # unet, residual, attention, unet++, unet3+, or a pretrained encoder
     image_size: int = 128  # pixels, height and width
     channels: int = 1  # 1 grey, 3 colour
     classes: int = 1  # output channels
     filters: int = 8  # of the first level
     depth: int = 4  # halvings
-    picture: str = "img/u-net-architecture.png"  # where the drawing goes
 
 
 def main(config: Config) -> None:
-    """Print the summary and draw the picture."""
-
+    """Print the network layer by layer."""
     shape = (config.image_size, config.image_size, config.channels)
     model = build_unet(
         shape, config.classes, config.filters, config.depth, architecture=config.architecture
     )
     model.summary()
-    if config.architecture == "unet":
-        figures.draw_network(model, Path(config.picture))
-        print(config.picture)
 
 
 if __name__ == "__main__":

@@ -248,6 +248,17 @@ def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
     return list(chosen.values()), []
 
 
+def score_run(folder: Path) -> "pd.DataFrame":
+    """Score a run folder's test images with its best model; write metrics.csv, return the table."""
+    config = Config(model=str(folder / "model.h5"))
+    table, problems = score_pairs(load_members(config), pairs_to_score(config)[0])
+    if problems:
+        raise UserError("\n".join(problems))
+    with atomic(folder / "metrics.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
 def format_summary(table: "pd.DataFrame") -> str:
     """Lay out the means of a table of `score_pairs` for the terminal."""
 

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,8 +32,8 @@ ROOT = Path(__file__).parent
 RESUMES = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-# How images become network inputs (imaging/preprocess.py). A model file names it, and a model that
-# was trained with another preprocessing is refused.
+# How images become network inputs (imaging/preprocess.py). A model file names it; a model trained
+# with another preprocessing is refused.
 PREPARATION = "letterbox, percentiles 0.5-99.5"
 
 
@@ -63,6 +64,30 @@ def hide_backend_logs() -> None:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras advises against HDF5
+
+
+def load_keras() -> None:
+    """Import Keras; what its backend says at the start is shown only if that fails.
+
+    TensorFlow writes a dozen lines, one of which looks like a crash where there is no GPU.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":  # --verbose, or the user's own choice
+        import keras  # noqa: F401
+
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            gpus()  # imports Keras and looks for devices
+        except BaseException:
+            log.seek(0)
+            os.write(stderr, log.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
@@ -275,6 +300,15 @@ def save_model(model: "keras.Model", path: str | Path, metadata: dict[str, Any])
             file.attrs["facts"] = json.dumps(metadata)
 
 
+def is_model_file(path: str | Path) -> bool:
+    """Say whether a file is a model written by train.py."""
+    try:
+        load_metadata(path)
+    except UserError:
+        return False
+    return True
+
+
 def load_metadata(path: str | Path) -> dict[str, Any]:
     """Read the metadata of a model file. Raises UserError if it is not one."""
     import h5py
@@ -309,10 +343,11 @@ def load_model(path: str | Path) -> tuple["keras.Model", dict[str, Any]]:
 
     Raises UserError if it is not one, or was trained with another preprocessing.
     """
-    import keras
-
     metadata = load_metadata(path)
     check_preparation(path, metadata)
+    load_keras()
+    import keras
+
     return keras.models.load_model(path, compile=False), metadata
 
 

@@ -1,7 +1,8 @@
-"""Batches made where the network computes: the images lie on the GPU, and JAX augments each batch there.
+"""Batches that are augmented where the network computes: the images lie on the GPU (JAX).
 
-The recipes are those of `augment.py`, one resampling instead of up to three, with random numbers of their own. "strong"
-is albumentations' alone. GPU speed is not measured; what each step does is tested beside albumentations'.
+The augmentations are those of `augmentation.py`, with one resampling instead of up to three and
+random numbers of their own. "strong" is left to albumentations. Each step is tested beside
+albumentations' own; the speed on a GPU is not measured.
 """
 
 from collections.abc import Sequence
@@ -24,79 +25,79 @@ SIGMA = 6.0  # pixels over which a displacement is smooth
 
 
 def fits_on_device(dataset: Dataset, strength: str, shard: Shard) -> bool:
-    """Tell whether this process alone trains on a GPU, by JAX, that holds the data set and knows the augmentation."""
-    if (
-        keras.backend.backend() != "jax"
-        or shard.world_size > 1
-        or strength not in ("none", *AMOUNTS)
-    ):
+    """Say whether one process trains with JAX on a GPU that can hold and augment the images."""
+    if keras.backend.backend() != "jax" or shard.world_size > 1:
+        return False
+    if strength not in ("none", *AMOUNTS) or not isinstance(dataset.rows, np.ndarray):
         return False
     import jax
 
-    memory = jax.devices()[0].memory_stats() or {}  # a CPU tells nothing
-    most = (
-        MAX_MEMORY_SHARE * memory.get("bytes_limit", 0) / (1 + 2 * dataset.neighbours)
-    )  # each image is there so many times
-    return isinstance(dataset.rows, np.ndarray) and dataset.rows.nbytes <= most
+    memory = jax.devices()[0].memory_stats() or {}  # a CPU has none
+    copies = 1 + 2 * dataset.neighbours  # each image is also its neighbours' channel
+    return copies * dataset.rows.nbytes <= MAX_MEMORY_SHARE * memory.get("bytes_limit", 0)
 
 
 class DeviceBatches(Batches):
-    """As `data.Batches`, for one process: the same order of the images, and as JAX arrays."""
+    """`Batches` of one process as JAX arrays: the same images in the same order."""
 
     def __init__(
         self,
         dataset: Dataset,
-        rows: np.ndarray,
+        slices: np.ndarray,
         names: Sequence[str],
         batch_size: int,
         strength: str = "",
-        **more: Any,
+        **options: Any,
     ) -> None:
         import jax
 
-        super().__init__(dataset, np.arange(len(rows)), names, batch_size, strength, **more)
-        self.held = jax.device_put(dataset.take(rows))
-        order = mirrored_channels(names)
-        self.finish = jax.jit(
-            partial(
-                make_batch,
-                amounts=AMOUNTS.get(strength),
-                order=None if order is None else tuple(order),
-            )
-        )
+        super().__init__(dataset, np.arange(len(slices)), names, batch_size, strength, **options)
+        self.on_device = jax.device_put(dataset.take(slices))
+        channels = mirrored_channels(names)
+        mirrored = None if channels is None else tuple(channels)
+        finish = partial(make_batch, amounts=AMOUNTS.get(strength), mirrored=mirrored)
+        self.finish = jax.jit(finish)
 
     def __getitem__(self, index: int) -> tuple["Array", "Array"]:
-        """Get a batch of this epoch; JAX computes it while the network is still at the one before."""
-        places = self.order(self.epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.finish(*self.held, places, np.array([self.seed, self.epoch, index], np.uint32))
+        """Return a batch of this epoch; JAX computes it beside the step before."""
+        order = self.order(self.epoch)
+        places = order[index * self.batch_size : (index + 1) * self.batch_size]
+        seeds = np.array([self.seed, self.epoch, index], np.uint32)
+        return self.finish(*self.on_device, places, seeds)
 
 
 def make_batch(
-    pictures: "Array",
+    images: "Array",
     masks: "Array",
     places: "Array",
     seeds: "Array",
     amounts: Amounts | None,
-    order: tuple | None,
+    mirrored: tuple | None,
 ) -> tuple["Array", "Array"]:
-    """Take images (N, H, W, C) and masks (N, H, W, K) uint8 out of a data set, augment them: float32 in [0, 1]."""
+    """Take images (M, H, W, C) and masks (M, H, W, K) at `places` and augment them.
+
+    The data set is uint8 (N, H, W, …), the result float32 in [0, 1].
+    """
     import jax
     import jax.numpy as jnp
 
-    batch = [jnp.asarray(one[places], jnp.float32) / 255 for one in (pictures, masks)]
+    batch = [jnp.asarray(array[places], jnp.float32) / 255 for array in (images, masks)]
     if amounts:
         key = jax.random.key(0)
         for seed in seeds:
             key = jax.random.fold_in(key, seed)
         keys = jax.random.split(key, len(places))
-        batch = jax.vmap(partial(augment_image, amounts=amounts, order=order))(*batch, keys)
+        batch = jax.vmap(partial(augment_image, amounts=amounts, mirrored=mirrored))(*batch, keys)
     return batch[0], with_background(batch[1], jnp)
 
 
 def augment_image(
-    picture: "Array", mask: "Array", key: "Array", amounts: Amounts, order: tuple | None
+    image: "Array", mask: "Array", key: "Array", amounts: Amounts, mirrored: tuple | None
 ) -> tuple["Array", "Array"]:
-    """Augment one image (H, W, C) and its masks (H, W, K), in [0, 1]; order as in `mirrored_ids`."""
+    """Augment one image (H, W, C) and its masks (H, W, K), in [0, 1].
+
+    mirrored: as in `mirrored_channels`.
+    """
     import jax.numpy as jnp
     from jax import random
 
@@ -108,36 +109,38 @@ def augment_image(
     def happens(probability: float) -> "Array":
         return random.bernoulli(next(keys), probability)
 
-    size = picture.shape[:2]
-    flips = happens(0.5) if order else False
-    if order:
-        mask = jnp.where(flips, mask[..., np.array(order[1:]) - 1], mask)
+    size, channels = image.shape[:2], image.shape[-1]
+    flips = happens(0.5) if mirrored else False
+    if mirrored:
+        mask = jnp.where(flips, mask[..., np.array(mirrored[1:]) - 1], mask)
     moves = happens(0.9)
     scale = jnp.where(moves, draw(*amounts.scale, (2,)), 1.0)
     turn = jnp.where(moves, jnp.deg2rad(draw(-amounts.rotate, amounts.rotate)), 0.0)
     shift = jnp.where(moves, draw(-amounts.shift, amounts.shift, (2,)) * jnp.array(size[::-1]), 0.0)
     alpha = jnp.where(happens(amounts.elastic_p), amounts.elastic, 0.0)
     field = alpha * smooth_noise(draw(-1, 1, (2, *size)))
-    both = warp(jnp.concatenate([picture, mask], axis=-1), flips, scale, turn, shift, field)
-    picture, mask = both[..., : picture.shape[-1]], both[..., picture.shape[-1] :]
+    both = warp(jnp.concatenate([image, mask], axis=-1), flips, scale, turn, shift, field)
+    image, mask = both[..., :channels], both[..., channels:]
 
-    lit = (1 + draw(-amounts.light, amounts.light)) * picture + draw(-amounts.light, amounts.light)
-    picture = jnp.where(happens(0.5), jnp.clip(lit, 0, 1), picture)
-    picture = jnp.where(happens(0.5), picture ** draw(*amounts.gamma), picture)
+    contrast, brightness = (draw(-amounts.light, amounts.light) for _ in range(2))
+    lit = jnp.clip((1 + contrast) * image + brightness, 0, 1)
+    image = jnp.where(happens(0.5), lit, image)
+    image = jnp.where(happens(0.5), image ** draw(*amounts.gamma), image)
     if amounts.downscale:
-        picture = jnp.where(happens(0.2), downscale(picture, draw(*amounts.downscale)), picture)
-    noisy = picture + draw(*amounts.noise) * random.normal(next(keys), (*size, 1))
-    picture = jnp.where(happens(0.3), jnp.clip(noisy, 0, 1), picture)
-    blurred = blur(picture, jnp.where(happens(0.5), 1, 2), draw(0.5, 3.0))
-    return jnp.where(happens(0.2), blurred, picture), mask
+        image = jnp.where(happens(0.2), downscale(image, draw(*amounts.downscale)), image)
+    noise = draw(*amounts.noise) * random.normal(next(keys), (*size, 1))
+    image = jnp.where(happens(0.3), jnp.clip(image + noise, 0, 1), image)
+    blurred = blur(image, jnp.where(happens(0.5), 1, 2), draw(0.5, 3.0))
+    return jnp.where(happens(0.2), blurred, image), mask
 
 
 def warp(
     image: "Array", flips: "Array", scale: "Array", turn: "Array", shift: "Array", field: "Array"
 ) -> "Array":
-    """Mirror an image (H, W, C), scale, turn and shift it around its centre, displace its pixels; zeros come in.
+    """Mirror, scale, turn and shift an image (H, W, C) around its centre; displace its pixels.
 
-    scale, shift: (x, y), shift in pixels; turn: radians; field: displacements (x or y, H, W) in pixels.
+    scale, shift: (x, y), shift in pixels; turn: radians; field: displacements (2, H, W) in x and
+    y, pixels. Zeros come in from outside.
     """
     import jax.numpy as jnp
     from jax.scipy.ndimage import map_coordinates
@@ -153,17 +156,13 @@ def warp(
 
 
 def smooth_noise(noise: "Array") -> "Array":
-    """Blur (N, H, W) by a Gaussian of SIGMA pixels, as two products of matrices."""
-    rows, columns = (
-        cv2.GaussianBlur(
-            np.eye(side, dtype=np.float32),
-            (1, 0),
-            1e-6,
-            sigmaY=SIGMA,
-            borderType=cv2.BORDER_REPLICATE,
-        )
-        for side in noise.shape[1:]
-    )
+    """Blur (N, H, W) by a Gaussian of SIGMA pixels, as two matrix products."""
+    kernels = []
+    for side in noise.shape[1:]:  # blurring the identity gives the blur's matrix
+        identity = np.eye(side, dtype=np.float32)
+        border = cv2.BORDER_REPLICATE
+        kernels.append(cv2.GaussianBlur(identity, (1, 0), 1e-6, sigmaY=SIGMA, borderType=border))
+    rows, columns = kernels
     return rows @ noise @ columns.T
 
 
@@ -175,7 +174,9 @@ def blur(image: "Array", radius: "Array", sigma: "Array") -> "Array":
     weights = jnp.exp(-0.5 * (taps / sigma) ** 2) * (abs(taps) <= radius)
     weights = weights / weights.sum()
     for axis in (0, 1):
-        padded = jnp.pad(image, [(2, 2) if i == axis else (0, 0) for i in range(3)], mode="reflect")
+        margins = [(0, 0), (0, 0), (0, 0)]
+        margins[axis] = (2, 2)
+        padded = jnp.pad(image, margins, mode="reflect")
         parts = [
             jnp.take(padded, np.arange(image.shape[axis]) + 2 + tap, axis=axis) for tap in taps
         ]
@@ -184,7 +185,7 @@ def blur(image: "Array", radius: "Array", sigma: "Array") -> "Array":
 
 
 def downscale(image: "Array", scale: "Array") -> "Array":
-    """Repeat every (1 / scale)th pixel of (H, W, C): shrunk and enlarged without interpolation."""
+    """Shrink (H, W, C) to `scale` and enlarge it again, without interpolation."""
     import jax.numpy as jnp
 
     for axis in (0, 1):

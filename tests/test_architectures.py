@@ -11,7 +11,7 @@ import pytest
 
 import metrics
 import utils
-from model import BACKBONES, DECODERS, NORMALIZATIONS, build_unet, freeze_encoder, normalize
+from model import ARCHITECTURES, BACKBONES, NORMALIZATIONS, build_unet, normalize
 from utils import UserError
 
 SHAPE = (64, 64, 1)
@@ -24,7 +24,7 @@ def batch(classes=1):
     return x, y if classes == 1 else np.concatenate([1 - y, y], axis=-1)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_trains_is_saved_and_predicts_the_same(name, tmp_path):
     network = build_unet(SHAPE, 2, filters=2, depth=3, architecture=name)
     network.compile(keras.optimizers.AdamW(1e-3), metrics.bce_dice_loss, run_eagerly=True)
@@ -58,37 +58,21 @@ def test_instance_normalization_forgets_each_channels_brightness():
     np.testing.assert_allclose(layer(image), layer(image * (1, 5, 9) + (0, 2, 7)), atol=0.05)
 
 
-def test_a_frozen_encoder_stays_and_the_decoder_learns():
-    network = build_unet(SHAPE, filters=2, depth=2)
-    freeze_encoder(network, True)
-    network.compile(keras.optimizers.SGD(0.5), metrics.bce_dice_loss, run_eagerly=True)
-    before = {weight.path: weight.numpy() for weight in network.weights}
-    network.train_on_batch(*batch())
-    changed = {
-        path
-        for path, old in before.items()
-        if not np.array_equal(old, next(w.numpy() for w in network.weights if w.path == path))
-    }
-    assert changed and not any(path.startswith(("encoder", "bottleneck")) for path in changed)
-    freeze_encoder(network, False)
-    assert all(layer.trainable for layer in network.layers)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
+        ({"architecture": "vnet"}, "architecture is 'vnet'; expected one of unet, residual"),
         (
             {"normalization": "layer"},
-            "normalization is 'layer'; expected batch, group, instance, none",
+            "normalization is 'layer'; expected one of batch, group, instance, none",
         ),
         (
             {"encoder_weights": "imagenet"},
-            "encoder_weights are for efficientnetv2b0, mobilenetv3, resnet50v2; unet has",
+            "unet has no pretrained encoder, .*; expected one of efficientnetv2b0, mobilenetv3",
         ),
     ],
 )
-def test_unknown_names_are_told(change, message):
+def test_unknown_names_are_clear_errors(change, message):
     with pytest.raises(UserError, match=message):
         build_unet(SHAPE, **change)
 
@@ -97,7 +81,7 @@ def test_unknown_names_are_told(change, message):
 def test_a_pretrained_encoder_needs_sides_it_can_halve_five_times(side):
     with pytest.raises(
         UserError,
-        match=rf"image size is {side}; take 64 \(a pretrained encoder halves it five times\)",
+        match=rf"image size {side} is not a multiple of 32 \(a pretrained encoder halves it .*; take 64",
     ):
         build_unet((side, side, 1), architecture="mobilenetv3")
 
@@ -178,17 +162,17 @@ def test_imagenet_weights_are_downloaded_once(server, tmp_path, monkeypatch):
     assert len(asked) == 1
 
 
-def test_no_internet_is_told_with_the_way_out(tmp_path, monkeypatch):
+def test_no_internet_is_a_clear_error(tmp_path, monkeypatch):
     from keras.src.applications import mobilenet_v3
     from keras.src.utils import file_utils
 
     monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path / "home"))
     monkeypatch.setattr(mobilenet_v3, "BASE_WEIGHT_PATH", "http://127.0.0.1:9/")
     with pytest.raises(
-        UserError, match="encoder_weights 'imagenet' cannot be loaded .* a weights file .* or none"
+        UserError, match="encoder weights 'imagenet' cannot be loaded .* or a weights file"
     ):
         build_unet(SHAPE, architecture="mobilenetv3", encoder_weights="imagenet")
-    with pytest.raises(UserError, match=r"encoder_weights 'nowhere.h5' cannot be loaded"):
+    with pytest.raises(UserError, match=r"encoder weights 'nowhere.h5' cannot be loaded"):
         build_unet(SHAPE, architecture="mobilenetv3", encoder_weights="nowhere.h5")
 
 
@@ -198,7 +182,7 @@ def test_weights_are_copied_as_far_as_they_fit(tmp_path, capsys):
     target = build_unet((32, 32, 3), 3, filters=2, depth=2)
     utils.copy_weights(tmp_path / "model.h5", target)
     said = capsys.readouterr().out
-    assert "anew: encoder0_conv1, probabilities" in said
+    assert "new: encoder0_conv1, probabilities" in said
     for layer in target.layers:
         if layer.weights and layer.name not in ("encoder0_conv1", "probabilities"):
             for one, other in zip(

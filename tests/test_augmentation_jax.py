@@ -166,10 +166,12 @@ def test_it_is_for_one_process_with_jax_and_a_gpu_that_holds_the_images(dataset,
 def test_a_network_learns_from_them(tmp_path, monkeypatch):
     """As on a GPU, but for what computes."""
     code = f"""
-import data, on_device, train
-on_device.suits = lambda *_: True
-data.Batches.make = None  # the threads' work
-small = dict(phantoms=40, image_size=64, filters=4, depth=3, epochs=12, cache_dir="")
+import train
+from dataset.batches import Batches
+train.PHANTOMS = 40
+train.fits_on_device = lambda *_: True
+Batches.make = None  # the threads' work
+small = dict(image_size=64, filters=4, depth=3, epochs=12, cache_dir="")
 log = train.train(train.Config(**small, out_dir={str(tmp_path)!r}))
 print("validation Dice", log.val_dice.max())
 """
@@ -182,9 +184,9 @@ print("validation Dice", log.val_dice.max())
 
 
 @pytest.mark.compiled
-def test_nan_stops_where_the_loss_is_read_beside_the_steps(tmp_path, script, monkeypatch):
+def test_nan_stops_where_the_loss_is_read_beside_the_steps(discs, tmp_path, script, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    small = "--phantoms 12 --image-size 32 --filters 2 --depth 2 --epochs 2 --learning-rate 1e30"
-    done = script(tmp_path, "train.py", *small.split())
+    small = "--image-size 32 --filters 2 --depth 2 --epochs 2 --learning-rate 1e30"
+    done = script(tmp_path, "train.py", "--data-dir", discs, *small.split())
     assert done.returncode == 2 and "the loss became nan in epoch 1" in done.stderr, done.stderr
     assert not (tmp_path / "files" / "model.h5").exists()

@@ -245,10 +245,10 @@ def test_runs_on_other_images_are_not_compared(tmp_path, script):
     (tmp_path / "f.csv").write_text("image,dice\n")
     for other, message in (
         ("b.csv", "2 image(s) are in one table only"),
-        ("c.csv", "is no metrics.csv"),
+        ("c.csv", "is not a metrics.csv"),
         ("d.csv", "cannot be read"),
-        ("e.csv", "column dice has other things than numbers"),
-        ("f.csv", "is no metrics.csv"),
+        ("e.csv", "column dice holds other things than numbers"),
+        ("f.csv", "is not a metrics.csv"),
     ):
         done = script(tmp_path, "metrics.py", "compare", "a.csv", other)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

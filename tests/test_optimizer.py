@@ -58,7 +58,7 @@ def test_its_steps_are_keras_own_on_the_matrix():
 
 
 def test_only_convolutions_inside_the_network_are_matrices():
-    optimizer = make_optimizer(1e-3, 1e-4, 100, 0.1)
+    optimizer = make_optimizer(1e-3, 100)
     weights = build_unet((32, 32, 1), classes=3, filters=4, depth=1).trainable_variables
     by_adamw = {
         weight.path.partition("/")[0] for weight in weights if optimizer._should_use_adamw(weight)

@@ -23,6 +23,8 @@ from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.split_table import read_split
+from inference import postprocess
+from training import run_folder
 from utils import UserError
 
 
@@ -162,6 +164,43 @@ def test_a_finished_run_is_not_run_again(small, tmp_path, capsys):
     assert (tmp_path / "run" / "model.h5").stat().st_mtime_ns == stamp
 
 
+def test_more_epochs_go_on_with_the_run(small, tmp_path):
+    train.train(small)
+    log = train.train(dataclasses.replace(small, epochs=5))
+    assert log.epoch.tolist() == [1, 2, 3, 4, 5] and not (tmp_path / "run" / "previous1").exists()
+
+
+class CtrlC(keras.callbacks.Callback):
+    """Stand in for a user who presses Ctrl-C in an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if len(self.params_of_run.history) == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_loses_no_finished_epoch(small, tmp_path, monkeypatch):
+    """Epochs that are finished and not yet written are written then, and the run goes on as if nothing had been."""
+    config = dataclasses.replace(small, epochs=6, val_fraction=0.0)  # no epoch counts as better
+    expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
+    fit = keras.Model.fit
+
+    def fit_until_ctrl_c(self, *args, callbacks, **options):
+        stop = CtrlC(4)
+        stop.params_of_run = callbacks[0]
+        return fit(self, *args, callbacks=[*callbacks, stop], **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(keras.Model, "fit", fit_until_ctrl_c)
+        train.train(config)
+    assert pd.read_csv(tmp_path / "run" / "log.csv").epoch.tolist() == [1, 2, 3, 4]
+    log = train.train(config)
+    pd.testing.assert_frame_equal(without_time(log), without_time(expected), rtol=1e-4)
+
+
 def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, capsys):
     train.train(small)
     old = (tmp_path / "run" / "model.h5").read_bytes()
@@ -220,14 +259,10 @@ def test_the_split_of_a_run_is_reread(small, tmp_path):
     """An image added between crash and resume joins no subset; one that is gone is named."""
     train.train(small)
     pairs, _ = data.find_pairs(small.data_dir)
-    subsets = train.assign_subsets(
-        small, tmp_path / "run", [*pairs, Pair(tmp_path / "new.png", ())], resumed=True
-    )
-    assert (
-        subsets[-1] == "" and subsets[:-1].tolist() == read_split(tmp_path / "run" / "split.csv")[1]
-    )
+    subsets = run_folder.resume(tmp_path / "run", small, [*pairs, Pair(tmp_path / "new.png", ())])
+    assert subsets[-1] == "" and subsets[:-1] == read_split(tmp_path / "run" / "split.csv")[1]
     with pytest.raises(UserError, match="disc00.png, which is gone"):
-        train.assign_subsets(small, tmp_path / "run", pairs[1:], resumed=True)
+        run_folder.resume(tmp_path / "run", small, pairs[1:])
 
 
 def test_kill_minus_nine_at_random_moments(small, tmp_path):
@@ -289,12 +324,6 @@ def test_bfloat16_trains(small):
     keras.config.set_dtype_policy("float32")
 
 
-def test_early_stop(small):
-    log = train.train(dataclasses.replace(small, epochs=30, learning_rate=1e-9, early_stop=2))
-    assert len(log) < 30
-    assert len(log) - log.val_dice.idxmax() - 1 == 2
-
-
 def test_nan_stops_with_advice(small, monkeypatch):
     monkeypatch.setitem(
         train.metrics.LOSSES, "dice", lambda y_true, y_pred: y_pred[:, 0, 0, 0] * float("nan")
@@ -313,24 +342,14 @@ def test_nan_stops_with_advice(small, monkeypatch):
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"folds": 1}, "folds is 1; expected 0 or at least 2"),
         ({"fold": 5, "folds": 5}, "fold is 5; expected -1 or a fold of --folds 5"),
-        ({"channels": 2}, "channels is 2; expected 1 or 3"),
+        ({"channels": 2}, "channels is 2; expected 0, 1 or 3"),
         ({"test_fraction": 0.6}, "test_fraction is 0.6; expected 0 to 0.5"),
-        ({"architecture": "vnet"}, "architecture is 'vnet'; expected unet, residual"),
+        ({"architecture": "vnet"}, "architecture is 'vnet'; expected one of unet, residual"),
         ({"augmentation": "wild"}, "augmentation is 'wild'; expected none or mild or strong"),
-        ({"frozen_epochs": 3}, "frozen_epochs is 3; expected at least 0, fewer than epochs"),
-        (
-            {"frozen_epochs": 1},
-            "frozen_epochs is 1; expected 0 without --init-weights or --encoder-weights",
-        ),
-        (
-            {"val_fraction": 0.0, "early_stop": 2},
-            "early_stop is 2; expected 0 where no image is for validation",
-        ),
         (
             {"mirror": True, "classes": "left lung"},
-            "mirror is True; expected false, as one of the classes has one side",
+            "mirror is True; expected false, because a class has one side only",
         ),
-        ({"labelled": 100}, "labelled is 100; expected at most the 7 training images"),
         ({"data_dir": "/nowhere"}, "/nowhere is not a folder"),
         ({"classes": "a,a"}, "expected 1 to 255 different names"),
         ({"precision": "int8"}, "precision is 'int8'"),
@@ -373,8 +392,9 @@ def test_what_is_not_installed_is_told(capsys):
 
 def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "PHANTOMS", 12)
     log = train.train(
-        train.Config(phantoms=12, image_size=32, filters=2, depth=2, epochs=1, precision="float32")
+        train.Config(image_size=32, filters=2, depth=2, epochs=1, precision="float32")
     )
     assert len(log) == 1 and (tmp_path / "files" / "model.h5").is_file()
     assert pd.read_csv(tmp_path / "files" / "split.csv").image.map(os.path.exists).all()
@@ -386,8 +406,6 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "epochs_done"),
     [
-        ({"frozen_epochs": 2}, 2),
-        ({"frozen_epochs": 2}, 3),
         ({"extra_dir": "phantoms"}, 5),
         ({"architecture": "mobilenetv3", "image_size": 64, "val_fraction": 0.0}, 3),
     ],
@@ -398,9 +416,6 @@ def test_a_run_in_several_parts_is_a_run_in_one(
     """Whatever the recipe, a crash between or in the phases changes nothing."""
     if "extra_dir" in change:
         change = {"extra_dir": str(phantoms)}
-    if "frozen_epochs" in change:
-        train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / "start")))
-        change = change | {"init_weights": str(tmp_path / "start" / "model.h5")}
     config = dataclasses.replace(small, epochs=4, **change)
     expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
     fit = keras.Model.fit
@@ -431,14 +446,6 @@ def test_without_validation_images_the_last_epoch_is_kept(small, tmp_path):
         predict.main(predict.Config(model=str(tmp_path / "run" / "model.h5")))
 
 
-def test_labelled_keeps_so_many_training_images(small, tmp_path):
-    train.train(dataclasses.replace(small, labelled=3, epochs=1))
-    counts = pd.read_csv(tmp_path / "run" / "split.csv").subset.value_counts()
-    train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / "all")))
-    expected = pd.read_csv(tmp_path / "all" / "split.csv").subset.value_counts()
-    assert counts["train"] == 3 < expected["train"] and counts["test"] == expected["test"]
-
-
 def test_an_extra_data_set_trains_and_nothing_else(small, phantoms, tmp_path):
     train.train(dataclasses.replace(small, extra_dir=str(phantoms), epochs=1))
     pairs, subsets = read_split(tmp_path / "run" / "split.csv")
@@ -454,27 +461,18 @@ def test_an_extra_data_set_trains_and_nothing_else(small, phantoms, tmp_path):
         )
 
 
-def test_split_and_training_have_seeds_of_their_own(small, tmp_path):
-    splits = []
-    for name, change in (("a", {}), ("b", {"seed": 1}), ("c", {"split_seed": 1})):
-        train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / name), **change))
-        splits.append(pd.read_csv(tmp_path / name / "split.csv").subset.tolist())
-    assert splits[0] == splits[1] != splits[2]
-
-
 def test_training_starts_from_another_model(small, tmp_path, capsys):
     train.train(small)
     start = str(tmp_path / "run" / "model.h5")
     config = dataclasses.replace(
         small,
         epochs=2,
-        frozen_epochs=1,
         learning_rate=1e-7,
         init_weights=start,
         out_dir=str(tmp_path / "next"),
     )
     log = train.train(config)
-    assert "layers taken over" in capsys.readouterr().out
+    assert "layers loaded" in capsys.readouterr().out
     assert log.val_dice.iloc[0] == pytest.approx(
         pd.read_csv(tmp_path / "run" / "log.csv").val_dice.max(), abs=0.05
     )
@@ -484,39 +482,14 @@ def test_masks_are_cleaned_unless_that_harms(small, tmp_path, monkeypatch):
     train.train(small)
     path = tmp_path / "run" / "model.h5"
     assert utils.load_model(path)[1]["clean"] == [1]  # a disc is one part
-    monkeypatch.setattr(train.images, "clean", lambda ids, parts: np.zeros_like(ids))
+    monkeypatch.setattr(postprocess, "clean_mask", lambda ids, parts: np.zeros_like(ids))
     train.train(dataclasses.replace(small, epochs=8, learning_rate=5e-3))
     assert "clean" not in utils.load_model(path)[1]
 
 
-def test_a_kill_between_the_last_frozen_epochs_files(small, tmp_path):
-    """The frozen phase's best model is made from its state, should the run be killed before it is written."""
-    train.train(dataclasses.replace(small, epochs=1, out_dir=str(tmp_path / "start")))
-    config = dataclasses.replace(
-        small, epochs=3, frozen_epochs=1, init_weights=str(tmp_path / "start" / "model.h5")
-    )
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionAbortedError):
-        patch.setattr(train.Recorder, "save_results", lambda self: Crash(1).on_train_batch_end(0))
-        train.train(config)
-    assert not (tmp_path / "run" / "model.h5").exists()
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            keras.Model,
-            "fit",
-            lambda self, *a, **k: seen.append((tmp_path / "run" / "model.h5").exists()),
-        )
-        with pytest.raises(FileNotFoundError):
-            patch.setattr(
-                train, "choose_cleaning", lambda *a: (_ for _ in ()).throw(FileNotFoundError)
-            )
-            train.train(config)
-    assert seen == [True]
-
-
 def test_a_run_that_would_move_its_own_start_is_refused(small, tmp_path):
     train.train(dataclasses.replace(small, epochs=1))
-    with pytest.raises(UserError, match="would be moved by the new run; name another --out-dir"):
+    with pytest.raises(UserError, match="is in the run folder; name another --out-dir"):
         train.train(dataclasses.replace(small, init_weights=str(tmp_path / "run" / "model.h5")))
 
 
@@ -553,10 +526,3 @@ def test_float16_trains(small):
     log = train.train(dataclasses.replace(small, precision="float16"))
     keras.config.set_dtype_policy("float32")
     assert np.isfinite(log.val_loss).all() and len(log) == 3
-
-
-def test_frozen_epochs_do_not_count_for_the_early_stop():
-    config = train.Config(frozen_epochs=4, early_stop=1, epochs=6)
-    history = [{"epoch": i + 1, "val_dice": 0.5} for i in range(4)]
-    assert not train.finished(history, config)
-    assert train.finished([*history, *({"epoch": i, "val_dice": 0.5} for i in (5, 6))], config)

@@ -7,7 +7,7 @@ import pytest
 
 import utils
 from model import build_unet
-from training.batch_norm import fuse_normalization
+from training.batch_norm import fuse_batch_norm
 from utils import UserError
 
 
@@ -99,10 +99,9 @@ def test_fused_normalization_trains_as_keras_does(tmp_path, precision):
         for fuse in (False, True):
             keras.utils.set_random_seed(0)
             model = build_unet((32, 32, 1), filters=8, depth=1)
-            if fuse:
-                fuse_normalization(model)
-            model.compile(keras.optimizers.SGD(0.05), "binary_crossentropy", jit_compile=False)
-            results.append([float(model.train_on_batch(x, y)) for _ in range(5)])
+            trained = fuse_batch_norm(model) if fuse else model
+            trained.compile(keras.optimizers.SGD(0.05), "binary_crossentropy", jit_compile=False)
+            results.append([float(trained.train_on_batch(x, y)) for _ in range(5)])
             averages.append(model.get_layer("bottleneck_norm1").moving_variance.numpy())
     finally:
         utils.set_precision("float32")
@@ -120,10 +119,19 @@ def test_fused_normalization_trains_as_keras_does(tmp_path, precision):
 )
 def test_fused_normalization_leaves_frozen_layers_alone():
     model = build_unet((16, 16, 1), filters=2, depth=1)
-    fuse_normalization(model)
+    twin = fuse_batch_norm(model).get_layer("encoder0_norm1")
     layer = model.get_layer("encoder0_norm1")
     layer.trainable = False
     x = np.random.default_rng(0).random((2, 16, 16, 2), np.float32)
     before = layer.moving_mean.numpy()
-    np.testing.assert_allclose(layer(x, training=True), layer(x, training=False))
+    np.testing.assert_allclose(twin(x, training=True), layer(x, training=False))
     np.testing.assert_array_equal(layer.moving_mean.numpy(), before)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
+)
+def test_the_fused_twin_shares_all_weights():
+    model = build_unet((16, 16, 1), filters=2, depth=1)
+    twin = fuse_batch_norm(model)
+    assert {id(one) for one in twin.variables} == {id(one) for one in model.variables}

@@ -1,51 +1,67 @@
-"""What the scripts share: precision, and the model file.
+"""Batch normalization that trains by TensorFlow's fused kernel, where Keras makes a dozen passes.
 
-A model file is plain HDF5 as Keras writes it (architecture and weights, in float32), with one more attribute, `metadata`:
-JSON that says how to use it (input size, channels, preparation, class names, threshold, versions, validation Dice).
+Only TensorFlow's CPU device needs it: elsewhere XLA fuses the passes. The model that is saved
+keeps Keras's own layers.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import keras
+from keras import KerasTensor
 
 import utils
 
 
-def fuse_normalization(model: keras.Model) -> None:
-    """Let batch normalization train by TensorFlow's fused kernel on the CPU, where Keras makes a dozen passes.
+class FusedBatchNormalization(keras.layers.Layer):
+    """Train a `keras.layers.BatchNormalization`, whose weights it uses, by the fused kernel.
 
-    The layers stay Keras's own, and so does what is saved. Nothing changes elsewhere: there XLA fuses the passes.
+    (N, H, W, C) → (N, H, W, C). Outside of training it calls the layer itself.
     """
-    if utils.jit_compile():
-        return
-    import tensorflow as tf
 
-    def normalize(
-        layer: keras.Layer, stock: Callable, inputs: Any, training: bool = False, mask: Any = None
-    ) -> Any:
+    def __init__(self, layer: keras.layers.BatchNormalization) -> None:
+        super().__init__(name=layer.name, dtype=layer.dtype_policy)
+        self.layer = layer
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def call(
+        self, inputs: KerasTensor, training: bool = False, mask: KerasTensor | None = None
+    ) -> KerasTensor:
+        layer = self.layer
         if not (training and layer.trainable):
-            return stock(inputs, training=training, mask=mask)
-        # oneDNN's kernel for bfloat16 is slow unless channels come in sixteens.
-        kind = inputs.dtype if inputs.shape[-1] % 16 == 0 else tf.float32
+            return layer(inputs, training=training)
+        import tensorflow as tf
+
+        # oneDNN's kernel for bfloat16 is slow unless the channels come in sixteens.
+        dtype = inputs.dtype if inputs.shape[-1] % 16 == 0 else tf.float32
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=tf.cast(inputs, kind),
+            x=tf.cast(inputs, dtype),
             scale=layer.gamma.value,
             offset=layer.beta.value,
             mean=tf.zeros(0),
             variance=tf.zeros(0),
             epsilon=layer.epsilon,
         )
+        # The kernel divides by (count - 1), Keras by count.
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
-        # The kernel's variance is that of a sample, Keras's that of the whole.
-        for average, new in (
-            (layer.moving_mean, mean),
-            (layer.moving_variance, variance * (count - 1) / count),
-        ):
-            average.assign(average * layer.momentum + new * (1 - layer.momentum))
+        self._update(layer.moving_mean, mean)
+        self._update(layer.moving_variance, variance * (count - 1) / count)
         return tf.cast(outputs, inputs.dtype)
 
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.call = partial(normalize, layer, layer.call)
+    def _update(self, average: keras.Variable, new: KerasTensor) -> None:
+        momentum = self.layer.momentum
+        average.assign(average * momentum + new * (1 - momentum))
+
+
+def _fuse_layer(layer: keras.Layer) -> keras.Layer:
+    is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
+    return FusedBatchNormalization(layer) if is_batch_norm else layer
+
+
+def fuse_batch_norm(model: keras.Model) -> keras.Model:
+    """Return a model for training that shares all layers and weights with `model`.
+
+    It is `model` itself where the fused kernel is not needed.
+    """
+    if utils.jit_compile():  # not TensorFlow on a CPU
+        return model
+    return keras.models.clone_model(model, clone_function=_fuse_layer)

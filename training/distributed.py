@@ -1,14 +1,14 @@
-"""Train with several processes, on one machine or many: each computes its share of every batch (data parallelism).
+"""Train with several processes, on one machine or many: each computes its part of every batch.
 
-Every process runs the same `train.py --distributed`; who it is, it reads from what its launcher sets: Slurm's srun or
-Open MPI's mpirun (as JAX does), torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK), or by hand
-KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID. The first process
-leads: it alone writes. All call the same functions of this file in the same order, as each waits for the others.
+Every process runs the same `train.py --distributed`. A launcher says who it is: Slurm's srun or
+Open MPI's mpirun (JAX reads them), torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
+LOCAL_RANK), or by hand KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and
+KERAS_DISTRIBUTION_PROCESS_ID. Rank 0 is the main process: it alone writes files.
 
-Without `join` there is one process, which leads, and nothing waits.
+All processes call the same functions of this file in the same order, because each waits for the
+others. Without `initialize` there is one process, and nothing waits.
 """
 
-import functools
 import json
 import os
 import sys
@@ -24,98 +24,94 @@ from dataset.batches import Shard
 from utils import UserError
 
 T = TypeVar("T")
-HEARTBEAT_TIMEOUT_S = 30  # seconds without a sign of life after which a process counts as dead
-INIT_TIMEOUT_S = 300  # seconds that processes wait for each other at the start
-PEER_LOST_EXIT_CODE = 3  # exit code where another process ended
-
-_joined = False
+HEARTBEAT_TIMEOUT_S = 30  # a process that is silent for longer counts as dead
+INIT_TIMEOUT_S = 300  # how long processes wait for each other at the start
+PEER_LOST_EXIT_CODE = 3  # another process ended
 
 
 def initialize() -> None:
-    """Meet the other processes. Raises UserError where there are none to be found."""
-    global _joined
-    if _joined:
-        return
-    if keras.backend.backend() != "jax":
-        raise UserError(
-            f"distributed training needs KERAS_BACKEND=jax, not {keras.backend.backend()}"
-        )
+    """Meet the other processes. Raises UserError if no launcher says who they are."""
+    backend = keras.backend.backend()
+    if backend != "jax":
+        raise UserError(f"KERAS_BACKEND is {backend}; --distributed needs KERAS_BACKEND=jax")
     import jax
 
-    address, count, rank = _torchrun()
-    wait = {
-        "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT_S,
-        "initialization_timeout": INIT_TIMEOUT_S,
-    }  # which Keras does not pass on
-    jax.distributed.initialize = functools.partial(jax.distributed.initialize, **wait)
+    if jax.distributed.is_initialized():
+        return
+    address, world_size, rank = _read_launcher()
     try:
-        keras.distribution.initialize(address, count, rank)
+        jax.distributed.initialize(
+            address,
+            world_size,
+            rank,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            initialization_timeout=INIT_TIMEOUT_S,
+        )
     except ValueError as error:
         raise UserError(
-            f"distributed: nobody says who takes part ({error}); start this by srun, mpirun or torchrun, or set "
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID"
+            f"--distributed: no launcher says which processes take part ({error}); start it with "
+            "srun, mpirun or torchrun, or set KERAS_DISTRIBUTION_JOB_ADDRESSES, "
+            "KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID"
         ) from None
-    _joined = jax.process_count() > 1
-    print(
-        f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices",
-        flush=True,
-    )
-    if not is_main_process():
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (what all would say, the first process says)
+    here = f"process {jax.process_index()} of {jax.process_count()}"
+    print(f"{here}, {jax.device_count()} devices", flush=True)
+    if not is_main_process():  # the main process says what all would say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _torchrun() -> tuple[str | None, int | None, int | None]:
-    """Read address, number of processes and own number as torchrun gives them; None where Keras or JAX look."""
-    if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ or not {
-        "RANK",
-        "WORLD_SIZE",
-        "MASTER_ADDR",
-    } <= set(os.environ):
+def _read_launcher() -> tuple[str | None, int | None, int | None]:
+    """Read address, number of processes and rank from the environment; None lets JAX look."""
+    env = os.environ
+    if "KERAS_DISTRIBUTION_NUM_PROCESSES" in env:
+        address = env.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0]
+        rank = int(env.get("KERAS_DISTRIBUTION_PROCESS_ID", 0))
+        return address, int(env["KERAS_DISTRIBUTION_NUM_PROCESSES"]), rank
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(env):
         return None, None, None
-    port = int(os.environ.get("MASTER_PORT", 29500)) + 1  # torchrun itself listens at MASTER_PORT
-    if "LOCAL_RANK" in os.environ:
-        os.environ.setdefault("JAX_LOCAL_DEVICE_IDS", os.environ["LOCAL_RANK"])
-    return (
-        f"{os.environ['MASTER_ADDR']}:{port}",
-        int(os.environ["WORLD_SIZE"]),
-        int(os.environ["RANK"]),
-    )
+    if "LOCAL_RANK" in env:
+        env.setdefault("JAX_LOCAL_DEVICE_IDS", env["LOCAL_RANK"])
+    port = int(env.get("MASTER_PORT", 29500)) + 1  # torchrun itself listens at MASTER_PORT
+    return f"{env['MASTER_ADDR']}:{port}", int(env["WORLD_SIZE"]), int(env["RANK"])
 
 
 def shard() -> Shard:
-    """Tell this process's share of the work."""
-    if not _joined:
+    """Return which part of each batch this process computes."""
+    if keras.backend.backend() != "jax":
         return Shard()
     import jax
 
+    if jax.process_count() == 1:
+        return Shard()
     return Shard(jax.process_index(), jax.process_count(), jax.device_count())
 
 
+def is_distributed() -> bool:
+    """Say whether there are several processes."""
+    return shard().world_size > 1
+
+
 def is_main_process() -> bool:
-    """Tell whether this is the process that writes."""
+    """Say whether this is the process that writes files."""
     return shard().rank == 0
 
 
 def scope() -> AbstractContextManager:
-    """Make the context in which a network is built and trained by all processes together.
+    """Return the context in which all processes build and train one network together.
 
-    Any other network is the process's own: in this context, even making a variable waits for the others.
+    Within it even making a variable waits for the other processes.
     """
-    return (
-        keras.distribution.DataParallel(auto_shard_dataset=False).scope()
-        if _joined
-        else nullcontext()
-    )
+    if not is_distributed():
+        return nullcontext()
+    return keras.distribution.DataParallel(auto_shard_dataset=False).scope()
 
 
 def on_main_process(call: Callable[[], Any]) -> None:
-    """Call in the first process alone, where it need not wait for the others even within `scope`."""
+    """Call in the main process alone; it does not wait for the others, even within `scope`."""
     if not is_main_process():
         return
     shared = keras.distribution.distribution()
-    keras.distribution.set_distribution(
-        None
-    )  # or even saving waits: Keras makes an optimizer to see what it is like
+    # Else even saving waits, because Keras makes an optimizer to see what it is like.
+    keras.distribution.set_distribution(None)
     try:
         call()
     finally:
@@ -124,14 +120,14 @@ def on_main_process(call: Callable[[], Any]) -> None:
 
 def barrier() -> None:
     """Wait until all processes are here."""
-    if _joined:
+    if is_distributed():
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("cluster.wait")
+        multihost_utils.sync_global_devices("barrier")
 
 
 def main_process_first(call: Callable[[], T]) -> T:
-    """Call in the first process, then in the others, which find the files that it wrote."""
+    """Call in the main process, then in the others, which find the files that it wrote."""
     if not is_main_process():
         barrier()
     result = call()
@@ -140,46 +136,48 @@ def main_process_first(call: Callable[[], T]) -> T:
     return result
 
 
-def broadcast_from_main(call: Callable[[], T]) -> T:
-    """Call in the first process alone and tell the result, which JSON can hold, to all."""
-    if not _joined:
-        return call()
+def broadcast_from_main(function: Callable[..., T], *args: Any) -> T:
+    """Call in the main process alone; return its result, which JSON can hold, in all."""
+    if not is_distributed():
+        return function(*args)
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    text = json.dumps(call()).encode() if is_main_process() else b""
+    text = json.dumps(function(*args)).encode() if is_main_process() else b""
     length = int(broadcast_one_to_all(np.int32(len(text))))
-    return json.loads(
-        broadcast_one_to_all(np.frombuffer(text or bytes(length), np.uint8)).tobytes()
-    )
+    buffer = np.frombuffer(text or bytes(length), np.uint8)
+    return json.loads(broadcast_one_to_all(buffer).tobytes())
 
 
 @contextmanager
 def abort_on_error() -> Iterator[None]:
-    """End the process where the block fails: by itself JAX waits minutes for the others, which wait for this one."""
+    """End the process at once when the block fails.
+
+    By itself JAX waits minutes for the other processes, which wait for this one.
+    """
     try:
         yield
     except BaseException as error:
-        if not _joined or (isinstance(error, SystemExit) and not error.code):
+        is_success = isinstance(error, SystemExit) and not error.code
+        if is_success or not is_distributed():
             raise
-        code = _explain(error)
+        code = _report(error)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _explain(error: BaseException) -> int:
+def _report(error: BaseException) -> int:
     """Print why the process ends; return its exit code."""
     import jax
 
-    if isinstance(error, SystemExit):  # explained
+    if isinstance(error, SystemExit):  # the message is printed already
         return error.code
-    if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(
-        error
-    ):  # which is a ValueError at times
+    # Gloo, the transport between processes, at times raises a ValueError.
+    if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         print(
-            f"error: process {shard().rank} lost another one, which ended or cannot be reached; see its messages. "
-            "The same command for all goes on from what was written",
+            f"error: process {shard().rank} lost another process, which ended or cannot be "
+            "reached; see its messages. The same command for all goes on from the last checkpoint",
             file=sys.stderr,
         )
         return PEER_LOST_EXIT_CODE

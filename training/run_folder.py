@@ -1,12 +1,16 @@
-"""Record a run: its state, its best model and its log, so that a stopped run goes on where it was.
+"""The run folder: what a run writes, and how a stopped run goes on.
 
-`config` is `train.Config` throughout.
+`config` is a `train.Config` throughout. `state.weights.h5` holds weights, optimizer and the
+finished epochs; everything else follows from it. It is written first, so a run that is killed at
+any moment goes on from it.
 """
 
 import dataclasses
 import itertools
 import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +18,39 @@ import h5py
 import keras
 import numpy as np
 import pandas as pd
+from keras import ops
 from tqdm import tqdm
 
 import utils
+from dataset.layouts import Pair
+from dataset.split_table import read_split, write_split
 from training import distributed
 from utils import UserError, atomic
 
-CHECKPOINT_INTERVAL_S = 5.0  # epochs are written when so much time has passed since the last
-RUN_FILES = (
-    "state.weights.h5",
-    "model.h5",
-    "config.json",
-    "split.csv",
-    "log.csv",
-    "curves.png",
-    "metrics.csv",
-)
-NON_TRAINING_FIELDS = (
-    "from_report",
-    "out_dir",
-    "cache_dir",
-    "memory_gb",
-    "tensorboard",
-    "mirror",
-    "distributed",
-)  # may change in a run
+CHECKPOINT_INTERVAL_S = 5.0  # minimum time between two checkpoints, except for a better epoch
+STATE = "state.weights.h5"
+RUN_FILES = (STATE, "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
+# Fields that may change between a run and its continuation.
+NON_TRAINING_FIELDS = ("out_dir", "cache_dir", "memory_gb", "mirror", "distributed")
+
+Epoch = dict[str, float]  # a row of log.csv
 
 
-def comparable(config: Any) -> dict[str, Any]:
-    """Keep the fields on which the result depends, and the optimizer, which was another once."""
-    fields = {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in NON_TRAINING_FIELDS
-    }
-    return fields | {"optimiser": "Muon"}
+def training_fields(config: Any) -> dict[str, Any]:
+    """Keep the fields on which the result depends; the optimizer counts as one."""
+    fields = dataclasses.asdict(config)
+    for name in NON_TRAINING_FIELDS:
+        del fields[name]
+    return fields | {"optimizer": "Muon"}
 
 
-def read_history(folder: Path, config: Any) -> list[dict[str, float]]:
-    """Read the finished epochs of the run in `folder`; none if it is not there or its config was another."""
-    path = folder / "state.weights.h5"
+def read_history(folder: Path, config: Any) -> list[Epoch]:
+    """Read the finished epochs of the run in `folder`.
+
+    Returns no epochs if there is no run, or its settings were others. Raises UserError if the
+    state is damaged, or the best epoch's model is gone.
+    """
+    path, model = folder / STATE, folder / "model.h5"
     if not path.is_file():
         return []
     try:
@@ -61,130 +58,211 @@ def read_history(folder: Path, config: Any) -> list[dict[str, float]]:
             progress = json.loads(file.attrs["progress"])
     except (OSError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
-    defaults = {
-        field.name: field.default for field in dataclasses.fields(config)
-    }  # had by runs older than the field
-    defaults |= {"optimiser": "AdamW"}
-    now, then = comparable(config), defaults | progress["config"]
-    changed = [name for name in (*now, *(set(then) - set(defaults))) if now.get(name) != then[name]]
+    now, then = training_fields(config), progress["config"]
+    changed = [name for name in now | then if now.get(name) != then.get(name)]
+    if changed == ["epochs"] and now["epochs"] > then["epochs"]:  # the same run, made longer
+        changed = []
     if changed:
-        print(
-            f"{folder}: {', '.join(changed)} changed, so this is a new run; the earlier one will be kept"
+        print(f"{folder}: {', '.join(changed)} changed; a new run starts, the old one is kept")
+        return []
+    history = progress["history"]
+    if not model.is_file() and best_epoch(history) < len(history):
+        raise UserError(
+            f"{model}, the model of the best epoch, is gone; put it back, or remove {folder} to "
+            "start anew"
         )
-    return [] if changed else progress["history"]
+    return history
+
+
+def is_complete(folder: Path, config: Any, history: list[Epoch]) -> bool:
+    """Say whether nothing is left to do in `folder`; else remove what a crash left half-written."""
+    for leftover in folder.glob(".[0-9]*.h5"):
+        leftover.unlink()
+    written = all((folder / name).is_file() for name in ("model.h5", "curves.png"))
+    if len(history) < config.epochs or not written:
+        return False
+    utils.update_metadata(folder / "model.h5", mirror=config.mirror)
+    write_config(folder, config)
+    print(f"{folder} holds this run, finished; change a setting, or remove it to train again")
+    return True
+
+
+def start(folder: Path, config: Any, pairs: Sequence[Pair], subsets: Sequence[str]) -> None:
+    """Start a run: put an earlier one aside, write its split and config."""
+    archive_previous_run(folder)
+    write_split(folder / "split.csv", pairs, subsets)
+    write_config(folder, config)
+
+
+def resume(folder: Path, config: Any, pairs: Sequence[Pair]) -> list[str]:
+    """Go on with a run: return the subset of each pair, "" for pairs that are new.
+
+    Raises UserError if an image of the run is gone.
+    """
+    path = folder / "split.csv"
+    known = {}
+    for pair, subset in zip(*read_split(path), strict=True):
+        known[pair.image] = subset
+    gone = sorted(set(known) - {pair.image for pair in pairs})
+    if gone:
+        raise UserError(
+            f"{path} names {gone[0]}, which is gone; put it back, or remove {folder} to start anew"
+        )
+    write_config(folder, config)
+    return [known.get(pair.image, "") for pair in pairs]
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Write config.json, which says what the folder holds."""
+    with atomic(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2))
 
 
 def archive_previous_run(folder: Path) -> None:
-    """Move an earlier run's files to `folder`/previous1 (2, 3 …), so that starting anew loses no trained model."""
+    """Move an earlier run's files to `folder`/previous1 (2, 3 …): no trained model is lost."""
     if not (folder / "model.h5").is_file():
         return
     number = next(i for i in itertools.count(1) if not (folder / f"previous{i}").exists())
     previous = folder / f"previous{number}"
     previous.mkdir()
-    print(f"{folder}: the earlier run's files are kept in {previous}")
+    print(f"{folder}: the files of the earlier run are now in {previous}")
     for name in RUN_FILES:
         if (folder / name).is_file():
             (folder / name).replace(previous / name)
 
 
-class Checkpoint(keras.callbacks.Callback):
-    """Write state, best model and log after each better epoch, and every few seconds; stop on NaN or no gain.
+def best_epoch(history: list[Epoch]) -> int:
+    """Number of the epoch with the highest validation Dice, from 1; the last one if none has it."""
+    return max(history, key=lambda row: row.get("val_dice", row["epoch"]))["epoch"]
 
-    A run that is killed makes the epochs since then once more.
+
+class Checkpoint(keras.callbacks.Callback):
+    """Write state, best model and log after a better epoch, and every few seconds.
+
+    model: the plain Keras model that is saved; it shares its weights with the one that is fitted.
+    history: finished epochs; this callback appends to it.
+
+    A run that is killed repeats the epochs since the last checkpoint, one that is interrupted
+    (`saved_on_interrupt`) repeats only the epoch it was in.
     """
 
-    async_safe = True  # on JAX the loss is looked at beside the next steps, so that a GPU does not wait for it
+    # JAX: the loss is read beside the next steps, so that a GPU does not wait for Python.
+    async_safe = True
 
     def __init__(
-        self, config: Any, folder: Path, history: list[dict[str, float]], metadata: dict[str, Any]
+        self,
+        config: Any,
+        folder: Path,
+        history: list[Epoch],
+        model: keras.Model,
+        metadata: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.config, self.folder, self.history, self.metadata = config, folder, history, metadata
-        self.saved = float("-inf")  # when the state was written last
+        self.config, self.folder, self.history = config, folder, history
+        self.network, self.metadata = model, metadata
+        self.last_save = float("-inf")
+        self.snapshot: list[np.ndarray] = []  # of an epoch that is finished and not yet written
 
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
+
+    def restore(self, model: keras.Model) -> None:
+        """Load the state of a stopped run into the compiled model that will be fitted."""
+        self.set_model(model)
+        if self.history:
+            model.load_weights(self.folder / STATE)
+            distributed.on_main_process(self.save_results)
+
+    @contextmanager
+    def saved_on_interrupt(self) -> Iterator[None]:
+        """Write the last finished epoch when Ctrl-C ends the block."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.snapshot:
+                for variable, value in zip(self._variables(), self.snapshot, strict=True):
+                    variable.assign(value)
+                distributed.on_main_process(self.save)
+            self.bar.close()
+            print(f"{self.epoch} of {self.config.epochs} epochs are saved in {self.folder}")
+            raise
+
+    def on_train_begin(self, logs: Epoch | None = None) -> None:
         steps = self.params["steps"]
-        total, done = steps * self.config.epochs, steps * len(self.history)
         self.bar = tqdm(
-            total=total,
-            initial=done,
+            total=steps * self.config.epochs,
+            initial=steps * self.epoch,
             desc="training",
             unit="step",
             disable=None if distributed.is_main_process() else True,
         )
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.start = time.perf_counter()
-        for number, layer in enumerate(
-            self.model.layers
-        ):  # dropout follows from (seed, epoch), also after a resume
+    def on_epoch_begin(self, epoch: int, logs: Epoch | None = None) -> None:
+        self.epoch_start = time.perf_counter()
+        # Dropout follows from (seed, epoch), so a run that goes on draws the same.
+        for number, layer in enumerate(self.network.layers):
             if hasattr(layer, "seed_generator"):
                 layer.seed_generator.state.assign([self.config.seed + 10_000 * epoch, number])
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Epoch | None = None) -> None:
         if not np.isfinite(logs["loss"]):
-            lower = self.config.learning_rate / 4
             raise UserError(
-                f"the loss became {logs['loss']} in epoch {len(self.history) + 1}, step {batch + 1}; try "
-                f"--learning-rate {lower:.2g} or --precision float32. Earlier epochs' best model is kept."
+                f"the loss became {logs['loss']} in epoch {self.epoch + 1}, step {batch + 1}; try "
+                f"--learning-rate {self.config.learning_rate / 4:.2g} or --precision float32. "
+                "The best model of earlier epochs is kept."
             )
         self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
         self.bar.update()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        seconds = time.perf_counter() - self.start
-        logs = {name: float(value) for name, value in logs.items()}
-        self.history.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
-        self.model.stop_training = is_finished(self.history, self.config)
-        better = (
-            "val_dice" in logs and best_epoch(self.history) == epoch + 1
-        )  # else each epoch would be the best yet
-        if (
-            self.model.stop_training
-            or better
-            or time.perf_counter() - self.saved >= CHECKPOINT_INTERVAL_S
-        ):
-            distributed.on_main_process(
-                self.save
-            )  # so model.h5 is never of a later epoch than the state
-            self.saved = time.perf_counter()
-        epochs = self.config.epochs
+    def on_epoch_end(self, epoch: int, logs: Epoch | None = None) -> None:
+        seconds = time.perf_counter() - self.epoch_start
+        row = {"epoch": epoch + 1}
+        for name, value in logs.items():
+            row[name] = float(value)
+        rate = float(self.model.optimizer.learning_rate)
+        self.history.append({**row, "learning_rate": rate, "seconds": round(seconds, 2)})
+        self._write_or_remember()
         scores = [
-            f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in logs
+            f"{name} {row[name]:.4f}" for name in ("loss", "val_loss", "val_dice") if name in row
         ]
-        best = " best" if best_epoch(self.history) == epoch + 1 else ""
-        tqdm.write(f"epoch {epoch + 1:3}/{epochs}  {'  '.join(scores)}{best}  {seconds:.1f} s")
+        best = "  best" if best_epoch(self.history) == self.epoch else ""
+        tqdm.write(
+            f"epoch {self.epoch:3}/{self.config.epochs}  {'  '.join(scores)}  {seconds:.1f} s{best}"
+        )
 
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+    def on_train_end(self, logs: Epoch | None = None) -> None:
         self.bar.close()
 
+    def _write_or_remember(self) -> None:
+        """Write a checkpoint if it is due; else copy the state in memory, for Ctrl-C."""
+        # Without validation images every epoch would count as better.
+        better = "val_dice" in self.history[-1] and best_epoch(self.history) == self.epoch
+        due = time.perf_counter() - self.last_save >= CHECKPOINT_INTERVAL_S
+        if better or due or self.epoch == self.config.epochs:
+            distributed.on_main_process(self.save)
+            self.last_save, self.snapshot = time.perf_counter(), []
+        else:
+            self.snapshot = [ops.convert_to_numpy(one) for one in self._variables()]
+
+    def _variables(self) -> list[keras.Variable]:
+        return [*self.model.variables, *self.model.optimizer.variables]
+
     def save(self) -> None:
-        """Write the state first: what follows is made from it again, should the run be killed in between."""
-        with atomic(self.folder / "state.weights.h5") as temporary:
+        """Write the state, then what follows from it."""
+        with atomic(self.folder / STATE) as temporary:
             self.model.save_weights(temporary)
+            progress = {"config": training_fields(self.config), "history": self.history}
             with h5py.File(temporary, "r+") as file:
-                file.attrs["progress"] = json.dumps(
-                    {"config": comparable(self.config), "history": self.history}
-                )
+                file.attrs["progress"] = json.dumps(progress)
         self.save_results()
 
     def save_results(self) -> None:
-        """Write what follows from the state: model.h5 if the last epoch is the best, and log.csv."""
+        """Write model.h5 if the last epoch is the best, and log.csv."""
         last = self.history[-1]
         if best_epoch(self.history) == last["epoch"]:
             metadata = self.metadata | {"epoch": last["epoch"], "val_dice": last.get("val_dice")}
-            utils.save_model(self.model, self.folder / "model.h5", metadata)
+            utils.save_model(self.network, self.folder / "model.h5", metadata)
         with atomic(self.folder / "log.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
-
-
-def best_epoch(history: list[dict[str, float]]) -> int:
-    """Number of the epoch with the highest validation Dice, from 1; without validation images the last epoch's."""
-    return max(history, key=lambda row: row.get("val_dice", row["epoch"]))["epoch"]
-
-
-def is_finished(history: list[dict[str, float]], config: Any) -> bool:
-    """Tell whether all epochs are done, or `early_stop` of them, after the frozen ones, brought nothing better."""
-    scores = [row.get("val_dice", 0.0) for row in history[config.frozen_epochs :]]
-    waited = len(scores) - 1 - int(np.argmax(scores)) if scores else 0
-    return len(history) >= config.epochs or 0 < config.early_stop <= waited

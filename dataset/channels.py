@@ -1,0 +1,6 @@
+"""stub"""
+
+
+def detect_channels(pairs):
+    """stub"""
+    return 1
