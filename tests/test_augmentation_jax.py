@@ -92,6 +92,7 @@ def dataset(scene):
     return Dataset(rows, np.arange(3), np.arange(3), (64, 96), 1, pd.DataFrame())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", list(AMOUNTS))
 def test_on_average_both_do_the_same(dataset, strength):
     """Over many draws: grey levels and area, their mean and spread, and where the mask lies."""
@@ -162,6 +163,7 @@ def test_it_is_for_one_process_with_jax_and_a_gpu_that_holds_the_images(dataset,
     assert not augmentation_jax.fits_on_device(dataset, "mild", Shard())
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_network_learns_from_them(tmp_path, monkeypatch):
     """As on a GPU, but for what computes."""
@@ -183,6 +185,7 @@ print("validation Dice", log.val_dice.max())
     assert float(done.stdout.split()[-1]) > 0.85, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_nan_stops_where_the_loss_is_read_beside_the_steps(discs, tmp_path, script, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")

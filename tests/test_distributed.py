@@ -87,6 +87,7 @@ def log(folder):
     return pd.read_csv(folder / "log.csv").drop(columns="seconds")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(discs, tmp_path):
     """Loss, batch normalization, validation on a number of images that is odd: to the rounding of float32."""
     for name, processes in (("one", 1), ("two", 2)):
@@ -105,6 +106,7 @@ def test_two_processes_learn_what_one_learns(discs, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_is_killed_and_all_go_on(discs, tmp_path, victim):
     processes = start(tmp_path / "run", discs, "--epochs", 200)

@@ -1,114 +1,146 @@
-"""Rooms: one job per file, imports point one way."""
+"""The house: imports point one way, nothing is done at import, slow libraries stay out."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 from conftest import ROOT
 
+# What each root file or folder may import of ours; design and reasons are in docs/contributing.md.
 MAY_IMPORT = {
-    "archive": {"cli", "engines", "images"},
-    "cli": {"images"},
-    "serve": {"cli", "images"},
-    "images": {"medical"},  # to decode; what is decoded to is defined in images
-    "medical": {"images"},
-    "phantom": {"images"},
-    "augment": set(),
-    "cache": {"images"},
-    "pairing": {"images"},
-    "engines": {"images"},
-    "gate": {"cli", "engines", "images"},
-    "cluster": {"images"},
-    "data": {"augment", "cache", "cluster", "download", "images", "pairing", "report"},
-    "download": {"images"},
-    "report": {"cache", "images"},
-    "model": {"draw", "images"},
-    "metrics": {"images"},
-    "utils": {"engines", "images"},
-    "draw": {"images"},
-    "predict": {"augment", "cli", "draw", "engines", "images", "metrics", "pairing", "utils"},
-    "export": {"augment", "cli", "engines", "gate", "images", "phantom", "predict", "utils"},
-    "on_device": {"augment", "cache", "cluster", "data"},
-    "optimizer": set(),
-    "recorder": {"cluster", "images", "utils"},
-    "corruptions": {"images"},
-    "benchmark": {
-        "data",
-        "engines",
-        "images",
-        "pairing",
-        "phantom",
-        "predict",
-        "rival",
-        "train",
-        "utils",
-    },
-    "rival": {
-        "cli",
-        "data",
-        "images",
-        "optimizer",
-        "pairing",
-        "phantom",
-        "predict",
-        "train",
-        "utils",
-    },
-    "experiments": {
-        "archive",
-        "corruptions",
-        "images",
-        "metrics",
-        "pairing",
-        "predict",
-        "recorder",
-    },
+    "utils": set(),
+    "imaging": {"utils"},
+    "model": {"utils"},
+    "metrics": {"utils", "imaging"},
+    "dataset": {"utils", "imaging"},
+    "data": {"utils", "imaging", "dataset"},
+    "inference": {"utils", "imaging"},
+    "serving": {"utils", "imaging", "inference"},
+    "training": {"utils", "imaging", "dataset", "inference", "metrics", "model"},
+    "predict": {"utils", "imaging", "dataset", "data", "inference", "metrics"},
+    "export": {"utils", "imaging", "dataset", "inference"},
+    "serve": {"utils", "imaging", "inference", "serving"},
     "train": {
-        "augment",
-        "cli",
-        "cluster",
+        "utils",
+        "imaging",
+        "dataset",
         "data",
-        "draw",
-        "images",
+        "inference",
         "metrics",
         "model",
-        "on_device",
-        "optimizer",
-        "pairing",
-        "phantom",
         "predict",
-        "recorder",
-        "utils",
+        "training",
     },
+}
+WITHOUT_KERAS = ("imaging", "inference", "serving")
+# Slow or optional, so a function may import them where it needs them.
+MAY_BE_LATE = {
+    "albumentations",
+    "cv2",
+    "h5py",
+    "highdicom",
+    "imagecodecs",
+    "jax",
+    "keras",
+    "matplotlib",
+    "nibabel",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "pandas",
+    "PIL",
+    "pydicom",
+    "ray",
+    "scipy",
+    "sklearn",
+    "tensorflow",
+    "tf2onnx",
+    "tifffile",
+    "torch",
+    # ours, because they load Keras
+    "data",
+    "metrics",
 }
 
 
-def is_main_guard(node):
-    """What an import does not run."""
-    return isinstance(node, ast.If) and any(
-        name in ast.unparse(node.test) for name in ("__main__", "TYPE_CHECKING")
-    )
+def python_files():
+    folders = [name for name in MAY_IMPORT if (ROOT / name).is_dir()] + ["benchmarks"]
+    files = list(ROOT.glob("*.py"))
+    for folder in folders:
+        files += sorted((ROOT / folder).glob("*.py"))
+    return files
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_imports_point_one_way(name):
-    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
-    imported = set()
-    for node in tree.body:
-        if is_main_guard(node):
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for path in python_files()}
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imported_modules(tree):
+    """List every module that a file imports, also inside functions, but not for types alone."""
+    found = []
+    stack = list(tree.body)
+    while stack:
+        node = stack.pop()
+        if is_type_checking(node):
             continue
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Import):
-                imported |= {alias.name for alias in inner.names}
-            elif isinstance(inner, ast.ImportFrom):
-                imported.add(inner.module)
-    assert imported & set(MAY_IMPORT) <= MAY_IMPORT[name]
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.append(inner if inner in FILES else node.module)
+        stack += ast.iter_child_nodes(node)
+    return found
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
+def parse(name):
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_one_way(name):
+    own = name.partition(".")[0]
+    if own == "benchmarks":
+        return
+    tops = {module.partition(".")[0] for module in imported_modules(parse(name))}
+    ours = tops & ({*MAY_IMPORT, "benchmarks", "tests"} - {own})
+    assert ours <= MAY_IMPORT[own], f"{name} imports {ours - MAY_IMPORT[own]}"
+    if own in WITHOUT_KERAS:
+        assert not tops & {"keras", "tensorflow", "jax"}
+
+
+def test_there_is_no_circle():
+    graph = {}
+    for name in FILES:
+        graph[name] = [module for module in imported_modules(parse(name)) if module in FILES]
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_late_imports_are_of_slow_or_optional_libraries(name):
+    late = set()
+    for function in ast.walk(parse(name)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            for node in function.body:
+                modules = imported_modules(ast.Module([node], []))
+                late |= {module.partition(".")[0] for module in modules}
+    assert late <= MAY_BE_LATE, f"{name} imports {late - MAY_BE_LATE} inside a function"
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_nothing_is_done_at_import(name):
-    allowed = (
+    tree = parse(name)
+    assert ast.get_docstring(tree)
+    definitions = (
         ast.Import,
         ast.ImportFrom,
         ast.FunctionDef,
@@ -117,34 +149,37 @@ def test_nothing_is_done_at_import(name):
         ast.Assign,
         ast.AnnAssign,
     )
-    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree)
-    rest = [
-        node for node in tree.body[1:] if not isinstance(node, allowed) and not is_main_guard(node)
-    ]
-    assert not rest, ast.unparse(rest[0])
+    for node in tree.body[1:]:
+        is_main = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        assert isinstance(node, definitions) or is_main or is_type_checking(node), ast.unparse(node)
 
 
-def test_every_script_is_in_the_table():
-    assert {path.stem for path in ROOT.glob("*.py")} == set(MAY_IMPORT)
+def test_every_root_file_has_its_place():
+    assert {path.stem for path in ROOT.glob("*.py")} <= set(MAY_IMPORT)
 
 
-def test_images_and_phantoms_load_no_keras():
-    code = "import sys, images, phantom; sys.exit(any(m in sys.modules for m in ('keras', 'tensorflow', 'jax')))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
-@pytest.mark.parametrize("name", ["train", "predict"])
+def test_images_and_the_service_load_no_keras():
+    code = """import sys, predict, serve, inference.precision_check, dataset.phantoms
+sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'jax')))"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "predict", "export", "data", "serve"])
 @pytest.mark.parametrize("flag", ["--help", "--no-such-flag"])
 def test_help_and_wrong_flags_are_answered_before_keras_is_loaded(name, flag):
-    code = f"""import runpy, sys
+    done = run_python(f"""import runpy, sys
 sys.argv = ["{name}.py", "{flag}"]
 try:
     runpy.run_path("{name}.py", run_name="__main__")
 except SystemExit as end:
-    print("loaded:", sorted({{"keras", "tensorflow", "pandas", "sklearn"}} & set(sys.modules)), end.code)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    slow = {{"keras", "tensorflow", "pandas", "sklearn"}} & set(sys.modules)
+    print("loaded:", sorted(slow), end.code)
+""")
     assert f"loaded: [] {0 if flag == '--help' else 2}" in done.stdout, done.stdout + done.stderr

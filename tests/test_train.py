@@ -110,6 +110,7 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_few_images_are_learned_by_heart(small):
     """Twelve discs, no trick: if the network, the loss, the pairing or the order were wrong, this would not rise."""
@@ -118,6 +119,7 @@ def test_a_few_images_are_learned_by_heart(small):
     assert log.loss.iloc[-1] < log.loss.iloc[0] / 3
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_one_seed_gives_one_result(small, tmp_path):
     logs = [train.train(dataclasses.replace(small, out_dir=str(tmp_path / name))) for name in "ab"]
@@ -137,6 +139,7 @@ class Crash(keras.callbacks.Callback):
             raise ConnectionAbortedError
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_crashed_run_goes_on_as_if_nothing_had_been(small, tmp_path, monkeypatch):
     """Weights, optimizer, learning rate, order and augmentation: the log is that of a run without a crash."""
@@ -209,6 +212,7 @@ def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, c
     assert (tmp_path / "run" / "previous1" / "model.h5").read_bytes() == old
 
 
+@pytest.mark.slow
 def test_a_run_of_the_earlier_optimizer_is_not_gone_on_with(small, tmp_path, capsys):
     train.train(small)
     with h5py.File(tmp_path / "run" / "state.weights.h5", "r+") as file:
@@ -229,6 +233,7 @@ def test_a_typo_leaves_the_finished_run_where_it_is(small, tmp_path):
     assert not (tmp_path / "run" / "previous1").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", [["model.h5", "log.csv", "curves.png"], ["log.csv", "curves.png"], ["curves.png"]]
 )
@@ -265,6 +270,7 @@ def test_the_split_of_a_run_is_reread(small, tmp_path):
         run_folder.resume(tmp_path / "run", small, pairs[1:])
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_at_random_moments(small, tmp_path):
     """Each time the same command goes on, the model loads, and in the end every epoch stands once. Five kills in CI."""
     config = dataclasses.replace(small, epochs=30)
@@ -309,6 +315,7 @@ def test_folds_are_trained_scored_and_summarised(small, tmp_path, capsys):
     assert "12 test images in 3 fold(s)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_classes(phantoms, small):
     config = dataclasses.replace(
         small, data_dir=str(phantoms), classes="left lung,right lung", epochs=1
@@ -390,6 +397,7 @@ def test_what_is_not_installed_is_told(capsys):
     assert caught.value.code == 2 and "pip install -r requirements-x.txt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "PHANTOMS", 12)
@@ -403,6 +411,7 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------ phases, other ways to start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "epochs_done"),
     [
@@ -446,6 +455,7 @@ def test_without_validation_images_the_last_epoch_is_kept(small, tmp_path):
         predict.main(predict.Config(model=str(tmp_path / "run" / "model.h5")))
 
 
+@pytest.mark.slow
 def test_an_extra_data_set_trains_and_nothing_else(small, phantoms, tmp_path):
     train.train(dataclasses.replace(small, extra_dir=str(phantoms), epochs=1))
     pairs, subsets = read_split(tmp_path / "run" / "split.csv")
@@ -461,6 +471,7 @@ def test_an_extra_data_set_trains_and_nothing_else(small, phantoms, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_training_starts_from_another_model(small, tmp_path, capsys):
     train.train(small)
     start = str(tmp_path / "run" / "model.h5")
@@ -478,6 +489,7 @@ def test_training_starts_from_another_model(small, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_masks_are_cleaned_unless_that_harms(small, tmp_path, monkeypatch):
     train.train(small)
     path = tmp_path / "run" / "model.h5"
@@ -493,12 +505,14 @@ def test_a_run_that_would_move_its_own_start_is_refused(small, tmp_path):
         train.train(dataclasses.replace(small, init_weights=str(tmp_path / "run" / "model.h5")))
 
 
+@pytest.mark.slow
 def test_mirroring_is_switched_on_without_training_again(small, tmp_path):
     log = train.train(small)
     pd.testing.assert_frame_equal(train.train(dataclasses.replace(small, mirror=True)), log)
     assert utils.load_metadata(tmp_path / "run" / "model.h5")["mirror"] is True
 
 
+@pytest.mark.slow
 def test_mirroring_is_switched_on_when_a_run_goes_on(small, tmp_path):
     """The model that is best already keeps its weights and learns of the mirror."""
     path = tmp_path / "run" / "model.h5"
@@ -509,6 +523,7 @@ def test_mirroring_is_switched_on_when_a_run_goes_on(small, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mirror"] is True
 
 
+@pytest.mark.slow
 def test_a_best_model_that_is_gone_is_told(small, tmp_path):
     log = train.train(dataclasses.replace(small, epochs=4))
     state = tmp_path / "run" / "state.weights.h5"
@@ -522,6 +537,7 @@ def test_a_best_model_that_is_gone_is_told(small, tmp_path):
     assert len(log) == 4
 
 
+@pytest.mark.slow
 def test_float16_trains(small):
     log = train.train(dataclasses.replace(small, precision="float16"))
     keras.config.set_dtype_policy("float32")
