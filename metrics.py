@@ -13,12 +13,16 @@ To add a loss, write a function (y_true, y_pred) → (N,) and name it in LOSSES.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import utils
+
+if __name__ == "__main__":
+    utils.load_keras()
+
 import numpy as np
 import pandas as pd
 from keras import KerasTensor, ops
 from scipy import ndimage, stats
 
-import utils
 from utils import UserError
 
 OVERLAPS = ("dice", "iou", "precision", "recall")  # in [0, 1]

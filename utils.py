@@ -58,9 +58,10 @@ def parse_flags(config_class: type[T]) -> T:
 
 
 def hide_backend_logs() -> None:
-    """Hide TensorFlow's start-up messages, unless --verbose is among the flags."""
+    """Hide what TensorFlow says at the start, unless --verbose is among the flags."""
     if "--verbose" in sys.argv:
         sys.argv.remove("--verbose")
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras advises against HDF5
@@ -71,9 +72,8 @@ def load_keras() -> None:
 
     TensorFlow writes a dozen lines, one of which looks like a crash where there is no GPU.
     """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":  # --verbose, or the user's own choice
-        import keras  # noqa: F401
-
+    hide_backend_logs()
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         return
     sys.stderr.flush()
     stderr = os.dup(2)

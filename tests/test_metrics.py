@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 import metrics
+from utils import UserError
 
 TRUTH = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]], [[1, 0, 0, 0]]], np.float32)[
     ..., None
@@ -250,8 +253,10 @@ def test_runs_on_other_images_are_not_compared(tmp_path, script):
         ("e.csv", "column dice holds other things than numbers"),
         ("f.csv", "is not a metrics.csv"),
     ):
-        done = script(tmp_path, "metrics.py", "compare", "a.csv", other)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+        with pytest.raises(UserError, match=re.escape(message)):
+            metrics.compare(tmp_path / "a.csv", tmp_path / other)
+    done = script(tmp_path, "metrics.py", "compare", "a.csv", "c.csv")
+    assert done.returncode == 2 and done.stderr.startswith("error: c.csv is not a metrics.csv")
 
 
 def test_distances_in_different_units_are_not_averaged():
