@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent
+OLD_FLAGS = {"--normalisation": "--normalization"}  # of earlier versions
 RESUMES = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -54,7 +55,12 @@ def require(package: str, requirements: str) -> None:
 def parse_flags(config_class: type[T]) -> T:
     """Read a script's flags: one per field of its dataclass, the field's comment is the help."""
     hide_backend_logs()
-    return tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
+    flags = []
+    for flag in sys.argv[1:]:
+        name, separator, value = flag.partition("=")
+        flags.append(OLD_FLAGS.get(name, name) + separator + value)
+    description = sys.modules[config_class.__module__].__doc__
+    return tyro.cli(config_class, args=flags, description=description)
 
 
 def hide_backend_logs() -> None:

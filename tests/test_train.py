@@ -390,6 +390,12 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
     assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err
 
 
+def test_an_old_flag_still_works(monkeypatch):
+    for flags in (["--normalisation", "group"], ["--normalisation=group"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+        assert utils.parse_flags(train.Config).normalization == "group"
+
+
 def test_what_is_not_installed_is_told(capsys):
     utils.require("keras", "requirements.txt")
     with pytest.raises(SystemExit) as caught:
