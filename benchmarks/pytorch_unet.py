@@ -8,7 +8,7 @@ bfloat16 where train.py takes bfloat16. Writes OUT_DIR/model.pt, then prints the
 masks are not post-processed. Needs `pip install torch`; KERAS_BACKEND=torch keeps TensorFlow out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,8 @@ import data
 import predict
 import train
 import utils
-from dataset.batches import Batches
 from dataset.cache import Dataset
 from dataset.layouts import SUBSETS, Pair
-from dataset.loading import Preprocessing
-from dataset.phantoms import make_phantoms
-from imaging.labels import class_names, mask_values
 from training.optimizer import WARMUP, WEIGHT_DECAY, WarmupCosine
 from utils import UserError, atomic
 
@@ -208,34 +204,29 @@ def check_config(config: train.Config) -> None:
             raise UserError(f"{name} is {value!r}; expected {default!r} for PyTorch's training")
 
 
-def load_data(
-    config: train.Config, recipe: Preprocessing
-) -> tuple[Dataset, dict[str, np.ndarray], list[Pair]]:
-    """Load and split the data as train.py does: the data, each subset's rows, the test pairs."""
-    data_dir = config.data_dir or make_phantoms("", 200, seed=0)
-    pairs, dataset = data.load_dataset(data_dir, recipe, config.cache_dir, config.memory_gb)
+def split_slices(
+    config: train.Config, pairs: Sequence[Pair], dataset: Dataset
+) -> tuple[dict[str, np.ndarray], list[Pair]]:
+    """Split the data as train.py does: each subset's slices, and the test pairs."""
     fold = max(config.fold, 0)
-    subsets = data.split(pairs, config.val_fraction, config.test_fraction, 0, config.folds, fold)
-    rows = {}
-    for subset in SUBSETS:
-        rows[subset] = dataset.slices_of(np.flatnonzero(np.array(subsets) == subset))
+    fractions = config.val_fraction, config.test_fraction
+    subsets = data.split(pairs, *fractions, folds=config.folds, fold=fold)
+    slices = {}
+    for name in SUBSETS:
+        slices[name] = dataset.slices_of(np.flatnonzero(np.array(subsets) == name))
     test = [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == "test"]
-    return dataset, rows, test
+    return slices, test
 
 
 def fit(
-    model: UNet, config: train.Config, dataset: Dataset, rows: dict[str, np.ndarray], precision: str
+    model: UNet,
+    config: train.Config,
+    dataset: Dataset,
+    slices: dict[str, np.ndarray],
+    precision: str,
 ) -> Path:
     """Train; return the file of the epoch with the best validation Dice, or of the last epoch."""
-    batches = Batches(
-        dataset,
-        rows["train"],
-        class_names(config.classes),
-        config.batch_size,
-        config.augmentation,
-        seed=config.seed,
-        at_least=config.epoch_images,
-    )
+    batches, _ = train.make_batches(config, dataset, slices)
     schedule = make_schedule(len(batches) * config.epochs)
     step = make_step(model, precision, config.learning_rate, schedule)
     path, best = Path(config.out_dir) / "model.pt", -1.0
@@ -245,8 +236,8 @@ def fit(
         losses = [step(*batches[i]) for i in range(len(batches))]
         print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}", flush=True)
         dice = float(epoch)
-        if len(rows["val"]):
-            dice = validation_dice(Predictor(model, precision), *dataset.take(rows["val"]))
+        if len(slices["val"]):
+            dice = validation_dice(Predictor(model, precision), *dataset.take(slices["val"]))
         if dice > best:
             best = dice
             with atomic(path) as temporary:
@@ -261,16 +252,14 @@ def main(config: train.Config) -> None:
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if utils.has_amx() else "float32"
-    names, size = class_names(config.classes), (config.image_size, config.image_size)
-    channels = config.channels or 1  # images are not looked at: grey, unless 3 is given
-    recipe = Preprocessing(names, size, channels, config.window, mask_values(config.classes))
-    dataset, rows, test = load_data(config, recipe)
-    model = UNet(channels, config.filters, config.depth)
+    pairs, dataset = train.load_data(config)
+    slices, test = split_slices(config, pairs, dataset)
+    model = UNet(dataset.channels, config.filters, config.depth)
     model = model.to(memory_format=torch.channels_last)
-    path = fit(model, config, dataset, rows, precision)
+    path = fit(model, config, dataset, slices, precision)
     print(path, flush=True)
     model.load_state_dict(torch.load(path))
-    metadata = utils.make_metadata(names, size, channels, mirror=config.mirror)
+    metadata = train.make_metadata(config, dataset)
     table, _ = predict.score_pairs([(Predictor(model, precision), metadata)], test)
     print(f"test Dice {table.dice.mean():.4f}")
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 import train
+from training.batch_norm import fuse_batch_norm
 
 REST_S = 0.5  # before each measurement, so that the threads of the previous one sleep
 
@@ -64,9 +64,9 @@ def steps_per_second(step: Callable[[], object], count: int) -> float:
 
 def training_model(config: train.Config) -> keras.Model:
     """Build and compile the network as train.py does, for one class of grey images."""
-    model = train.build_network(config, ["foreground"], Path(), resumed=False)
-    train.compile_network(model, config, 10_000)
-    return model
+    twin = fuse_batch_norm(train.build_network(config, channels=1))
+    train.compile_model(twin, config, steps=10_000)
+    return twin
 
 
 class Repeated(keras.utils.PyDataset):

@@ -11,6 +11,11 @@ the same command goes on. With RAY_ADDRESS the first three train on the machines
 """
 
 import utils
+
+if __name__ == "__main__":  # before TensorFlow is loaded
+    utils.hide_backend_logs()
+    utils.load_keras()
+
 from benchmarks.accuracy.ablation import ablation
 from benchmarks.accuracy.few import few
 from benchmarks.accuracy.robustness import corruptions, uncertainty

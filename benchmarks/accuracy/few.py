@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 import data
 import metrics
-from benchmarks.accuracy.ablation import score_test_images
+import predict
 from benchmarks.accuracy.trainings import run_trainings, write_table
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
@@ -123,5 +123,5 @@ def make_row(out_dir: Path, count: int) -> dict[str, object]:
 
 def score_run(run: Path) -> pd.DataFrame:
     """Score a run's test images; images are named by their file, as their folders differ."""
-    table = score_test_images([run], {})
+    table = predict.score_run(run)
     return table.assign(image=[Path(image).name for image in table.image])

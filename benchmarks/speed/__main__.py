@@ -16,6 +16,13 @@ date and hardware. PyTorch and OpenVINO are optional: pip install torch openvino
 import os
 
 import utils
+
+if __name__ == "__main__":
+    # JAX would reserve most of a GPU's memory for one process.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    utils.hide_backend_logs()
+    utils.load_keras()
+
 from benchmarks.speed.archive import archive
 from benchmarks.speed.cold import cold
 from benchmarks.speed.memory import memory
@@ -28,6 +35,4 @@ from benchmarks.speed.training import training
 COMMANDS = (training, pipeline, prediction, start, cold, service, archive, memory)
 
 if __name__ == "__main__":
-    # JAX would reserve most of a GPU's memory for one process.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     utils.run_commands({command.__name__: command for command in COMMANDS}, __doc__)
