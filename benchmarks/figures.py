@@ -16,12 +16,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import utils
+
+if __name__ == "__main__":  # without TensorFlow's messages
+    utils.load_keras()
+
 import keras
 from keras import layers
 
 import data
 import predict
-import utils
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
 from imaging import plots

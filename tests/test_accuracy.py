@@ -73,6 +73,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_ablation_and_corruptions(workplace, script):
     """Every table has its rows; what is trained is not trained again."""
     chests = str(make_phantoms("chests", 20, seed=5))
@@ -101,6 +102,7 @@ def test_ablation_and_corruptions(workplace, script):
         robustness.corruptions(run)
 
 
+@pytest.mark.slow
 def test_few_images(workplace):
     chests = str(make_phantoms("chests", 10, seed=5))
     few.few(chests, flags=TINY, jobs=2)

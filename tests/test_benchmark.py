@@ -5,11 +5,15 @@ import os
 import keras
 import pandas as pd
 import pytest
+from conftest import ROOT
 
-from benchmarks import scripts, timing
+from benchmarks import figures, scripts, timing
+from benchmarks.accuracy import __main__ as accuracy_main
+from benchmarks.speed import __main__ as speed_main
 from benchmarks.speed.training import PRODUCT, flops, operation_row, rate_rows
 from benchmarks.table import TABLE, make_row, write_rows
 from benchmarks.timing import isolated_processes, run_interleaved, steps_per_second
+from inference.bundled import BUNDLED_MODEL
 from utils import UserError
 
 
@@ -88,13 +92,16 @@ def test_a_script_that_fails_is_reported():
         scripts.wait_until(lambda: False, 0)
 
 
-@pytest.mark.parametrize("module", ["speed", "accuracy"])
-def test_help_lists_every_command(script, tmp_path, module):
-    done = script(tmp_path, "-m", f"benchmarks.{module}", "--help")
-    commands = {
-        "speed": "training pipeline prediction start cold service archive memory",
-        "accuracy": "folds ablation few corruptions uncertainty",
-    }
-    assert done.returncode == 0, done.stderr
-    for command in commands[module].split():
-        assert f"python -m benchmarks.{module} {command}" in done.stdout
+@pytest.mark.parametrize("module", [speed_main, accuracy_main])
+def test_help_lists_every_command(module):
+    name = module.__name__.removesuffix(".__main__")
+    for command in module.COMMANDS:
+        assert f"python -m {name} {command.__name__}" in module.__doc__
+
+
+def test_a_panel_for_the_documentation(phantoms, tmp_path):
+    pair = figures.find_pair(phantoms, "phantom_0003")
+    figures.draw_panel(str(ROOT / BUNDLED_MODEL), pair, tmp_path / "img" / "panel.png")
+    assert (tmp_path / "img" / "panel.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="has no image phantom_9999"):
+        figures.find_pair(phantoms, "phantom_9999")

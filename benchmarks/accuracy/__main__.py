@@ -12,8 +12,7 @@ the same command goes on. With RAY_ADDRESS the first three train on the machines
 
 import utils
 
-if __name__ == "__main__":  # before TensorFlow is loaded
-    utils.hide_backend_logs()
+if __name__ == "__main__":  # without TensorFlow's messages
     utils.load_keras()
 
 from benchmarks.accuracy.ablation import ablation

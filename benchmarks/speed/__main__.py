@@ -20,7 +20,6 @@ import utils
 if __name__ == "__main__":
     # JAX would reserve most of a GPU's memory for one process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    utils.hide_backend_logs()
     utils.load_keras()
 
 from benchmarks.speed.archive import archive
