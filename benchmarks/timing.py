@@ -1,100 +1,56 @@
-"""Measure what the README says about speed and memory.
-
-    python benchmark.py training        a training step, beside PyTorch's of the same network
-    python benchmark.py pipeline        what reading and augmenting images costs beside the step
-    python benchmark.py prediction      every engine, beside OpenVINO's own benchmark; predict.py on a folder
-    python benchmark.py start           how long scripts take to answer
-    python benchmark.py cold --data-dir DIR    a whole training to a given Dice, beside PyTorch's
-    python benchmark.py archive         archive.py on two nodes of a Ray cluster, with one worker, two, and one killed
-    python benchmark.py service         how long serve.py takes for a 512x512 PNG, and how many it answers in a second
-    python benchmark.py memory          the most memory that a training on 10,000 images of 512x512 takes
-
-What is compared runs in turn, and the median and the range are told. All write results/benchmark.csv, a row for each
-figure. PyTorch and OpenVINO are extras: pip install torch openvino.
-"""
+"""How the benchmarks measure: calls in turn, separate processes, steps per second."""
 
 import contextlib
-import datetime
-import importlib.util
 import multiprocessing
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import keras
-import pandas as pd
+import numpy as np
 from tqdm import tqdm
 
-import utils
-from utils import UserError, atomic
+import train
+from training.batch_norm import fuse_batch_norm
 
-# ------------------------------------------------------------------------------------------------------------- speed
-TABLE = Path("results/benchmark.csv")
-REST_S = 0.5  # before each measurement, so that the threads of the one before sleep
+REST_S = 0.5  # before each measurement, so that the threads of the previous one sleep
 
 
-def make_row(
-    figure: str, unit: str, values: Sequence[float], reference: str = "", than: Sequence[float] = ()
-) -> dict:
-    """Make a row of the table: median and range of what was measured, and its ratio to a reference in the same run."""
-    made = {"figure": figure, "unit": unit, "median": statistics.median(values), "low": min(values)}
-    made |= {
-        "high": max(values),
-        "reference": reference,
-        "ratio": float("nan"),
-        "repeats": len(values),
-    }
-    if len(than):
-        made["ratio"] = made["median"] / statistics.median(than)
-    return made
-
-
-def write_rows(rows: Sequence[dict], hardware: str = "") -> None:
-    """Print rows, and put them into results/benchmark.csv in place of older ones of the same figures and hardware."""
-    table = pd.DataFrame(rows).assign(
-        date=datetime.date.today().isoformat(), hardware=hardware or processor()
-    )
-    print(
-        table.drop(columns=["date", "hardware"]).to_string(
-            index=False, float_format="{:.4g}".format
-        )
-    )
-    if TABLE.is_file():
-        old = pd.read_csv(TABLE)
-        table = pd.concat(
-            [old[~(old.figure.isin(table.figure) & old.hardware.isin(table.hardware))], table]
-        )
-    with atomic(TABLE) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4g")
-    print(f"{TABLE} has these figures now, in place of earlier ones")
-
-
-def processor() -> str:
-    """Name the processor and the cores that are used."""
-
-    has, gpus = utils.cpu_info(), [f"{gpu} by {keras.backend.backend()}, " for gpu in utils.gpus()]
-    amx = " with AMX" if "amx_bf16" in has.get("flags", "") else ""
-    return f"{''.join(gpus)}{utils.cores()} cores of {has.get('model name', sys.platform)}{amx}"
-
-
-def run_interleaved(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Make every call once to warm up, then `rounds` times in turn: what each returned."""
-    results: dict[str, list[float]] = {name: [] for name in calls}
+def run_interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
+    """Run every call once to warm up, then all in turn, `rounds` times; return the results."""
+    results: dict[str, list[Any]] = {name: [] for name in calls}
     for i in tqdm(range(rounds + 1), "measuring", unit="round", disable=None):
         for name, call in calls.items():
             time.sleep(REST_S)
             value = call()
-            if i:
+            if i > 0:
                 results[name].append(value)
     return results
 
 
+@contextlib.contextmanager
+def isolated_processes(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], Any]]]:
+    """Give each call a process of its own, because one library's threads slow another's.
+
+    A call is a function and its arguments. All must be picklable.
+    """
+
+    def wait_for(pool: ProcessPoolExecutor, call: tuple) -> Any:
+        return pool.submit(*call).result()
+
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        isolated = {}
+        for name, call in calls.items():
+            pool = stack.enter_context(ProcessPoolExecutor(1, context))
+            isolated[name] = partial(wait_for, pool, call)
+        yield isolated
+
+
 def steps_per_second(step: Callable[[], object], count: int) -> float:
-    """Call `count` times, after two calls that bring threads and caches back."""
+    """Time `count` calls after two calls that wake threads and fill caches."""
     for _ in range(2):
         step()
     start = time.perf_counter()
@@ -103,42 +59,46 @@ def steps_per_second(step: Callable[[], object], count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def is_installed(name: str) -> bool:
-    """Tell whether an extra is there; say so if not."""
-    found = importlib.util.find_spec(name) is not None
-    if not found:
-        print(f"{name} is not installed, so nothing is compared with it: pip install {name}")
-    return found
+# ---------------------------------------------------------------------------------- training steps
 
 
-@contextlib.contextmanager
-def isolated_processes(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], float]]]:
-    """Give each call, a function and its arguments, a process of its own: the threads of one library slow another's."""
-    with contextlib.ExitStack() as stack:
-        context = multiprocessing.get_context("spawn")
-        pools = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in calls}
-        yield {
-            name: lambda name=name, call=call: pools[name].submit(*call).result()
-            for name, call in calls.items()
-        }
+def training_model(config: train.Config) -> keras.Model:
+    """Build and compile the network as train.py does, for one class of grey images."""
+    twin = fuse_batch_norm(train.build_network(config, channels=1))
+    train.compile_model(twin, config, steps=10_000)
+    return twin
 
 
-def run_script(name: str, *flags: str) -> float:
-    """Run one of our scripts and return its seconds. Raises UserError if it fails."""
-    start = time.perf_counter()
-    script = utils.ROOT / name
-    done = subprocess.run(
-        [sys.executable, script, *flags], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"{name} {' '.join(flags)} failed:\n{done.stderr[-500:]}")
-    return time.perf_counter() - start
+class Repeated(keras.utils.PyDataset):
+    """One batch, `count` times."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, count: int) -> None:
+        super().__init__()
+        self.batch, self.count = (x, y), count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.batch
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for something to happen. Raises UserError if it does not."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise UserError(f"waited {seconds:g} s in vain")
-        time.sleep(0.05)
+class StepClock(keras.callbacks.Callback):
+    """Note the time at the end of each step."""
+
+    async_safe = True  # like training's Checkpoint
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self.times.append(time.perf_counter())
+
+
+def fit_seconds(model: keras.Model, batches: keras.utils.PyDataset) -> float:
+    """Time an epoch of `fit` as train.py runs it, without what comes before the first step ends."""
+    clock = StepClock()
+    model.fit(batches, verbose=0, shuffle=False, callbacks=[clock])
+    times = sorted(clock.times)
+    return (times[-1] - times[0]) * len(times) / (len(times) - 1)

@@ -14,8 +14,8 @@ from conftest import ROOT
 from test_serve import exported  # noqa: F401 (a fixture)
 
 import utils
-from benchmarks.scale import TwoNodes, count_masks
-from benchmarks.timing import wait_until
+from benchmarks.scripts import wait_until
+from benchmarks.speed.archive import TwoNodes, count_masks
 from imaging import formats
 from inference import archive
 from inference.exported_model import load_exported

@@ -1,31 +1,54 @@
 """The benchmark's arithmetic; what it measures is not tested, as machines differ."""
 
+import os
+
 import keras
 import pandas as pd
+import pytest
+from conftest import ROOT
 
-from benchmarks import speed, timing
-from benchmarks.timing import TABLE, make_row, run_interleaved, write_rows
+from benchmarks import figures, scripts, timing
+from benchmarks.accuracy import __main__ as accuracy_main
+from benchmarks.speed import __main__ as speed_main
+from benchmarks.speed.training import PRODUCT, flops, operation_row, rate_rows
+from benchmarks.table import TABLE, make_row, write_rows
+from benchmarks.timing import isolated_processes, run_interleaved, steps_per_second
+from inference.bundled import BUNDLED_MODEL
+from utils import UserError
 
 
 def test_a_row_has_median_range_and_ratio():
-    made = make_row("x", "s", [3.0, 1.0, 2.0], "y", [4.0, 4.0])
-    assert (made["median"], made["low"], made["high"], made["ratio"], made["repeats"]) == (
-        2,
-        1,
-        3,
-        0.5,
-        3,
-    )
+    row = make_row("x", "s", [3.0, 1.0, 2.0], "y", [4.0, 4.0])
+    assert (row["median"], row["low"], row["high"], row["repeats"]) == (2, 1, 3, 3)
+    assert row["ratio"] == 0.5
     assert pd.isna(make_row("x", "s", [1.0])["ratio"])
 
 
-def test_calls_are_made_in_turn_and_the_first_round_warms_up(monkeypatch):
+def test_calls_alternate_and_the_first_round_warms_up(monkeypatch):
     monkeypatch.setattr(timing, "REST_S", 0)
     made = []
-    found = run_interleaved(
-        {name: lambda name=name: made.append(name) or len(made) for name in "ab"}, 2
-    )
+
+    def call_a():
+        made.append("a")
+        return len(made)
+
+    def call_b():
+        made.append("b")
+        return len(made)
+
+    found = run_interleaved({"a": call_a, "b": call_b}, 2)
     assert made == list("ababab") and found == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_each_call_has_a_process_of_its_own():
+    with isolated_processes({"a": (os.getpid,), "b": (os.getpid,)}) as calls:
+        a, b = calls["a"](), calls["b"]()
+        assert len({a, b, os.getpid()}) == 3 and calls["a"]() == a
+
+
+def test_steps_are_counted_after_two_that_warm_up():
+    made = []
+    assert steps_per_second(lambda: made.append(1), 3) > 0 and len(made) == 5
 
 
 def test_operations_are_those_of_the_convolutions():
@@ -33,7 +56,20 @@ def test_operations_are_those_of_the_convolutions():
     x = keras.Input((8, 8, 3))
     y = keras.layers.Conv2D(5, 3, padding="same")(x)
     z = keras.layers.Conv2DTranspose(2, 2, strides=2)(keras.layers.BatchNormalization()(y))
-    assert speed.flops(keras.Model(x, z)) == 3 * 2 * 8 * 8 * (3 * 3 * 3 * 5 + 2 * 2 * 5 * 2)
+    assert flops(keras.Model(x, z)) == 3 * 2 * 8 * 8 * (3 * 3 * 3 * 5 + 2 * 2 * 5 * 2)
+
+
+def test_training_rows_compare_keras_with_each_baseline():
+    found = {"Keras": [6.0], "PyTorch": [3.0], "PyTorch compiled": [4.0], PRODUCT: [24e12]}
+    found["Keras, prediction"] = [9.0]
+    rows = rate_rows("step", ["Keras", "PyTorch", "PyTorch compiled"], found)
+    ratios = {row["figure"]: row["ratio"] for row in rows}
+    assert ratios["step: Keras, beside PyTorch"] == 2
+    assert ratios["step: Keras, beside PyTorch compiled"] == 1.5
+    alone = rate_rows("step", ["Keras"], found)
+    assert [row["figure"] for row in alone] == ["step: Keras", "step: Keras, prediction alone"]
+    row = operation_row("step", 2_000_000_000_000, found)
+    assert row["median"] == 12 and row["ratio"] == 0.5
 
 
 def test_the_table_keeps_other_figures(tmp_path, monkeypatch):
@@ -43,7 +79,29 @@ def test_the_table_keeps_other_figures(tmp_path, monkeypatch):
     write_rows([make_row("a", "s", [4.0])], hardware="another machine")
     table = pd.read_csv(TABLE)
     assert list(zip(table.figure, table["median"], strict=True)) == [("a", 1), ("b", 3), ("a", 4)]
-    assert (
-        list(table.hardware == "another machine") == [False, False, True]
-        and table.hardware.notna().all()
-    )
+    assert list(table.hardware == "another machine") == [False, False, True]
+    assert table.hardware.notna().all()
+
+
+def test_a_script_that_fails_is_reported():
+    printed, seconds = scripts.run_script("predict.py", "--help")
+    assert "--input" in printed and seconds > 0
+    with pytest.raises(UserError, match=r"python predict.py --no-such-flag failed:"):
+        scripts.run_script("predict.py", "--no-such-flag")
+    with pytest.raises(UserError, match="nothing happened in 0 s"):
+        scripts.wait_until(lambda: False, 0)
+
+
+@pytest.mark.parametrize("module", [speed_main, accuracy_main])
+def test_help_lists_every_command(module):
+    name = module.__name__.removesuffix(".__main__")
+    for command in module.COMMANDS:
+        assert f"python -m {name} {command.__name__}" in module.__doc__
+
+
+def test_a_panel_for_the_documentation(phantoms, tmp_path):
+    pair = figures.find_pair(phantoms, "phantom_0003")
+    figures.draw_panel(str(ROOT / BUNDLED_MODEL), pair, tmp_path / "img" / "panel.png")
+    assert (tmp_path / "img" / "panel.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="has no image phantom_9999"):
+        figures.find_pair(phantoms, "phantom_9999")

@@ -69,7 +69,7 @@ def python_files():
     folders = [name for name in MAY_IMPORT if (ROOT / name).is_dir()] + ["benchmarks"]
     files = list(ROOT.glob("*.py"))
     for folder in folders:
-        files += sorted((ROOT / folder).glob("*.py"))
+        files += sorted((ROOT / folder).rglob("*.py"))
     return files
 
 

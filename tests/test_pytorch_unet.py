@@ -1,4 +1,7 @@
-"""What the benchmark compares with is the same network, trained the same way."""
+"""PyTorch's training, with which the benchmark compares, is the same one."""
+
+# ruff: noqa: E402 (without torch these tests are skipped before the imports)
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,8 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import metrics
+import train
 from benchmarks import pytorch_unet
 from model import build_unet
+from utils import UserError
 
 
 def test_it_is_the_same_network():
@@ -19,15 +24,31 @@ def test_it_is_the_same_network():
 
 def test_it_has_the_same_loss_and_learns():
     rng = np.random.default_rng(0)
-    logits, y = (
-        rng.normal(size=(3, 8, 8, 1)).astype(np.float32),
-        np.float32(rng.random((3, 8, 8, 1)) > 0.5),
-    )
+    logits = rng.normal(size=(3, 8, 8, 1)).astype(np.float32)
+    y = np.float32(rng.random((3, 8, 8, 1)) > 0.5)
     ours = np.mean(metrics.bce_dice_loss(y, 1 / (1 + np.exp(-logits))))
-    assert float(
-        pytorch_unet.bce_dice_loss(pytorch_unet.to_torch(logits), pytorch_unet.to_torch(y))
-    ) == pytest.approx(ours, rel=1e-5)
+    theirs = pytorch_unet.bce_dice_loss(pytorch_unet.to_torch(logits), pytorch_unet.to_torch(y))
+    assert float(theirs) == pytest.approx(ours, rel=1e-5)
     x = rng.random((4, 32, 32, 1), np.float32)
     step = pytorch_unet.make_step(pytorch_unet.UNet(1, 4, 2), "float32", 2e-2)
     losses = [step(x, np.float32(x > 0.5)) for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_short_training_prints_its_test_dice(phantoms, tmp_path, capsys):
+    """The whole script, as `benchmarks.speed cold` runs it."""
+    config = train.Config(
+        data_dir=str(phantoms),
+        image_size=32,
+        filters=2,
+        depth=2,
+        epochs=2,
+        epoch_images=0,
+        precision="float32",
+        cache_dir="",
+        out_dir=str(tmp_path),
+    )
+    pytorch_unet.main(config)
+    assert "test Dice 0." in capsys.readouterr().out and (tmp_path / "model.pt").is_file()
+    with pytest.raises(UserError, match="architecture is 'residual'; expected 'unet'"):
+        pytorch_unet.main(dataclasses.replace(config, architecture="residual"))

@@ -10,7 +10,8 @@ import export
 import predict
 import serve
 import train
-from benchmarks import accuracy, speed
+from benchmarks.accuracy.__main__ import COMMANDS as STUDIES
+from benchmarks.speed.__main__ import COMMANDS as SPEEDS
 from dataset.phantoms import Config
 from inference import archive
 
@@ -31,14 +32,7 @@ def test_nothing_is_left_to_fill_in():
 
 def test_every_flag_exists():
     fields = [field.name for config in CONFIGS for field in dataclasses.fields(config)]
-    calls = (
-        accuracy.folds,
-        accuracy.ablation,
-        accuracy.few,
-        accuracy.corrupted,
-        accuracy.uncertainty,
-    )
-    for call in (*calls, speed.training, speed.cold):
+    for call in (*STUDIES, *SPEEDS):
         fields += inspect.signature(call).parameters
     known = {"--" + name.replace("_", "-") for name in fields}
     known |= {flag.replace("--", "--no-", 1) for flag in known} | {"--help"}

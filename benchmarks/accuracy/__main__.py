@@ -1,0 +1,26 @@
+"""Measure accuracy: the studies of docs/results.md, each by train.py and predict.py themselves.
+
+    python -m benchmarks.accuracy folds --data-dir DIR       cross-validation, folds in parallel
+    python -m benchmarks.accuracy ablation --data-dir DIR    one change of the default at a time
+    python -m benchmarks.accuracy few --data-dir DIR         5, 10, 20, 40 labelled images
+    python -m benchmarks.accuracy corruptions --run RUN      a cross-validation on corrupted images
+    python -m benchmarks.accuracy uncertainty --run RUN      does disagreement predict the error?
+
+They write results/ablation.csv, few.csv, corruptions-RUN.csv and uncertainty-RUN.csv. After a stop
+the same command goes on. With RAY_ADDRESS the first three train on the machines of a Ray cluster.
+"""
+
+import utils
+
+if __name__ == "__main__":  # without TensorFlow's messages
+    utils.load_keras()
+
+from benchmarks.accuracy.ablation import ablation
+from benchmarks.accuracy.few import few
+from benchmarks.accuracy.robustness import corruptions, uncertainty
+from benchmarks.accuracy.trainings import folds
+
+COMMANDS = (folds, ablation, few, corruptions, uncertainty)
+
+if __name__ == "__main__":
+    utils.run_commands({command.__name__: command for command in COMMANDS}, __doc__)

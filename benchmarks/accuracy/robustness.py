@@ -1,0 +1,109 @@
+"""How a cross-validation's models do on corrupted images; whether they know their errors."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+import metrics
+import predict
+from benchmarks.accuracy.corruptions import CORRUPTIONS, corrupt
+from benchmarks.accuracy.trainings import write_table
+from dataset.layouts import Pair
+from dataset.reading import read_pair
+from imaging.scan import Scan
+from inference import postprocess, segment
+from inference.segment import Member
+from training.run_folder import NON_TRAINING_FIELDS
+from utils import UserError, atomic
+
+METRICS = ["dice", "iou", "nsd", "hd95"]
+
+
+def corruptions(run: Path) -> None:
+    """Score every fold's model on its test images, corrupted: results/corruptions-RUN.csv.
+
+    Args:
+        run: the folder of a cross-validation, which holds fold0, fold1 …
+    """
+    rows = []
+    for config, members, pairs in load_folds(run):
+        for seed, pair in enumerate(tqdm(pairs, config.model, unit="image", disable=None)):
+            rows += score_corrupted(config, members, pair, seed)
+    table = pd.DataFrame(rows).groupby("corruption", sort=False)[METRICS].mean().reset_index()
+    table["loss"] = table.dice[0] - table.dice
+    mean = {"corruption": "mean, without clean", **table.iloc[1:].mean(numeric_only=True)}
+    table = pd.concat([table, pd.DataFrame([mean])])
+    write_table(table, Path(f"results/corruptions-{run.absolute().name}.csv"))
+
+
+def score_corrupted(
+    config: predict.Config, members: list[Member], pair: Pair, seed: int
+) -> list[dict[str, Any]]:
+    """Score one image under each corruption; a row each."""
+    metadata = members[0][1]
+    names = metadata["classes"]
+    scan, ids = read_pair(pair, names, metadata.get("mask_values", ()))
+    scans, truths = [], []
+    for name in CORRUPTIONS:
+        image, truth = corrupt(name, scan.pixels[0], ids[0], seed)
+        scans.append(Scan(image[None]))
+        truths.append(truth)
+    rows = []
+    results = segment.segment_scans(members, scans, config)
+    for name, truth, result in zip(CORRUPTIONS, truths, results, strict=True):
+        predicted = postprocess.decide(result.probs, metadata)
+        scores = metrics.score_classes(truth, predicted, names)
+        rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
+    return rows
+
+
+def uncertainty(run: Path) -> None:
+    """Correlate the disagreement of image and mirrored image with the error.
+
+    Writes results/uncertainty-RUN.csv, a row per image.
+
+    Args:
+        run: the folder of a cross-validation, which holds fold0, fold1 …
+    """
+    tables = []
+    for config, members, pairs in load_folds(run, uncertainty=True):
+        tables.append(predict.score_pairs(members, pairs, config)[0])
+    table = pd.concat(tables)[["image", "dice", "disagreement"]]
+    path = Path(f"results/uncertainty-{run.absolute().name}.csv")
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+    rank = table.disagreement.corr(1 - table.dice, method="spearman")
+    print(f"{len(table)} images: rank correlation of disagreement with 1 - Dice {rank:.2f}; {path}")
+
+
+def load_folds(
+    run: Path, uncertainty: bool = False
+) -> Iterator[tuple[predict.Config, list[Member], list[Pair]]]:
+    """Yield each fold of a cross-validation: how to predict, its model, its test images."""
+    models = sorted(run.glob("fold*/model.h5"))
+    if not models:
+        command = f"python train.py --folds 5 --out-dir {run}"
+        raise UserError(f"{run} holds no fold0/model.h5; train it with `{command}`")
+    check_folds(run, models)
+    for path in models:
+        config = predict.Config(model=str(path), uncertainty=uncertainty)
+        yield config, predict.load_members(config), predict.pairs_to_score(config)[0]
+
+
+def check_folds(run: Path, models: list[Path]) -> None:
+    """Raise UserError unless these are all folds of one cross-validation."""
+    recipes = []
+    for path in models:
+        config = json.loads((path.parent / "config.json").read_text())
+        for name in (*NON_TRAINING_FIELDS, "fold"):
+            config.pop(name, None)
+        recipes.append(config)
+    if any(recipe != recipes[0] for recipe in recipes) or len(models) != recipes[0]["folds"]:
+        raise UserError(
+            f"{run} does not hold all folds of one cross-validation; train it into a folder of its "
+            "own"
+        )

@@ -1,0 +1,148 @@
+"""Measure serve.py: the latency of one client, and images per second with several clients."""
+
+import contextlib
+import http.client
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.scripts import python_command
+from benchmarks.table import make_row, write_rows
+from dataset.phantoms import draw_phantom
+from imaging import formats, preprocess
+from inference.exported_model import load_exported
+from utils import UserError
+
+SIZE = 512  # pixels
+WHAT = f"serve.py, a PNG of {SIZE}x{SIZE}"
+CLIENTS = 1, 4, 16, 64
+BLOCKS = 10  # in which one client alternates with the bare network
+
+
+def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: float = 10.0) -> None:
+    """Measure serve.py with a phantom of 512x512 pixels; client and service share this machine.
+
+    Args:
+        model: what export.py wrote
+        repeats: requests of the single client, in turn with the bare network, a tenth at a time
+        seconds: of each measurement with several clients
+    """
+    picture = draw_phantom(np.random.default_rng(0))[0]
+    content = cv2.imencode(".png", preprocess.resize(picture, (SIZE, SIZE)))[1].tobytes()
+    rows = [latency_row(model, content, repeats)]
+    for clients in CLIENTS:
+        rows += load_rows(model, content, clients, seconds)
+    write_rows(rows)
+
+
+def latency_row(model: str, content: bytes, repeats: int) -> dict:
+    """Measure one client beside decoding and the bare network."""
+    network, run = load_exported(Path(model))
+    zeros = np.zeros((1, *network.input_shape), np.float32)
+
+    def run_bare() -> None:
+        formats.decode_scan(content)
+        run(zeros)
+
+    bare, served = [], []
+    with running_service(model) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        # In blocks, because each evicts the other from the processor's caches.
+        for block in tqdm(range(BLOCKS + 1), "one client", unit="block", disable=None):
+            bare_block = [seconds_of(run_bare) for _ in range(repeats // BLOCKS)]
+            served_block = [request_mask(connection, content) for _ in range(repeats // BLOCKS)]
+            if block > 0:  # the first warms up
+                bare += bare_block
+                served += served_block
+    figure = f"{WHAT}, client and service in turn with the bare network"
+    return make_row(figure, "s", served, "decoded, bare", bare)
+
+
+def load_rows(model: str, content: bytes, clients: int, seconds: float) -> list[dict]:
+    """Measure several clients, without and with batches."""
+    rows, baseline = [], []
+    for max_batch in (1, 8):
+        with running_service(model, "--max-batch", str(max_batch)) as port:
+            run_clients(port, content, clients, 1)  # warms up
+            rate, times = run_clients(port, content, clients, seconds)
+        baseline = baseline or [rate]
+        figure = f"{WHAT}, {clients} clients, --max-batch {max_batch}"
+        rows.append(make_row(figure, "images/s", [rate], "--max-batch 1", baseline))
+        for percentile in (50, 99):
+            value = np.percentile(times, percentile)
+            rows.append(make_row(f"{figure}: p{percentile}", "s", [value]))
+    return rows
+
+
+@contextlib.contextmanager
+def running_service(model: str, *flags: str) -> Iterator[int]:
+    """Run serve.py until the block ends; yield its port. Raises UserError if it does not start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = python_command("serve.py", "--model", model, "--port", str(port), *flags)
+    process = subprocess.Popen([*command, "--drain-s", "0"], stdout=subprocess.DEVNULL)
+    try:
+        while not is_ready(port):
+            if process.poll() is not None:
+                raise UserError("serve.py did not start; its message is above")
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def is_ready(port: int) -> bool:
+    """Ask /readyz."""
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def seconds_of(call: Callable[[], None]) -> float:
+    """Time a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def request_mask(connection: http.client.HTTPConnection, content: bytes) -> float:
+    """Send an image; return the seconds until its mask is there. Raises UserError."""
+    start = time.perf_counter()
+    connection.request("POST", "/v1/segment", body=content)
+    response = connection.getresponse()
+    response.read()
+    if response.status != 200:
+        raise UserError(f"the service answered {response.status}")
+    return time.perf_counter() - start
+
+
+def run_clients(
+    port: int, content: bytes, clients: int, seconds: float
+) -> tuple[float, list[float]]:
+    """Let clients send an image again and again: responses per second, seconds of each response."""
+    start = time.perf_counter()
+
+    def run_client(_: int) -> list[float]:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        times = []
+        while time.perf_counter() - start < seconds:
+            times.append(request_mask(connection, content))
+        return times
+
+    times = []
+    with ThreadPoolExecutor(clients) as pool:
+        for of_client in pool.map(run_client, range(clients)):
+            times += of_client
+    return len(times) / (time.perf_counter() - start), times

@@ -1,0 +1,160 @@
+"""Measure training steps in Keras and in PyTorch, and Keras's prediction: images per second."""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+
+import keras
+import numpy as np
+
+import train
+import utils
+from benchmarks import pytorch_unet
+from benchmarks.scripts import is_installed
+from benchmarks.table import make_row, write_rows
+from benchmarks.timing import (
+    Repeated,
+    fit_seconds,
+    isolated_processes,
+    run_interleaved,
+    steps_per_second,
+    training_model,
+)
+
+PRODUCT_SIZE = 2048  # rows of the square matrices whose product shows the processor's peak
+PRODUCT = f"product of {PRODUCT_SIZE}x{PRODUCT_SIZE} matrices"
+PREDICTION = "Keras, prediction"
+
+Seconds = Callable[[int], float]  # number of steps → seconds
+
+
+def training(
+    *,
+    filters: str = "8,16",
+    image_size: int = 128,
+    batch_size: int = 8,
+    rounds: int = 7,
+    steps: int = 20,
+) -> None:
+    """Measure training steps of the plain U-Net in Keras and PyTorch, in images per second.
+
+    The paper's network on a GPU: --filters 64 --image-size 512 --batch-size 16. PyTorch is measured
+    on processors only.
+
+    Args:
+        filters: channels of the first level, separated by commas
+        image_size: pixels
+        batch_size: images
+        rounds: how often each is measured
+        steps: of each measurement
+    """
+    kinds = ["Keras"]
+    if not utils.gpus() and is_installed("torch"):
+        kinds += ["PyTorch", "PyTorch compiled"]
+    rows = []
+    for width in map(int, filters.split(",")):
+        config = train.Config(filters=width, image_size=image_size, batch_size=batch_size)
+        found = measure(config, kinds, rounds, steps)
+        what = f"training step, {image_size}x{image_size}, {width} filters, batch {batch_size}"
+        rows += rate_rows(what, kinds, found)
+        rows.append(operation_row(what, flops(training_model(config)), found))
+    write_rows(rows)
+
+
+def measure(
+    config: train.Config, kinds: list[str], rounds: int, steps: int
+) -> dict[str, list[float]]:
+    """Measure each kind of step, Keras's prediction and the product of matrices, in turn."""
+    calls = {kind: (step_rate, kind, config, steps) for kind in (*kinds, PREDICTION)}
+    calls[PRODUCT] = multiply, PRODUCT_SIZE, steps
+    with isolated_processes(calls) as isolated:
+        return run_interleaved(isolated, rounds)
+
+
+def rate_rows(what: str, kinds: list[str], found: dict[str, list[float]]) -> list[dict]:
+    """Make the rows of images per second: PyTorch's, Keras's beside each of them, prediction."""
+    rows, others = [], kinds[1:]
+    for other in others:
+        rows.append(make_row(f"{what}: {other}", "images/s", found[other]))
+    for other in others or [""]:
+        figure = f"{what}: Keras, beside {other}" if other else f"{what}: Keras"
+        rows.append(make_row(figure, "images/s", found["Keras"], other, found.get(other, ())))
+    rows.append(make_row(f"{what}: {PREDICTION} alone", "images/s", found[PREDICTION]))
+    return rows
+
+
+def operation_row(what: str, image_flops: int, found: dict[str, list[float]]) -> dict:
+    """Make the row of Keras's operations per second beside the product of matrices."""
+    convolutions = [rate * image_flops / 1e12 for rate in found["Keras"]]
+    product = [rate / 1e12 for rate in found[PRODUCT]]
+    return make_row(f"{what}: Keras, its convolutions", "TFLOP/s", convolutions, PRODUCT, product)
+
+
+# ----------------------------------------------------------------- run in a process of their own
+
+
+def step_rate(kind: str, config: train.Config, count: int) -> float:
+    """Measure `count` training steps or predictions: images per second."""
+    return config.batch_size * count / make_step(kind, config)(count)
+
+
+@cache
+def make_step(kind: str, config: train.Config) -> Seconds:
+    """Build a network; return the function that times its steps."""
+    shape = config.batch_size, config.image_size, config.image_size, 1
+    x = np.random.default_rng(0).random(shape, np.float32)
+    y = np.float32(x > 0.5)
+    if kind.startswith("PyTorch"):
+        return make_pytorch_step(x, y, config, compiled=kind == "PyTorch compiled")
+    utils.set_precision("auto")
+    model = training_model(config)
+    if kind == PREDICTION:
+        return partial(seconds_of, partial(model.predict_on_batch, x))
+    return lambda count: fit_seconds(model, Repeated(x, y, count))
+
+
+def make_pytorch_step(
+    x: np.ndarray, y: np.ndarray, config: train.Config, compiled: bool
+) -> Seconds:
+    """Build the same network in PyTorch; return the function that times its training steps."""
+    import torch
+
+    torch.set_num_threads(utils.cores())
+    precision = "bfloat16" if utils.has_amx() else "float32"
+    model = pytorch_unet.UNet(1, config.filters).to(memory_format=torch.channels_last)
+    step = pytorch_unet.make_step(torch.compile(model) if compiled else model, precision)
+    return partial(seconds_of, partial(step, x, y))
+
+
+def seconds_of(step: Callable[[], object], count: int) -> float:
+    """Time `count` calls of a step."""
+    return count / steps_per_second(step, count)
+
+
+def multiply(size: int, count: int) -> float:
+    """Multiply two square matrices in the network's precision: operations per second."""
+    precision = utils.set_precision("auto")
+    a, b = keras.random.normal((2, size, size), dtype=precision)
+
+    def step() -> float:
+        # Reading a number waits for the product.
+        return float(keras.ops.cast(keras.ops.matmul(a, b)[0, 0], "float32"))
+
+    return 2 * size**3 * steps_per_second(step, count)
+
+
+def flops(model: keras.Model) -> int:
+    """Count the operations of one image's convolutions in a training step.
+
+    A multiplication and an addition count as two. Backward takes twice as many as forward.
+    """
+    count = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2DTranspose):
+            height, width = layer.input.shape[1:3]
+        elif isinstance(layer, keras.layers.Conv2D):
+            height, width = layer.output.shape[1:3]
+        else:
+            continue
+        count += 2 * math.prod(layer.kernel.shape) * height * width
+    return 3 * count

@@ -1,0 +1,63 @@
+"""results/benchmark.csv: a row for each measured figure, with its range, date and hardware."""
+
+import datetime
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import pandas as pd
+
+import utils
+from utils import atomic
+
+TABLE = Path("results/benchmark.csv")
+
+
+def make_row(
+    figure: str,
+    unit: str,
+    values: Sequence[float],
+    reference: str = "",
+    baseline: Sequence[float] = (),
+) -> dict:
+    """Make a row: the median and the range of `values`, and the ratio of the medians.
+
+    reference: the name of what `baseline` measured in the same run.
+    """
+    median = statistics.median(values)
+    return {
+        "figure": figure,
+        "unit": unit,
+        "median": median,
+        "low": min(values),
+        "high": max(values),
+        "reference": reference,
+        "ratio": median / statistics.median(baseline) if len(baseline) else float("nan"),
+        "repeats": len(values),
+    }
+
+
+def write_rows(rows: Sequence[dict], hardware: str = "") -> None:
+    """Print rows and write them to TABLE; they replace rows of the same figure and hardware."""
+    new = pd.DataFrame(rows)
+    print(new.to_string(index=False, float_format="{:.4g}".format))
+    new["date"] = datetime.date.today().isoformat()
+    new["hardware"] = hardware or processor()
+    if TABLE.is_file():
+        old = pd.read_csv(TABLE)
+        replaced = old.figure.isin(new.figure) & old.hardware.isin(new.hardware)
+        new = pd.concat([old[~replaced], new])
+    with atomic(TABLE) as temporary:
+        new.to_csv(temporary, index=False, float_format="%.4g")
+    print(f"written to {TABLE}")
+
+
+def processor() -> str:
+    """Name the GPUs with the Keras backend, the processor, and how many cores are used."""
+    info = utils.cpu_info()
+    amx = " with AMX" if "amx_bf16" in info.get("flags", "") else ""
+    cpu = f"{utils.cores()} cores of {info.get('model name', sys.platform)}{amx}"
+    gpus = [f"{gpu} by {keras.backend.backend()}" for gpu in utils.gpus()]
+    return ", ".join([*gpus, cpu])
