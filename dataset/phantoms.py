@@ -65,7 +65,7 @@ def draw_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _lung(
     rng: np.random.Generator, inner: list, middle: float, top: float, bottom: float, side: int
 ) -> np.ndarray:
-    """Outline one lung: points (P, 2). `side` is -1 to the left of the spine in the image, else 1."""
+    """Outline one lung: points (P, 2). `side` is -1 for the left half of the image, else 1."""
     points = np.array(inner + RIBS_SIDE)
     points += rng.normal(0, 0.02, points.shape)
     points[:3, 0] += rng.normal(0, 0.06)  # a wider or narrower heart
@@ -92,7 +92,7 @@ def _fill(points: np.ndarray) -> np.ndarray:
 def _line(
     points: np.ndarray, width: float, canvas: np.ndarray | None = None, value: float = 1
 ) -> np.ndarray:
-    """Draw a smooth line through points (P, 2) on a float32 canvas (SIZE, SIZE), or on a new one."""
+    """Draw a line through points (P, 2) on a float32 canvas (SIZE, SIZE), or on a new one."""
     canvas = np.zeros((SIZE, SIZE), np.float32) if canvas is None else canvas
     pixels = np.round(np.asarray(points) * (SIZE - 1)).astype(np.int32)
     cv2.polylines(canvas, [pixels], False, float(value), max(1, round(width * SIZE)), cv2.LINE_AA)
