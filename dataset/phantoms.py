@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
 from imaging import pictures
@@ -66,6 +65,8 @@ def _lung(
     rng: np.random.Generator, inner: list, middle: float, top: float, bottom: float, side: int
 ) -> np.ndarray:
     """Outline one lung: points (P, 2). `side` is -1 for the left half of the image, else 1."""
+    from scipy.interpolate import PchipInterpolator  # data.py answers without its half second
+
     points = np.array(inner + RIBS_SIDE)
     points += rng.normal(0, 0.02, points.shape)
     points[:3, 0] += rng.normal(0, 0.06)  # a wider or narrower heart
