@@ -1,4 +1,7 @@
-"""Change training images as other patients, machines and hospitals would: geometry, exposure, film edges, noise."""
+"""Change training images as other patients, machines and hospitals would.
+
+Masks follow the geometry. The pipelines are albumentations'; two steps are our own.
+"""
 
 import os
 from collections.abc import Sequence
@@ -13,14 +16,14 @@ STRENGTHS = ("none", "mild", "strong", "free")
 
 
 class Amounts(NamedTuple):
-    """How much of each plain step there is, low and high; `on_device.py` takes them too."""
+    """Strengths of the basic steps; `augmentation_jax.py` uses them too."""
 
     scale: tuple[float, float]  # of each axis
     shift: float  # share of the side
     rotate: float  # degrees
-    elastic: float  # pixels, before they are made smooth
-    elastic_p: float  # how often
-    light: float  # brightness and contrast
+    elastic: float  # pixels of displacement, before they are smoothed
+    elastic_p: float  # probability
+    light: float  # of brightness and contrast
     gamma: tuple[float, float]
     downscale: tuple[float, float] | None  # to this share of the side
     noise: tuple[float, float]  # standard deviation
@@ -33,12 +36,13 @@ AMOUNTS = {
 
 
 def draw_opacity(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make one to three soft ellipses centred in the foreground (H, W, bool): opacity in [0, 1] and grey level.
+    """Draw one to three soft ellipses, centred in the foreground.
 
-    Returns float32 (H, W, 2).
+    foreground: bool (H, W). Returns float32 (H, W, 2): opacity in [0, 1] and grey level.
     """
     height, width = foreground.shape
-    opacity, places = np.zeros((height, width), np.float32), np.argwhere(foreground)
+    opacity = np.zeros((height, width), np.float32)
+    places = np.argwhere(foreground)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for _ in range(rng.integers(1, 4) if len(places) else 0):
         cy, cx = places[rng.integers(len(places))]
@@ -50,15 +54,20 @@ def draw_opacity(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def own_transforms(order: np.ndarray) -> tuple[Any, Any]:
-    """Make the two transforms that albumentations lacks: Mirror, which swaps the sides' masks by `order`; Opacity."""
-    import albumentations as A  # here, because prediction does without its seconds of start-up
+    """Make the two transforms that albumentations lacks: Mirror and Opacity.
+
+    order: where each channel goes in a mirrored image, see `mirrored_channels`.
+    """
+    import albumentations as A  # predictions do without its seconds of start-up
 
     class Mirror(A.HorizontalFlip):
+        """Mirror the image; a left lung becomes a right one."""
+
         def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
             return super().apply_to_mask(mask, *args, **params)[..., order[1:] - 1]
 
     class Opacity(A.ImageOnlyTransform):
-        """Hide some of the foreground as fluid or consolidation hides lung: it is still to be found."""
+        """Hide some of the foreground as fluid hides lung; the mask stays."""
 
         def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
             rng = np.random.default_rng(self.random_generator.integers(2**32))
@@ -71,7 +80,7 @@ def own_transforms(order: np.ndarray) -> tuple[Any, Any]:
 
 
 def basic_steps(amounts: Amounts) -> list[Any]:
-    """Make the steps that suit any modality."""
+    """Make the steps for images of any modality."""
     import albumentations as A
 
     shift, turn = amounts.shift, amounts.rotate
@@ -89,19 +98,27 @@ def basic_steps(amounts: Amounts) -> list[Any]:
 
 
 def build_augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
-    """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K), see `Dataset`, seeded.
+    """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K).
 
-    mild: the variation within one hospital, of any modality. strong: that of X-rays between hospitals and diseases.
-    free: organs at any angle, size and place, as MRI and CT show them (after nnU-Net, Isensee et al. 2021).
+    names: of the classes; a mirror swaps left and right ones.
+    strength:
+        none: nothing is changed.
+        mild: what varies within one hospital, in any modality.
+        strong: what varies between X-rays of different hospitals and diseases.
+        free: organs at any angle, size and place, as in MRI and CT (after nnU-Net, Isensee et
+            al. 2021).
     """
-    os.environ.setdefault(
-        "NO_ALBUMENTATIONS_UPDATE", "1"
-    )  # its import asks the internet for a newer version
+    # Without this its import asks the internet for a newer version.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
 
     order = mirrored_channels(names)
     Mirror, Opacity = own_transforms(np.arange(len(names) + 1) if order is None else order)
     flip = Mirror(p=0 if order is None else 0.5)
+
+    def film_edge(fill: int) -> A.CropAndPad:
+        return A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill)
+
     strong = [
         flip,
         A.Affine(
@@ -112,13 +129,8 @@ def build_augmentation(names: Sequence[str], seed: int, strength: str = "mild") 
             p=0.9,
         ),
         A.ElasticTransform(alpha=30, sigma=6, p=0.15),
-        A.OneOf(  # film edges and collimators: black or white from one or more sides
-            [
-                A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill)
-                for fill in (0, 0, 255)
-            ],
-            p=0.3,
-        ),
+        # Film edges and collimators: black or white from one or more sides.
+        A.OneOf([film_edge(fill) for fill in (0, 0, 255)], p=0.3),
         A.RandomToneCurve(scale=0.3, p=0.3),
         A.RandomBrightnessContrast(0.3, 0.4, p=0.5),
         A.RandomGamma((40, 220), p=0.5),
@@ -130,7 +142,7 @@ def build_augmentation(names: Sequence[str], seed: int, strength: str = "mild") 
         A.GaussianBlur((3, 7), p=0.2),
         A.ImageCompression(quality_range=(15, 70), p=0.1),
     ]
-    steps = {"none": [], "strong": strong} | {
-        name: [flip, *basic_steps(amounts)] for name, amounts in AMOUNTS.items()
-    }
+    steps = {"none": [], "strong": strong}
+    for name, amounts in AMOUNTS.items():
+        steps[name] = [flip, *basic_steps(amounts)]
     return A.Compose(steps[strength], seed=seed, mask_interpolation=cv2.INTER_LINEAR)

@@ -1,4 +1,7 @@
-"""Decoded slices at the network's size, kept in one file: decoded once, then held in memory or read batch by batch."""
+"""Keep decoded slices in one file, so that they are decoded once.
+
+They are held in memory if they fit, otherwise read batch by batch.
+"""
 
 import json
 import struct
@@ -8,18 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from utils import atomic
 
-FOOTER = struct.Struct("<Q")  # the file's last bytes: how long the notes before them are
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOOTER = struct.Struct("<Q")  # the file's last bytes: the length of the table before them
 
 
 class Entry(NamedTuple):
-    """Where a pair's slices are in the file, and the info about its files."""
+    """Where a pair's slices are in the file, and information on its source files."""
 
     first: int
     count: int
@@ -27,11 +32,11 @@ class Entry(NamedTuple):
 
 
 class Store:
-    """A file of rows of `width` bytes (a slice's image and masks), then notes in JSON that tell which pair is where."""
+    """A file of rows of `width` bytes: a slice's image and masks. A table in JSON follows them."""
 
     def __init__(self, file: BinaryIO, width: int) -> None:
         self.file, self.width, self.lock = file, width, Lock()
-        self.entries: dict[str, Entry] = {}  # of each pair, by the fingerprint of its files
+        self.entries: dict[str, Entry] = {}  # a pair each, by the fingerprint of its files
         self.rows = 0
 
     def add(self, key: str, rows: np.ndarray, info: dict[str, Any]) -> None:
@@ -41,12 +46,15 @@ class Store:
         self.rows += len(rows)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Read rows: (n,) → uint8 (n, width). The file stays open, so it may be replaced meanwhile."""
+        """Read rows: (n,) → uint8 (n, width).
+
+        The file stays open, so another process may replace it in the meantime.
+        """
         found = np.empty((len(rows), self.width), np.uint8)
         with self.lock:
-            for row, place in zip(rows, found, strict=True):
+            for row, target in zip(rows, found, strict=True):
                 self.file.seek(int(row) * self.width)
-                self.file.readinto(place)
+                self.file.readinto(target)
         return found
 
 
@@ -66,15 +74,15 @@ def open_store(path: Path, width: int) -> Store | None:
 
 @contextmanager
 def new_store(path: Path | None, width: int) -> Iterator[Store]:
-    """Make a store at `path`, whole or not at all, or, without a path, one that vanishes with the process."""
+    """Make a store at `path`, whole or not at all. Without a path it ends with the process."""
     if path is None:
-        yield Store(tempfile.TemporaryFile(), width)  # noqa: SIM115 (it lives as long as the data set)
+        yield Store(tempfile.TemporaryFile(), width)  # noqa: SIM115 (open as long as the data set)
         return
     with atomic(path) as temporary, temporary.open("wb+") as file:
         store = Store(file, width)
         yield store
-        notes = json.dumps([[key, *entry] for key, entry in store.entries.items()]).encode()
-        file.write(notes + FOOTER.pack(len(notes)))
+        table = json.dumps([[key, *entry] for key, entry in store.entries.items()]).encode()
+        file.write(table + FOOTER.pack(len(table)))
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,17 @@ class Dataset:
     """The slices of all pairs, at the network's size."""
 
     rows: np.ndarray | Store  # (R, bytes): each slice's image and masks
-    index: np.ndarray  # (N,) which row each slice is
-    pair: np.ndarray  # (N,) which pair each slice is of; a plain image is a pair of one slice
+    index: np.ndarray  # (N,) the row of each slice
+    pair: np.ndarray  # (N,) the pair of each slice; a plain image is a pair of one slice
     size: tuple[int, int]  # (H, W)
     channels: int
-    info: (
-        pd.DataFrame
-    )  # a row per pair: image, size, bits, channels, constant, each class's share of the pixels …
-    neighbours: int = 0  # so many slices before and after each are further channels of its image, the border's repeated
+    info: "pd.DataFrame"  # a row per pair: size, bits, channels, each class's share of the pixels …
+    neighbours: int = 0  # slices before and after each that are further channels of its image
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of a slice's image; those of its masks follow."""
+        return self.size[0] * self.size[1] * self.channels
 
     def slices_of(self, pairs: np.ndarray) -> np.ndarray:
         """Number the slices of pairs."""
@@ -100,27 +111,26 @@ class Dataset:
 
         A mask's value is the share of the pixel that is of the class: 255 is all of it.
         """
-        slices, split = (
-            np.arange(len(self.index))[slices],
-            self.size[0] * self.size[1] * self.channels,
-        )
+        slices = np.arange(len(self.index))[slices]
         rows = self.rows[self.index[slices]]
-        pictures = rows[:, :split].reshape(-1, *self.size, self.channels)
-        masks = rows[:, split:].reshape(len(rows), *self.size, -1)
+        images = rows[:, : self.image_bytes].reshape(-1, *self.size, self.channels)
+        masks = rows[:, self.image_bytes :].reshape(len(rows), *self.size, -1)
         if self.neighbours:
-            first, last = (
-                np.searchsorted(self.pair, self.pair[slices], side) for side in ("left", "right")
-            )
-            steps = [step for step in range(-self.neighbours, self.neighbours + 1) if step]
-            near = [
-                self.rows[self.index[np.clip(slices + step, first, last - 1)]][:, :split]
-                for step in steps
-            ]
-            near = [other.reshape(pictures.shape) for other in near]
-            pictures = np.concatenate(
-                [*near[: self.neighbours], pictures, *near[self.neighbours :]], axis=-1
-            )
-        return pictures, masks
+            images = self._with_neighbours(slices, images)
+        return images, masks
+
+    def _with_neighbours(self, slices: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Put the slices before and after into the channels; at a border its slice is repeated."""
+        first = np.searchsorted(self.pair, self.pair[slices], "left")
+        last = np.searchsorted(self.pair, self.pair[slices], "right") - 1
+        channels = []
+        for step in range(-self.neighbours, self.neighbours + 1):
+            if step == 0:
+                channels.append(images)
+                continue
+            near = self.rows[self.index[np.clip(slices + step, first, last)]]
+            channels.append(near[:, : self.image_bytes].reshape(images.shape))
+        return np.concatenate(channels, axis=-1)
 
     @property
     def images(self) -> np.ndarray:
@@ -134,17 +144,18 @@ class Dataset:
 
 
 def select(
-    store: Store, keys: Sequence[str], size: tuple[int, int], channels: int, limit: float
+    store: Store, keys: Sequence[str], size: tuple[int, int], channels: int, max_bytes: float
 ) -> Dataset:
-    """Make a data set of the pairs named by `keys`, in memory if its slices take at most `limit` bytes."""
+    """Make a data set of the pairs named by `keys`, in memory if it takes at most `max_bytes`."""
+    import pandas as pd  # a wrong path is answered without its half second
+
     entries = [store.entries[key] for key in keys]
-    index = np.array(
-        [row for entry in entries for row in range(entry.first, entry.first + entry.count)], int
-    )
-    pair = np.repeat(np.arange(len(entries)), [entry.count for entry in entries])
+    counts = [entry.count for entry in entries]
+    ranges = [np.arange(entry.first, entry.first + entry.count) for entry in entries]
+    index = np.concatenate([np.zeros(0, int), *ranges])
+    pair = np.repeat(np.arange(len(entries)), counts)
     rows: np.ndarray | Store = store
-    if len(index) * store.width <= limit:
+    if len(index) * store.width <= max_bytes:
         rows, index = store[index], np.arange(len(index))
-    return Dataset(
-        rows, index, pair, size, channels, pd.DataFrame([entry.info for entry in entries])
-    )
+    info = pd.DataFrame([entry.info for entry in entries])
+    return Dataset(rows, index, pair, size, channels, info)

@@ -1,6 +1,38 @@
-"""stub"""
+"""Find out whether a data set is grey or in colour."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dataset.layouts import Pair
+from imaging import dicom, formats
+from imaging.files import is_nifti
+from utils import UserError
+
+IMAGES = 5  # spread over the data set
+TOLERANCE = 2  # grey levels by which the channels of a grey JPEG may differ
 
 
-def detect_channels(pairs):
-    """stub"""
-    return 1
+def detect_channels(pairs: Sequence[Pair]) -> int:
+    """Return 3 if most images are in colour, else 1; a handful of images is read.
+
+    Grey images stored as RGB are grey. Files that cannot be read do not count.
+    """
+    places = np.unique(np.linspace(0, len(pairs) - 1, min(IMAGES, len(pairs))).astype(int))
+    votes = []
+    for place in places:
+        try:
+            votes.append(is_colour(pairs[place].image))
+        except UserError:  # reported when all files are read
+            continue
+    return 3 if 2 * sum(votes) > len(votes) else 1
+
+
+def is_colour(path: Path) -> bool:
+    """Say whether an image file shows colours. Raises UserError if it cannot be read."""
+    if is_nifti(path):  # without reading a large volume
+        return False
+    file = dicom.series_files(path)[0] if path.is_dir() else path
+    pixels = formats.read_scan(file).pixels[..., :3].astype(np.float32)
+    return pixels.shape[-1] == 3 and float(np.ptp(pixels, axis=-1).max()) > TOLERANCE

@@ -1,14 +1,10 @@
-"""Decode image/mask pairs, check them, split them, feed them.
-
-python data.py check DIR                  reports on a data set, whose layouts `pairing.py` tells
-python data.py download montgomery        fetches one
-"""
+"""Decode a data set's images and masks at the network's size, in parallel, with a cache on disk."""
 
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,31 +14,15 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import cache
-from dataset.cache import Dataset
+from dataset.cache import Dataset, Store
 from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging import preprocess
 from imaging.files import split_by_size
+from imaging.scan import Scan
 from utils import PREPARATION, UserError, atomic
 
-# ------------------------------------------------------------------------------------------------ decoding, caching
-
-
-def _quantiles(pixels: np.ndarray) -> list[float]:
-    """Describe grey levels by 21 quantiles, of a sample where there are many."""
-    sample = pixels.ravel()[:: max(1, pixels.size // 100_000)]
-    return np.quantile(sample, np.linspace(0, 1, 21)).tolist() if sample.size else []
-
-
-def _extent(mask: np.ndarray) -> float:
-    """Measure the mask's bounding box, in the slice with most of it: its larger side as a share of the image's."""
-    plane = max(mask, key=np.count_nonzero)
-    sides = [np.flatnonzero(plane.any(axis)) for axis in (1, 0)]
-    return (
-        max(float(side[-1] - side[0] + 1) for side in sides) / max(plane.shape)
-        if plane.any()
-        else 0.0
-    )
+CHUNK = 64  # pairs that are decoded before the next are begun
 
 
 @dataclass(frozen=True)
@@ -52,113 +32,84 @@ class Preprocessing:
     names: Sequence[str]  # of the classes
     size: tuple[int, int]  # (H, W) of the network
     channels: int = 1  # 1 grey, 3 RGB
-    window: str = ""  # see `images.prepare_scan`
-    levels: Sequence[int] = ()  # see `read_ids`
+    window: str = ""  # grey levels, see `preprocess.prepare_scan`
+    levels: Sequence[int] = ()  # the classes' values in a mask, see `reading.read_ids`
 
-
-def _load_pair(pair: Pair, recipe: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read one pair: rows (S, bytes) of its prepared slices and masks, info about the files. Raises UserError."""
-    names, size = recipe.names, recipe.size
-    scan, ids = read_pair(pair, names, recipe.levels, recipe.window)
-    pixels = scan.pixels
-    pictures = preprocess.prepare_scan(scan, size, recipe.channels, recipe.window)
-    if recipe.window and np.ptp(pictures) == 0 < np.ptp(pixels):
-        span = f"{pixels.min():g} to {pixels.max():g}"
-        raise UserError(
-            f"{pair.image}: nothing is seen in window {recipe.window} of grey levels {span}; choose another"
-        )
-    masks = np.stack([preprocess.prepare_mask(one, size, len(names)) for one in ids])
-    shares = [np.count_nonzero(ids == i) / ids.size for i in range(1, len(names) + 1)]
-    info = {
-        "image": str(pair.image),
-        "size": f"{pixels.shape[1]}x{pixels.shape[2]}",
-        "slices": len(pixels),
-    }
-    info |= {
-        "bits": 8 * pixels.dtype.itemsize,
-        "channels": pixels.shape[-1],
-        "constant": bool(np.ptp(pixels) == 0),
-    }
-    info |= {"spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm)}
-    info |= {
-        "patient": scan.patient,
-        "digest": hashlib.sha256(pictures.tobytes()).hexdigest()[:16],
-    }
-    info |= {
-        "quantiles": _quantiles(pixels[..., 0]),
-        "object": _quantiles(pixels[..., 0][ids > 0]),
-    }
-    for i, (name, share) in enumerate(zip(names, shares, strict=True), 1):
-        info |= {f"share: {name}": share, f"extent: {name}": _extent(ids == i)}
-    return np.concatenate(
-        [pictures.reshape(len(ids), -1), masks.reshape(len(ids), -1)], axis=1
-    ), info
-
-
-def _fingerprint(pair: Pair) -> str:
-    """Change whenever one of the pair's files changes."""
-    places = [path.resolve() for path in (pair.image, *pair.masks)]
-    files = [
-        file for path in places for file in (sorted(path.iterdir()) if path.is_dir() else [path])
-    ]
-    stats = [path.stat() if path.exists() else None for path in files]
-    return repr(
-        [
-            (str(path), stat and (stat.st_size, stat.st_mtime_ns))
-            for path, stat in zip(files, stats, strict=True)
-        ]
-    )
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one slice: its image and its masks."""
+        return self.size[0] * self.size[1] * (self.channels + len(self.names))
 
 
 def load_pairs(
-    pairs: Sequence[Pair], recipe: Preprocessing, cache_dir: str | Path = "", memory_gb: float = 4.0
+    pairs: Sequence[Pair],
+    preprocessing: Preprocessing,
+    cache_dir: str | Path = "",
+    memory_gb: float = 4.0,
 ) -> tuple[Dataset, list[str]]:
-    """Decode pairs in parallel, or take them from the disk cache: the readable ones, in order, and the problems.
+    """Decode pairs, or take them from the cache; return the readable ones and the problems.
 
-    cache_dir: "" keeps nothing. Changed files are read anew, the others come from the cache. What takes more than
-    `memory_gb` stays on the disk and is read when it is needed.
+    cache_dir: "" keeps nothing. Only files that are new or changed are decoded.
+    memory_gb: what takes more stays on disk and is read batch by batch.
     """
     keys = [_fingerprint(pair) for pair in pairs]
-    parts = [str(pairs[0].image.resolve().parent) if pairs else "", repr(recipe), PREPARATION]
-    path = _cache_path(
-        cache_dir, f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.rows"
-    )
-    width = recipe.size[0] * recipe.size[1] * (recipe.channels + len(recipe.names))
-    store, problems = path and cache.open_store(path, width), []
-    known = store.entries if store else {}
-
-    def attempt(i: int) -> tuple | UserError:
-        try:
-            return _load_pair(pairs[i], recipe)
-        except UserError as error:
-            return error
-
-    todo = [i for i, key in enumerate(keys) if key not in known]
-    if todo or not store:
-        with cache.new_store(path, width) as new, ThreadPoolExecutor(os.cpu_count()) as pool:
-            for key in dict.fromkeys(key for key in keys if key in known):
-                first, count, info = known[key]
-                new.add(key, store[np.arange(first, first + count)], info)
-            places = [
-                pairs[i].image for i in todo
-            ]  # not all at once: what waits to be written fills the memory
-            done = (
-                one for chunk in split_by_size(places, 64) for one in pool.map(attempt, todo[chunk])
-            )
-            for i, result in zip(
-                todo, tqdm(done, "reading", len(todo), unit="pair", disable=None), strict=True
-            ):
-                if isinstance(result, UserError):
-                    problems += str(result).splitlines()
-                elif keys[i] not in new.entries:
-                    new.add(keys[i], *result)
-        store = cache.open_store(path, width) if path else new
-    good = [key for key in keys if key in store.entries]
-    return cache.select(store, good, recipe.size, recipe.channels, memory_gb * 2**30), problems
+    path = _store_path(pairs, preprocessing, cache_dir)
+    store = cache.open_store(path, preprocessing.row_bytes) if path else None
+    problems = []
+    if store is None or not set(keys) <= set(store.entries):
+        store, problems = _renew_store(
+            store, path, dict(zip(keys, pairs, strict=True)), preprocessing
+        )
+    keys = [key for key in keys if key in store.entries]
+    limit = memory_gb * 2**30
+    return cache.select(store, keys, preprocessing.size, preprocessing.channels, limit), problems
 
 
-def _cache_path(cache_dir: str | Path, name: str) -> Path | None:
-    """Name the cache's file; None if nothing is to be kept, or nothing can be, which is told."""
+def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
+    """Give each pair without a patient the one of its DICOM header.
+
+    A header that is the same in all files names nobody.
+    """
+    if len(set(dataset.info.patient)) == 1:
+        return list(pairs)
+    named = []
+    for pair, patient in zip(pairs, dataset.info.patient, strict=True):
+        named.append(replace(pair, patient=pair.patient or patient))
+    return named
+
+
+def find_duplicates(dataset: Dataset) -> list[str]:
+    """List images that are there twice: one might be trained on and the other tested."""
+    problems, first = [], {}
+    for row in dataset.info.to_dict("records"):
+        path, digest = row["image"], row["digest"]
+        # Blank images are alike without being copies.
+        if digest in first and not row["constant"]:
+            problems.append(f"{path}: the same image as {first[digest]}; keep one of them")
+        first.setdefault(digest, path)
+    return problems
+
+
+# -------------------------------------------------------------------------------------- the cache
+
+
+def _fingerprint(pair: Pair) -> str:
+    """Name a pair's files, their sizes and times: changes whenever one of the files changes."""
+    files = []
+    for path in (pair.image, *pair.masks):
+        place = path.resolve()
+        files += sorted(place.iterdir()) if place.is_dir() else [place]
+    seen = []
+    for file in files:
+        stat = file.stat() if file.exists() else None
+        seen.append((str(file), stat and (stat.st_size, stat.st_mtime_ns)))
+    return repr(seen)
+
+
+def _store_path(
+    pairs: Sequence[Pair], preprocessing: Preprocessing, cache_dir: str | Path
+) -> Path | None:
+    """Name the cache's file; None if nothing is to be kept. Warns if nothing can be kept."""
     if not cache_dir:
         return None
     try:
@@ -167,12 +118,108 @@ def _cache_path(cache_dir: str | Path, name: str) -> Path | None:
     except OSError as error:
         warnings.warn(f"decoded images are not kept: {cache_dir}: {error.strerror}", stacklevel=2)
         return None
-    return Path(cache_dir) / name
+    folder = str(pairs[0].image.resolve().parent) if pairs else ""
+    parts = json.dumps([folder, repr(preprocessing), PREPARATION])
+    return Path(cache_dir) / f"{hashlib.sha256(parts.encode()).hexdigest()[:16]}.rows"
 
 
-def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
-    """Give pairs without a patient that of their DICOM header, unless all have the same: then it is nobody's name."""
-    if len(set(dataset.info.patient)) == 1:
-        return list(pairs)
-    known = zip(pairs, dataset.info.patient, strict=True)
-    return [replace(pair, patient=pair.patient or patient) for pair, patient in known]
+def _renew_store(
+    old: Store | None, path: Path | None, pairs: dict[str, Pair], preprocessing: Preprocessing
+) -> tuple[Store, list[str]]:
+    """Write a store of `pairs`, by fingerprint: copy what the old one has, decode the rest."""
+    problems = []
+    with cache.new_store(path, preprocessing.row_bytes) as store:
+        for key in pairs:
+            if old and key in old.entries:
+                first, count, info = old.entries[key]
+                store.add(key, old[np.arange(first, first + count)], info)
+        missing = [key for key in pairs if key not in store.entries]
+        results = _read_pairs([pairs[key] for key in missing], preprocessing)
+        for key, result in zip(missing, results, strict=True):
+            if isinstance(result, UserError):
+                problems += str(result).splitlines()
+            else:
+                store.add(key, *result)
+    return (cache.open_store(path, preprocessing.row_bytes) if path else store), problems
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def _read_pairs(
+    pairs: Sequence[Pair], preprocessing: Preprocessing
+) -> Iterator[tuple[np.ndarray, dict[str, Any]] | UserError]:
+    """Read pairs in parallel, in order, with a progress bar. An unreadable one gives its error."""
+
+    def attempt(pair: Pair) -> tuple[np.ndarray, dict[str, Any]] | UserError:
+        try:
+            return _read_prepared(pair, preprocessing)
+        except UserError as error:
+            return error
+
+    # In chunks: results that wait to be written fill the memory.
+    chunks = split_by_size([pair.image for pair in pairs], CHUNK)
+    bar = tqdm(total=len(pairs), desc="reading", unit="pair", disable=None)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for chunk in chunks:
+            for result in pool.map(attempt, pairs[chunk]):
+                bar.update()
+                yield result
+
+
+def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a pair: rows (S, bytes) of prepared slices and masks, and information on the files."""
+    names, size, window = preprocessing.names, preprocessing.size, preprocessing.window
+    scan, ids = read_pair(pair, names, preprocessing.levels, window)
+    images = preprocess.prepare_scan(scan, size, preprocessing.channels, window)
+    if window and np.ptp(images) == 0 < np.ptp(scan.pixels):
+        levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"
+        raise UserError(
+            f"{pair.image}: nothing is seen in window {window} of grey levels {levels}; "
+            "choose another window"
+        )
+    masks = np.stack([preprocess.prepare_mask(one, size, len(names)) for one in ids])
+    rows = np.concatenate([images.reshape(len(ids), -1), masks.reshape(len(ids), -1)], axis=1)
+    digest = hashlib.sha256(images.tobytes()).hexdigest()[:16]
+    return rows, {"image": str(pair.image), "digest": digest, **_describe_pair(scan, ids, names)}
+
+
+def _describe_pair(scan: Scan, ids: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Collect what `data.py check` reports on a pair."""
+    pixels = scan.pixels
+    info = {
+        "size": f"{pixels.shape[1]}x{pixels.shape[2]}",
+        "slices": len(pixels),
+        "bits": 8 * pixels.dtype.itemsize,
+        "channels": pixels.shape[-1],
+        "constant": bool(np.ptp(pixels) == 0),
+        "spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm),
+        "patient": scan.patient,
+        "quantiles": _quantiles(pixels[..., 0]),
+        "object": _quantiles(pixels[..., 0][ids > 0]),
+    }
+    for i, name in enumerate(names, start=1):
+        info[f"share: {name}"] = np.count_nonzero(ids == i) / ids.size
+        info[f"extent: {name}"] = _extent(ids == i)
+    return info
+
+
+def _quantiles(pixels: np.ndarray) -> list[float]:
+    """Describe grey levels by 21 quantiles, of a sample where there are many."""
+    sample = pixels.ravel()[:: max(1, pixels.size // 100_000)]
+    return np.quantile(sample, np.linspace(0, 1, 21)).tolist() if sample.size else []
+
+
+def _extent(mask: np.ndarray) -> float:
+    """Measure a mask (S, H, W) in the slice with most of it.
+
+    Returns the larger side of its bounding box, as a share of the image's larger side.
+    """
+    plane = max(mask, key=np.count_nonzero)
+    if not plane.any():
+        return 0.0
+    sides = []
+    for axis in (0, 1):
+        filled = np.flatnonzero(plane.any(axis))
+        sides.append(filled[-1] - filled[0] + 1)
+    return float(max(sides) / max(plane.shape))

@@ -12,7 +12,7 @@ levels that --classes names. An image is a file, or a folder that holds a DICOM 
 """
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,18 +91,26 @@ def normalize_name(name: str) -> str:
 
 
 def files_by_stem(folder: Path, suffix: str, problems: list[str]) -> dict[str, Path]:
-    """Map stems (less `suffix`) to the folder's image files, sorted; the same stem twice goes to `problems`."""
+    """Map the names (without `suffix`) of a folder's image files to the files, see `files_by_name`."""
+    return files_by_name(
+        folder.iterdir(), lambda path: file_stem(path).removesuffix(suffix), problems
+    )
+
+
+def files_by_name(
+    paths: Iterable[Path], name_of: Callable[[Path], str], problems: list[str]
+) -> dict[str, Path]:
+    """Map names to the image files among `paths`, sorted; an equal name goes to `problems`."""
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if is_image(path) or is_series(path)):
-        stem = normalize_name(file_stem(path)).removesuffix(suffix)
-        if not str(
-            path
-        ).isprintable():  # bytes that are no UTF-8 stand as surrogates; tables cannot hold them
+    for path in sorted(path for path in paths if is_image(path) or is_series(path)):
+        name = normalize_name(name_of(path))
+        # Bytes that are not UTF-8 stand as surrogates, which tables cannot hold.
+        if not str(path).isprintable():
             problems.append(f"{str(path)!a}: its name has unprintable characters; rename it")
-        elif stem in found:
-            problems.append(f"{path}: same stem as {found[stem].name}; keep one of them")
+        elif name in found:
+            problems.append(f"{path}: same stem as {found[name].name}; keep one of them")
         else:
-            found[stem] = path
+            found[name] = path
     return found
 
 

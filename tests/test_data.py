@@ -1,5 +1,9 @@
+import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -7,13 +11,16 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from conftest import ROOT
+from PIL import Image
 from pydicom.data import data_manager
 
 import data
-from dataset import loading
+from dataset import layouts, loading
 from dataset.batches import Batches
 from dataset.cache import Dataset
-from dataset.layouts import SUBSETS, Pair
+from dataset.channels import detect_channels
+from dataset.layouts import SUBSETS, Layout, Pair
 from dataset.loading import Preprocessing
 from dataset.reading import read_ids
 from dataset.split_table import read_split, write_split
@@ -36,7 +43,7 @@ def test_pairs_are_made_by_stem_in_both_layouts(discs, phantoms):
     assert all(mask.stem == pair.stem for pair in pairs for mask in pair.masks)
 
 
-def test_a_missing_file_shifts_no_pair(discs):
+def test_a_missing_file_does_not_shift_the_pairs(discs):
     """The defect of sorted globs: after a lost mask every later image would get its neighbour's."""
     (discs / "masks" / "disc03_mask.png").unlink()
     (discs / "images" / "disc07.png").unlink()
@@ -57,6 +64,189 @@ def test_an_unknown_layout_says_what_it_found_and_what_it_expects(tmp_path):
         data.find_pairs(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         data.find_pairs(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("masks", "mask"), ("masks", "Masks"), ("masks", "maks"), ("images", "image")]
+)
+def test_a_misspelt_folder_is_named(discs, old, new):
+    (discs / old).rename(discs / new)
+    with pytest.raises(UserError, match=f"but not {old}; rename {new} to {old}; expected images/"):
+        data.find_pairs(discs)
+
+
+def test_a_missing_mask_folder_is_named(discs):
+    shutil.rmtree(discs / "masks")
+    with pytest.raises(UserError, match="holds images but not masks; expected images/"):
+        data.find_pairs(discs)
+
+
+def test_a_misspelt_folder_of_montgomery_is_named(phantoms, tmp_path):
+    shutil.copytree(phantoms, tmp_path / "set")
+    masks = tmp_path / "set" / "ManualMask"
+    (masks / "rightMask").rename(masks / "rightmasks")
+    with pytest.raises(UserError, match="not ManualMask/rightMask; rename rightmasks to rightMask"):
+        data.find_pairs(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "said"),
+    [
+        ("masks", "{}_1stHO.png", "12 masks in .* end in _1stHO .* such as disc00_1stHO.png to d"),
+        ("masks", "seg-{}.png", "12 masks in .* start with seg- .* such as seg-disc00.png to d"),
+        ("images", "{}_0000.png", "12 images in .* end in _0000 .* such as disc00_0000.png to d"),
+    ],
+)
+def test_names_that_differ_in_one_way_make_one_line(discs, folder, name, said):
+    for path in list((discs / folder).iterdir()):
+        path.rename(path.with_name(name.format(path.stem.removesuffix("_mask"))))
+    pairs, problems = data.find_pairs(discs)
+    assert pairs == [] and len(problems) == 1 and re.search(said, problems[0])
+
+
+def test_names_of_two_observers_make_two_lines(discs):
+    for path in list((discs / "masks").iterdir()):
+        for observer in ("_1stHO", "_2ndHO"):
+            name = path.stem.removesuffix("_mask") + observer
+            shutil.copy(path, path.with_name(f"{name}.png"))
+        path.unlink()
+    (discs / "masks" / "other.png").write_bytes(b"")
+    problems = data.find_pairs(discs)[1]
+    assert len(problems) == 3 and "other.png: no image of that name" in problems[2]
+    assert "12 masks" in problems[0] and "_1stHO" in problems[0] and "_2ndHO" in problems[1]
+
+
+def test_no_image_is_one_line(discs):
+    for path in list((discs / "images").iterdir()):
+        path.rename(path.with_suffix(".nrrd"))
+    pairs, problems = data.find_pairs(discs)
+    assert pairs == [] and len(problems) == 1
+    assert "images: no image, but disc00.nrrd, disc01.nrrd, disc02.nrrd, …; expected" in problems[0]
+    shutil.rmtree(discs / "images")
+    (discs / "images").mkdir()
+    assert "images: no image, it is empty; expected" in data.find_pairs(discs)[1][0]
+
+
+def test_an_empty_mask_folder_is_one_line(discs):
+    write_class_folders(discs, ["kidney"])
+    (discs / "masks" / "liver").mkdir()
+    problems = data.find_pairs(discs)[1]
+    assert len(problems) == 1 and "liver: no mask, it is empty; expected" in problems[0]
+    assert "If liver is not a class, remove the folder" in problems[0]
+    shutil.rmtree(discs / "masks")
+    (discs / "masks").mkdir()
+    problems = data.find_pairs(discs)[1]
+    assert len(problems) == 1 and "masks: no mask, it is empty; expected" in problems[0]
+
+
+def test_a_class_folder_may_have_any_name(discs):
+    write_class_folders(discs, ["kidney [left]", "cyst*"])
+    pairs, problems = data.find_pairs(discs)
+    assert problems == [] and len(pairs) == 12 and len(pairs[0].masks) == 2
+
+
+def test_a_new_layout_is_one_function(discs, monkeypatch):
+    """The example of docs/contributing.md: masks beside the images, x.png and x_seg.png."""
+    for path in list((discs / "masks").iterdir()):
+        path.rename(discs / "images" / path.name.replace("_mask", "_seg"))
+    shutil.rmtree(discs / "masks")
+
+    def side_by_side(root):
+        if not any(root.glob("images/*_seg.*")):
+            return None
+        return Layout(
+            "side by side",
+            "images/*[!g].*",
+            ("images/*_seg.*",),
+            mask_name=lambda path: path.stem.removesuffix("_seg"),
+        )
+
+    monkeypatch.setattr(layouts, "LAYOUTS", (side_by_side, *layouts.LAYOUTS))
+    pairs, problems = data.find_pairs(discs)
+    assert problems == [] and len(pairs) == 12
+    assert all(pair.masks[0].stem == f"{pair.stem}_seg" for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    "command", ["check nowhere", "check --help", "download --help", "phantoms --help"]
+)
+def test_a_wrong_path_and_help_are_answered_without_slow_imports(tmp_path, command):
+    code = f"""import runpy, sys
+sys.argv = ["data.py", *{command.split()}]
+try:
+    runpy.run_path({str(ROOT / "data.py")!r}, run_name="__main__")
+except SystemExit as end:
+    slow = {{"keras", "tensorflow", "pandas", "sklearn", "scipy", "matplotlib", "albumentations"}}
+    print("loaded:", sorted(slow & set(sys.modules)), end.code)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    code = 2 if "nowhere" in command else 0
+    assert f"loaded: [] {code}" in done.stdout, done.stdout + done.stderr
+    assert code == 0 or "nowhere is not a folder; expected" in done.stderr
+
+
+# ---------------------------------------------------------------------------------- grey or colour
+
+
+def write_pictures(folder, kinds):
+    for i, kind in enumerate(kinds):
+        picture = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        if kind != "colour":
+            picture[..., 1:] = picture[..., :1]
+        if kind == "grey":
+            picture = picture[..., :1]
+        if kind == "alpha":
+            picture = np.concatenate([picture, 255 - picture[..., :1]], axis=-1)
+        path = folder / f"{i}.png"
+        if kind == "text":
+            path.write_text("no picture")
+        else:
+            cv2.imwrite(str(path), picture)
+    return [Pair(folder / f"{i}.png", ()) for i in range(len(kinds))]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "channels"),
+    [
+        (["grey"] * 3, 1),
+        (["equal channels"] * 3, 1),
+        (["alpha"] * 3, 1),
+        (["colour"] * 3, 3),
+        (["colour", "grey", "colour"], 3),
+        (["colour", "grey", "grey"], 1),
+        (["text", "colour", "text"], 3),
+        (["text"], 1),
+        ([], 1),
+    ],
+)
+def test_channels_follow_from_what_most_images_show(tmp_path, kinds, channels):
+    assert detect_channels(write_pictures(tmp_path, kinds)) == channels
+
+
+def test_a_grey_jpeg_is_grey_and_few_images_are_read(tmp_path, monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    Image.fromarray(picture).convert("RGB").save(tmp_path / "0.jpg", quality=70)
+    reads = []
+    decode = formats.decode_scan
+    monkeypatch.setattr(formats, "decode_scan", lambda content: reads.append(1) or decode(content))
+    assert detect_channels([Pair(tmp_path / "0.jpg", ())] * 1000) == 1 and len(reads) == 5
+
+
+def test_check_reports_the_channels(discs, tmp_path, capsys):
+    for path in (discs / "images").iterdir():
+        picture = np.repeat(formats.read_image(path), 3, axis=-1)
+        picture[..., 0] //= 2
+        cv2.imwrite(str(path), picture)
+    data.check(discs, output=tmp_path / "page")
+    assert "colour     yes, so 3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "page" / "report.json").read_text())["channels"] == 3
+
+
+# --------------------------------------------------------------------------------------- problems
 
 
 def damage(discs):
@@ -80,7 +270,7 @@ def damage(discs):
         "disc01.png": "expected PNG",
         "disc02.png": "1x1 pixels; expected at least",
         "disc03_mask.png": "36x40 pixels; its image disc03.png is 49x57 pixels",
-        "disc04.png": "no mask of that stem",
+        "disc04.png": "no mask of that name",
         "disc05_mask.png": "values 0, 127; expected 0/255 or 0/1",
         "disc06.png": "same stem as disc06.jpg",
         "disc08.png": "16 bits or more",
@@ -102,12 +292,12 @@ def test_check_names_every_problem_and_exits_2(discs, script):
 def test_check_of_a_good_set(discs, capsys):
     data.check(discs)
     said = capsys.readouterr().out
-    assert "pairs      12" in said and "no problems" in said and "0 mask(s)" in said
+    assert "pairs      12" in said and "no problems" in said and "empty in 0 of 12 masks" in said
 
 
 def test_training_stops_on_the_same_problems(discs):
     said = damage(discs)
-    with pytest.raises(UserError, match=r"7 problem\(s\)") as caught:
+    with pytest.raises(UserError, match="7 problems") as caught:
         data.load_dataset(discs, Preprocessing(["disc"], (32, 32)))
     assert all(name in str(caught.value) for name in list(said)[:7])
 
@@ -142,7 +332,8 @@ def test_mask_values_of_other_kinds_are_refused_with_advice(discs):
     pictures.write_picture(path, ids.astype(np.uint8))
     with pytest.raises(
         UserError,
-        match=r"values 0, 1, 2; expected 0/255 or 0/1 \(if these are classes, name them: --classes \"NAME1=1,NAME2=2\"",
+        match=r"values 0, 1, 2; expected 0/255 or 0/1 \(if these are classes, name them: "
+        r"--classes \"NAME1=1,NAME2=2\"",
     ):
         read_ids(pair, ["one"])
     for values, dtype in ((ids - 1, np.int32), (ids * 0.85, np.float32)):
@@ -152,7 +343,7 @@ def test_mask_values_of_other_kinds_are_refused_with_advice(discs):
             read_ids(pair, ["one", "two"])
 
 
-def test_every_fault_of_a_pair_is_told(discs):
+def test_every_fault_of_a_pair_is_reported(discs):
     (discs / "images" / "disc00.png").write_text("text")
     (discs / "masks" / "disc00_mask.png").write_text("text")
     _, problems = loading.load_pairs(data.find_pairs(discs)[0], Preprocessing(["disc"], (32, 32)))
@@ -208,7 +399,7 @@ def test_each_class_may_have_a_folder_and_the_last_named_wins_what_is_of_both(di
         read_ids(pairs[0], ["kidney", "stone"])
 
 
-def test_class_folders_that_become_one_class_are_told(discs, tmp_path, capsys):
+def test_class_folders_that_become_one_class_are_reported(discs, tmp_path, capsys):
     write_class_folders(discs, ["kidney", "cyst"])
     data.load_dataset(discs, Preprocessing(["x"], (32, 32)))
     said = 'the masks of cyst, kidney become one class; --classes "cyst,kidney" keeps them apart'
@@ -219,7 +410,7 @@ def test_class_folders_that_become_one_class_are_told(discs, tmp_path, capsys):
     assert "become one" not in capsys.readouterr().out
 
 
-def test_a_window_that_shows_nothing_is_told(discs):
+def test_a_window_that_shows_nothing_is_refused(discs):
     with pytest.raises(
         UserError, match=r"disc00\.png: nothing is seen in window 900,10 of grey levels \d+ to \d+"
     ):
@@ -276,7 +467,7 @@ def test_class_names_must_be_names(classes):
         class_names(classes)
 
 
-# --------------------------------------------------------------------------------------------------------- the cache
+# -------------------------------------------------------------------------------------- the cache
 
 
 def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, monkeypatch):
@@ -325,7 +516,7 @@ def test_resized_masks_hold_the_share_of_each_pixel(discs):
         assert masks[rows, columns].mean() == pytest.approx(255 * ids.mean(), abs=0.5)
 
 
-# ------------------------------------------------------------------------------------------------------------ splits
+# ----------------------------------------------------------------------------------------- splits
 
 
 def make_pairs(count, patients=None, labels=None, subsets=None):
@@ -398,7 +589,7 @@ def test_a_patient_that_the_index_puts_in_two_subsets_is_named():
         subsets=["test", *[""] * 39],
     )
     with pytest.raises(
-        UserError, match=r"index.csv would part patient p1; name one subset for all"
+        UserError, match=r"index.csv puts patient p1 in test and in \w+; name one subset for all"
     ):
         data.split(pairs, 0.15, 0.2, seed=0)
 
@@ -463,7 +654,7 @@ def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
         assert [(p.image, p.masks) for p in reread] == [(p.image, p.masks) for p in pairs]
 
 
-# ----------------------------------------------------------------------------------------------------------- batches
+# ---------------------------------------------------------------------------------------- batches
 
 
 def make_dataset(pictures, ids):
@@ -593,7 +784,7 @@ def test_few_images_are_shown_again_in_an_epoch():
 
 
 def test_strong_augmentation_changes_image_and_mask_together():
-    """A bright square stays under its mask, wherever it goes; now and then the picture is inverted."""
+    """A bright square stays under its mask. Sometimes the picture is inverted."""
     picture, ids = np.full((64, 64, 1), 40, np.uint8), np.zeros((64, 64), np.uint8)
     picture[20:44, 20:44], ids[20:44, 20:44] = 220, 1
     dataset = make_dataset([picture] * 60, [ids] * 60)
@@ -604,7 +795,7 @@ def test_strong_augmentation_changes_image_and_mask_together():
 
 
 def test_the_steps_of_an_augmentation_are_drawn_apart(tmp_path):
-    """A flip says nothing about the exposure: seeded alike, all steps would draw the same numbers."""
+    """A flip says nothing about the exposure. With one seed all steps would draw the same."""
     picture = np.tile(np.arange(64, 128, dtype=np.uint8), (64, 1))
     rows = np.tile(np.concatenate([picture.ravel(), np.zeros(64 * 64, np.uint8)]), (256, 1))
     dataset = Dataset(rows, np.arange(256), np.arange(256), (64, 64), 1, pd.DataFrame())

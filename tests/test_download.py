@@ -36,7 +36,7 @@ def archive(extra=()):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server on loopback whose `behave(handler, content, first byte asked for)` each test chooses; its requests."""
+    """A server on loopback. Each test sets `behave(handler, content, first byte asked for)`."""
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,7 +80,7 @@ def test_what_is_downloaded_is_ready_to_train_on(server, tmp_path, capsys):
     pairs, problems = data.find_pairs(folder)
     assert len(pairs) == 3 and problems == [] and "terms" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["set"]
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         download.download_source(source_of(server), folder)
 
 
@@ -147,7 +147,7 @@ def test_a_server_that_lies_about_the_length(server, tmp_path, length):
 def test_a_corrupt_archive_is_removed(server, tmp_path):
     good = server.content
     server.content = good[:3000] + b"\0" * 50 + good[3050:]
-    with pytest.raises(UserError, match="checksum .*; expected .* It was removed: try again"):
+    with pytest.raises(UserError, match="checksum .*; expected .* The file was removed: try again"):
         download.download_source(source_of(server, good), tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(
@@ -174,7 +174,7 @@ def test_an_archive_that_swells_is_refused(server, tmp_path, monkeypatch):
         download.download_source(source_of(server), tmp_path / "set")
 
 
-def test_a_full_disk_is_told_before(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before(server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         download.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})
     )
@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_before(server, tmp_path, monkeypatch):
         download.download_source(source_of(server), tmp_path / "set")
 
 
-def test_a_moved_address_is_told(server, tmp_path):
+def test_a_moved_address_is_reported(server, tmp_path):
     server.behave = lambda handler, content, first: handler.send_error(404)
     with pytest.raises(UserError, match="answers 404 Not Found; has it moved"):
         download.download_source(source_of(server), tmp_path / "set")

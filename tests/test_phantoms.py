@@ -18,7 +18,7 @@ def test_the_same_seed_draws_the_same_patient_and_another_does_not():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_anatomy(seed):
-    """Two lungs, apart, each in one piece, the patient's left on the image's right, darker than what lies around."""
+    """Two lungs, each in one piece, the left one on the image's right, darker than around them."""
     image, masks = draw_phantom(np.random.default_rng(seed))
     assert image.shape == (SIZE, SIZE) and image.dtype == np.uint8
     left, right = masks[..., 0].astype(bool), masks[..., 1].astype(bool)

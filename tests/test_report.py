@@ -1,14 +1,14 @@
-"""The page that describes a data set, and the hyperparameters that a training takes over from it."""
+"""The page that describes a data set, and the hyperparameters that it proposes."""
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import cv2
 import nibabel
 import numpy as np
 import pytest
-from test_train import small  # noqa: F401 (a fixture)
 from test_volumes import ct
 
 import data
@@ -74,7 +74,7 @@ def write_discs(folder: Path, side: int, radius: int) -> Path:
 )
 def test_small_objects_ask_for_large_inputs(tmp_path, radius, size, loss):
     dataset, names, problems = described(write_discs(tmp_path, 1024, radius))
-    chosen = report.suggest(dataset.info, names)
+    chosen = report.suggest(dataset, names)
     assert problems == [] and chosen["image_size"] == size and chosen.get("loss") == loss
     assert "window" not in chosen and chosen["channels"] == 1
 
@@ -89,46 +89,32 @@ def test_of_ct_a_window_is_proposed_that_holds_the_organs(tmp_path):
                 tmp_path / name / f"{i}.nii.gz",
             )
     dataset, names, _ = described(tmp_path, "liver,kidney,spine")
-    chosen = report.suggest(dataset.info, names)
+    chosen = report.suggest(dataset, names)
     centre, width = map(float, chosen["window"].split(","))
     assert (
         -200 < centre - width / 2 < 110 - 45 and 500 < centre + width / 2 < 900
     )  # organs have 110 to 500 HU
-    assert set(report.explain(chosen)) == set(chosen)
+    assert set(chosen) <= set(report.REASONS)
+    assert f"--window {chosen['window']}" in report.train_command(chosen)
 
 
-def test_a_training_takes_the_proposals_over_but_for_what_was_changed(small, tmp_path, capsys):  # noqa: F811
-    path = tmp_path / "report.json"
-    path.write_text(
-        json.dumps({"data_dir": "elsewhere", "image_size": 64, "batch_size": 2, "loss": "tversky"})
-    )
-    config = train.apply_report(dataclasses.replace(small, from_report=str(path)))
-    assert (config.data_dir, config.image_size, config.batch_size) == (
-        small.data_dir,
-        32,
-        4,
-    )  # changed by `small`
-    assert config.loss == "tversky"
-    assert "loss tversky" in capsys.readouterr().out
-    assert train.apply_report(small) == small
+def test_the_command_is_quoted_for_a_shell():
+    fields = {"data_dir": "my images", "classes": "left lung,heart", "window": "-600,1500"}
+    words = shlex.split(report.train_command(fields))
+    assert words[2:6] == ["--data-dir", "my images", "--classes", "left lung,heart"]
+    assert words[6:] == ["--window=-600,1500", "--out-dir", "files/mine"]
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", '{"colour": 1}', '{"loss": 3}', '{"image_size": "64"}']
-)
-def test_a_report_that_is_none_is_refused(tmp_path, content):
-    path = tmp_path / "report.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"report\.json"):
-        train.apply_report(train.Config(from_report=str(path)))
-
-
-def test_check_then_train_from_its_report(discs, tmp_path, script):
-    assert script(tmp_path, "data.py", "check", discs).returncode == 0
-    flags = (
-        "--from-report results/check/report.json --image-size 32 --filters 4 --depth 2 --epochs 1"
-    )
-    done = script(tmp_path, "train.py", *flags.split())
+def test_check_then_the_command_it_prints(discs, tmp_path, script):
+    done = script(tmp_path, "data.py", "check", discs)
     assert done.returncode == 0, done.stderr
-    settings = json.loads((tmp_path / "files" / "config.json").read_text())
-    assert settings["data_dir"] == str(discs) and settings["image_size"] == 32
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"next: python train.py --data-dir {discs} --image-size 128")
+    words = shlex.split(last.removeprefix("next: python "))
+    small = "--image-size 32 --filters 4 --depth 2 --epochs 1"
+    done = script(tmp_path, *words, *small.split())
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "files" / "mine" / "config.json").read_text())
+    assert settings["data_dir"] == str(discs)
+    proposed = json.loads((tmp_path / "results" / "check" / "report.json").read_text())
+    assert settings["batch_size"] == proposed["batch_size"]
