@@ -197,7 +197,7 @@ def segment_files(
             found = segment.to_volume(results, len(scan.pixels), metadata)
             place, stem = Path(output), file_stem(path)
             try:
-                formats.write_mask(place / stem, found.ids, names, path, levels)
+                formats.write_mask(place / stem, found.ids, names, scan, levels)
             except UserError as error:
                 problems.append(f"{path}: {error}")
             if config.panels:

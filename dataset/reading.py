@@ -1,129 +1,178 @@
-"""Find image/mask pairs and read them: names, layouts, class ids, and the table of a split.
+"""Read image/mask pairs: the image as stored, its masks as class ids."""
 
-Layouts, recognised by themselves:
-
-    DIR/CXR_png/*.png with DIR/ManualMask/leftMask/*.png and DIR/ManualMask/rightMask/*.png     (Montgomery)
-    DIR/images/* with DIR/masks/*, a mask having its image's stem, with or without `_mask`       (anything else)
-    DIR/images/* with DIR/masks/CLASS/*, a folder for each class, named as --classes names it
-
-An optional DIR/index.csv (columns stem and any of patient, label, split) keeps a patient's images in one subset,
-stratifies by label, and fixes the test set. Masks are 0/255 or 0/1 for one class, for K classes ids 0..K or the grey
-levels that --classes names. An image is a file, or a folder that holds a DICOM series.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from dataset.layouts import Pair
 from imaging import formats
-from imaging.files import name_file_in_errors
-from imaging.scan import Scan
+from imaging.alignment import check_alignment
+from imaging.scan import Scan, name_in_errors
 from utils import UserError
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# The class id of a mask file that holds the ids of all classes.
+ALL_CLASSES = 0
+# More values than this are grey levels, not classes.
+MAX_SUGGESTED_CLASSES = 8
+
+
+def read_pair(
+    pair: Pair, names: Sequence[str], levels: Sequence[int] = (), window: str = ""
+) -> tuple[Scan, np.ndarray]:
+    """Read a pair as stored: the image, and its class ids (S, H, W), uint8 in 0..len(names).
+
+    levels: the value of each class in the masks; none means 1, 2 … window: as in `prepare_scan`.
+    Raises UserError with a line per fault, each naming its file.
+    """
+    problems: list[str] = []
+    image, masks = None, []
+    with collect_errors(problems):
+        image = formats.read_named_scan(pair.image, window)
+    with collect_errors(problems):
+        masks = read_masks(pair, names, image)
+        ids = merge_masks(pair, masks, names, levels)
+    if problems:
+        raise UserError("\n".join(problems))
+    if image.pixels.shape[:3] != ids.shape:
+        sizes = f"{_size(ids)}; its image {pair.image.name} is {_size(image.pixels)}"
+        raise UserError(f"{pair.masks[0]}: {sizes}")
+    for path, mask in zip(pair.masks, masks, strict=True):
+        with name_in_errors(path):
+            check_alignment(image, mask)
+    return image, ids
 
 
 def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np.ndarray:
-    """Read a pair's masks as uint8 class ids (S, H, W) in 0..len(names). Raises UserError naming the file.
+    """Read a pair's masks alone as class ids (S, H, W). Raises UserError, see `read_pair`."""
+    return merge_masks(pair, read_masks(pair, names), names, levels)
 
-    levels: the classes' values in a mask, if these are not 1, 2 …
+
+def read_masks(pair: Pair, names: Sequence[str], image: Scan | None = None) -> list[Scan]:
+    """Read each mask file of a pair, with its values as stored.
+
+    image: what a DICOM segmentation refers to. Raises UserError with a line per unreadable file.
     """
-    targets = _targets(pair, names)
-    masks = collect_errors(
-        [
-            lambda path=path: name_file_in_errors(
-                path, lambda mask: formats.read_mask_scan(mask, pair.image, names)
-            )
-            for path in pair.masks
-        ]
-    )
-    ids = np.zeros(masks[0].shape, np.uint8)
-    for path, mask, target in sorted(
-        zip(pair.masks, masks, targets, strict=True), key=lambda one: one[2]
-    ):
-        if mask.shape != ids.shape:
-            raise UserError(f"{path}: {_size(mask)}; its image's other mask is {_size(ids)}")
-        values = _values(mask)
-        if target and list(levels) not in ([], [1]) and len(names) == 1:
-            if not values <= {0, *levels}:
-                raise UserError(
-                    f"{path}: values {_some(values)}; expected 0 and {levels[0]}, as --classes says"
-                )
-            ids[mask > 0] = target
-        elif target:
-            if not (values <= {0, 255} or values <= {0, 1}):
-                raise UserError(
-                    f"{path}: values {_some(values)}; expected 0/255 or 0/1{_advice(path, values)}"
-                )
-            ids[mask > 0] = target
-        else:
-            levels = levels or range(1, len(names) + 1)
-            if not values <= {0, *levels}:
-                expected = f"{_some({0, *levels})}, the values of --classes"
-                raise UserError(
-                    f"{path}: values {_some(values)}; expected {expected}{_advice(path, values)}"
-                )
-            for i, level in enumerate(levels, 1):
-                ids[mask == level] = i
+    # A wrong --classes is found before anything is read.
+    class_of_each_file(pair, names)
+    masks, problems = [], []
+    for path in pair.masks:
+        with collect_errors(problems), name_in_errors(path):
+            masks.append(formats.read_mask_scan(path, image, names))
+    if problems:
+        raise UserError("\n".join(problems))
+    return masks
+
+
+def merge_masks(
+    pair: Pair, masks: Sequence[Scan], names: Sequence[str], levels: Sequence[int] = ()
+) -> np.ndarray:
+    """Make class ids (S, H, W) of a pair's masks. Where classes overlap the later one stays.
+
+    Raises UserError naming the file whose size or values are not those of a mask.
+    """
+    files = zip(class_of_each_file(pair, names), pair.masks, masks, strict=True)
+    class_levels = levels or range(1, len(names) + 1)
+    ids = np.zeros(masks[0].pixels.shape[:3], np.uint8)
+    for class_id, path, mask in sorted(files, key=_class_id):
+        values = mask.pixels[..., 0]
+        with name_in_errors(path):
+            if values.shape != ids.shape:
+                raise UserError(f"{_size(values)}; its image's other mask is {_size(ids)}")
+            if class_id == ALL_CLASSES:
+                _check_levels(path, values, class_levels)
+                for i, level in enumerate(class_levels, 1):
+                    ids[values == level] = i
+            else:
+                _check_binary(path, values, levels if len(names) == 1 else ())
+                ids[values > 0] = class_id
     return ids
 
 
-def _values(mask: np.ndarray) -> set[float]:
-    """List the values in a mask."""
-    ends = {mask.min().item(), mask.max().item()}
-    if (
-        sum(np.count_nonzero(mask == value) for value in ends) == mask.size
-    ):  # most masks; np.unique is much slower
-        return ends
-    return set(np.unique(mask).tolist())
+def _class_id(file: tuple[int, Path, Scan]) -> int:
+    return file[0]
 
 
-def _targets(pair: Pair, names: Sequence[str]) -> list[int]:
-    """Tell which class id each mask file of a pair paints; 0 for a file that holds class ids itself."""
+def class_of_each_file(pair: Pair, names: Sequence[str]) -> list[int]:
+    """Give the class id that each mask file of a pair shows, or ALL_CLASSES.
+
+    Raises UserError if the folders of masks are not those of the classes.
+    """
     if len(names) == 1:
         return [1] * len(pair.masks)
     if len(pair.masks) == 1 and pair.masks[0].parent.name == "masks":
-        return [0]
-    folders, known = [path.parent.name for path in pair.masks], [name.lower() for name in names]
+        return [ALL_CLASSES]
+    known = [name.lower() for name in names]
+    folders = [path.parent.name for path in pair.masks]
     if folders == ["leftMask", "rightMask"]:
-        folders = [
-            next((name for name in known if side in name), side) for side in ("left", "right")
-        ]
+        folders = [_name_with(side, known) for side in ("left", "right")]
     if sorted(folder.lower() for folder in folders) != sorted(known):
-        found, wanted = ", ".join(folders), ", ".join(known)
         raise UserError(
-            f"{pair.masks[0].parents[1]}: folders of masks for {found}; --classes names {wanted}, or one for all"
+            f"{pair.masks[0].parents[1]}: folders of masks for {', '.join(folders)}; "
+            f"--classes names {', '.join(known)}, or one for all"
         )
     return [1 + known.index(folder.lower()) for folder in folders]
 
 
+def _name_with(side: str, names: Sequence[str]) -> str:
+    """Find the class of a side, such as "left lung"."""
+    for name in names:
+        if side in name:
+            return name
+    return side
+
+
+def _check_binary(path: Path, mask: np.ndarray, levels: Sequence[int]) -> None:
+    """Raise UserError unless a mask of one class has its value, or 255 or 1."""
+    values = _values(mask)
+    if levels and list(levels) != [1]:
+        if not values <= {0, *levels}:
+            expected = f"0 and {levels[0]}, as --classes says"
+            raise UserError(f"values {_list_some(values)}; expected {expected}")
+    elif not (values <= {0, 255} or values <= {0, 1}):
+        advice = _advice(path, values)
+        raise UserError(f"values {_list_some(values)}; expected 0/255 or 0/1{advice}")
+
+
+def _check_levels(path: Path, mask: np.ndarray, levels: Sequence[int]) -> None:
+    """Raise UserError unless a mask of several classes has their values only."""
+    values = _values(mask)
+    if not values <= {0, *levels}:
+        expected = f"{_list_some({0, *levels})}, the values of --classes"
+        advice = _advice(path, values)
+        raise UserError(f"values {_list_some(values)}; expected {expected}{advice}")
+
+
+def _values(mask: np.ndarray) -> set[float]:
+    """List the values in a mask."""
+    extremes = {mask.min().item(), mask.max().item()}
+    # Most masks have two values. np.unique is much slower.
+    if sum(np.count_nonzero(mask == value) for value in extremes) == mask.size:
+        return extremes
+    return set(np.unique(mask).tolist())
+
+
 def _advice(path: Path, values: set[float]) -> str:
-    """Say what to do about mask values that are not binary."""
+    """Advise what to do about mask values that are not expected."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
         return " (JPEG blurs masks: save them as PNG)"
-    several = sorted(values - {0})
-    if len(several) > 8 or any(value < 1 or value != int(value) for value in several):
+    classes = sorted(values - {0})
+    if len(classes) > MAX_SUGGESTED_CLASSES:
         return ""
-    given = ",".join(f"NAME{i}={value:.0f}" for i, value in enumerate(several, 1))
-    return f' (if these are classes, name them: --classes "{given}")'
+    if any(value < 1 or value != int(value) for value in classes):
+        return ""
+    named = ",".join(f"NAME{i}={value:.0f}" for i, value in enumerate(classes, 1))
+    return f' (if these are classes, name them: --classes "{named}")'
 
 
-def collect_errors(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Make every call; raise one UserError with a line for each that failed."""
-    results, faults = [], []
-    for call in calls:
-        try:
-            results.append(call())
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\n".join(faults))
-    return results
+@contextmanager
+def collect_errors(problems: list[str]) -> Iterator[None]:
+    """Append the message of a UserError that is raised in the block, and go on after it."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
 
 
 def _size(array: np.ndarray) -> str:
@@ -131,23 +180,7 @@ def _size(array: np.ndarray) -> str:
     return f"{slices}{array.shape[1]}x{array.shape[2]} pixels"
 
 
-def _some(values: set[float]) -> str:
-    return ", ".join(f"{value:g}" for value in sorted(values)[:6]) + (
-        ", …" if len(values) > 6 else ""
-    )
-
-
-def read_pair(
-    pair: Pair, names: Sequence[str], levels: Sequence[int] = (), window: str = ""
-) -> tuple[Scan, np.ndarray]:
-    """Read a pair as stored: the image, its class ids (S, H, W), see `read_ids`. Raises UserError naming the file."""
-    scan, ids = collect_errors(
-        [lambda: formats.read_named_scan(pair.image, window), lambda: read_ids(pair, names, levels)]
-    )
-    if scan.pixels.shape[:3] != ids.shape:
-        raise UserError(
-            f"{pair.masks[0]}: {_size(ids)}; its image {pair.image.name} is {_size(scan.pixels)}"
-        )
-    for path in pair.masks:
-        name_file_in_errors(path, lambda path: formats.check_alignment(pair.image, path))
-    return scan, ids
+def _list_some(values: set[float]) -> str:
+    """List the first values."""
+    listed = ", ".join(f"{value:g}" for value in sorted(values)[:6])
+    return listed + (", …" if len(values) > 6 else "")

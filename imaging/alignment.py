@@ -1,41 +1,32 @@
-"""Decode DICOM, NIfTI and TIFF stacks, and write masks back in kind. `images.py` comes here for such files.
-
-A NIfTI volume is turned so that its slices are those of the acquisition (across its coarsest axis, else axial) and
-stand as radiologists look at them; its mask is turned back. A DICOM series is a folder of files, a slice each.
-"""
+"""Check that a mask lies where its image lies in the patient."""
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
-from imaging import dicom, nifti
+from imaging.scan import Scan
 from utils import UserError
 
 
-def check_affines(image: Sequence[bytes], mask: bytes) -> None:
-    """Raise UserError if a NIfTI mask lies elsewhere in the patient than its image, a NIfTI file or DICOM files."""
-    opened = nifti.open_nifti(mask)
-    if image[0][128:132] == b"DICM":
-        headers = [dicom.read_header(content) for content in image]
-        place = dicom.dicom_affine(
-            [headers[i] for i in dicom.sort_series(headers)[0]] if len(headers) > 1 else headers
-        )
-    else:
-        place = nifti.nifti_affine(nifti.open_nifti(image[0]))
-    if place is None:
+def check_alignment(image: Scan, mask: Scan) -> None:
+    """Raise UserError if the affines place image and mask, of one shape, elsewhere in the patient.
+
+    Half a pixel is allowed. Scans without an affine are not compared.
+    """
+    if image.affine is None or mask.affine is None:
         return
-    axis = nifti.reorientation(opened)[0]
-    shape = np.array((*opened.shape, 1)[:3])[np.argsort(nifti.reorientation(opened)[1][:, 0])][
-        list(nifti.SLICE_AXES[axis])
-    ]
-    corners = np.array(
-        [(*corner, 1) for corner in itertools.product(*((0, side - 1) for side in shape))]
-    ).T
-    apart = np.linalg.norm(
-        (place @ corners - nifti.nifti_affine(opened) @ corners)[:3], axis=0
-    ).max()
-    if apart > 0.5 * np.linalg.norm(place[:3, :3], axis=0).min():
+    corners = _corners(mask.pixels.shape[:3])
+    offsets = ((image.affine - mask.affine) @ corners)[:3]
+    distance_mm = np.linalg.norm(offsets, axis=0).max()
+    pixel_mm = np.linalg.norm(image.affine[:3, :3], axis=0).min()
+    if distance_mm > 0.5 * pixel_mm:
         raise UserError(
-            f"its affine puts it elsewhere than its image, up to {apart:.3g} mm off; expected the same place"
+            f"its affine places it up to {distance_mm:.3g} mm away from its image; "
+            "expected the same place"
         )
+
+
+def _corners(shape: tuple[int, int, int]) -> np.ndarray:
+    """List the eight corner voxels of a volume as homogeneous coordinates (4, 8)."""
+    ends = [(0, side - 1) for side in shape]
+    return np.array([(*corner, 1) for corner in itertools.product(*ends)]).T

@@ -1,74 +1,102 @@
-"""Read, prepare, restore and draw one image or mask: the only preprocessing, shared by training, prediction, serving.
+"""The table of file formats, and how any image or mask file is read and written.
 
-Preparing keeps the aspect ratio: an image is scaled to fit the network's input, its intensities are stretched between
-two percentiles (so 8-bit, 16-bit, dark and bright files look alike), and the rest of the input is padded with zeros.
+A new format is a file beside this one with a decoder, and a line in FORMATS.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
-from imaging import dicom, dicom_seg, nifti, pictures, tiff
-from imaging.alignment import check_affines
-from imaging.files import is_dicom, is_nifti, is_series, name_file_in_errors, read_bytes
-from imaging.scan import MIN_SIDE, Scan
-from utils import UserError
+from imaging import dicom, dicom_seg, dicom_series, nifti, pictures, tiff
+from imaging.dicom import decode_dicom
+from imaging.nifti import decode_nifti
+from imaging.pictures import decode_picture
+from imaging.scan import MAX_BYTES, MIN_SIDE, Mask, Scan, name_in_errors, read_bytes
+from imaging.tiff import decode_tiff
+from utils import UserError, atomic
 
 
-def decode_scan(data: bytes) -> Scan:
-    """Decode an image file of any supported format, told by its content, not by its name.
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: how it is recognised and read, and how masks of its images are written."""
 
-    Raises UserError for anything unreadable, truncated, not finite, smaller than MIN_SIDE or larger than MAX_BYTES.
+    name: str
+    # Endings of such files, in lower case.
+    suffixes: tuple[str, ...]
+    # A file is of this format if one of these (offset, bytes) is found in it.
+    magic: tuple[tuple[int, bytes], ...]
+    # (content, max_bytes) → Scan. Raises UserError, also if the header declares over max_bytes.
+    decode: Callable[[bytes, int], Scan]
+    # Ending of masks, and (mask, image) → content. None means PNG, or TIFF for several slices.
+    mask_suffix: str = ""
+    encode_mask: Callable[[Mask, Scan], bytes] | None = None
+
+    def matches(self, content: bytes) -> bool:
+        """Say whether a file's content is of this format."""
+        return any(content.startswith(mark, offset) for offset, mark in self.magic)
+
+
+PNG = Format("PNG", (".png",), pictures.PNG_MAGIC, decode_picture, ".png", pictures.encode_mask)
+TIFF = Format("TIFF", (".tif", ".tiff"), tiff.MAGIC, decode_tiff, ".tif", tiff.encode_mask)
+DICOM = Format("DICOM", (".dcm",), dicom.MAGIC, decode_dicom, ".dcm", dicom_seg.encode_mask)
+
+# The first that matches is taken. DICOM is the first: the bytes before its mark can be anything.
+FORMATS = (
+    DICOM,
+    TIFF,
+    Format("NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask),
+    PNG,
+    Format("JPEG", (".jpg", ".jpeg"), pictures.JPEG_MAGIC, decode_picture),
+    Format("BMP", (".bmp",), pictures.BMP_MAGIC, decode_picture),
+)
+SUFFIXES = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
+
+
+def find_format(content: bytes) -> Format:
+    """Recognise a file by its content, not by its name. Raises UserError."""
+    for kind in FORMATS:
+        if kind.matches(content):
+            return kind
+    known = ", ".join(kind.name for kind in FORMATS)
+    raise UserError(f"unreadable ({len(content)} bytes of another kind); expected one of {known}")
+
+
+def decode_scan(content: bytes, max_bytes: int = MAX_BYTES) -> Scan:
+    """Decode an image file of any format in FORMATS.
+
+    Raises UserError for a file that is unreadable, truncated, not finite, smaller than MIN_SIDE, or
+    takes more than `max_bytes` when decoded.
     """
-    if (
-        data[:2] in (b"II", b"MM")
-        or data[128:132] == b"DICM"
-        or data[:2] == b"\x1f\x8b"
-        or data[344:348] == b"n+1\0"
-    ):
-        scan = decode_medical(data)
-    else:
-        scan = Scan(pictures.decode_picture(data)[None])
-    height, width, channels = scan.pixels.shape[1:]
+    kind = find_format(content)
+    scan = replace(kind.decode(content, max_bytes), format=kind.name)
+    check_pixels(scan.pixels)
+    return scan
+
+
+def check_pixels(pixels: np.ndarray) -> None:
+    """Raise UserError unless decoded pixels (S, H, W, C) are an image that a network can take."""
+    height, width, channels = pixels.shape[1:]
     if min(height, width) < MIN_SIDE:
         raise UserError(f"{height}x{width} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}")
     if channels not in (1, 3, 4):
         raise UserError(f"{channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
-    kind = scan.pixels.dtype.kind
-    if kind not in "buif" or (kind == "f" and not np.isfinite(scan.pixels).all()):
+    kind = pixels.dtype.kind
+    if kind not in "buif" or (kind == "f" and not np.isfinite(pixels).all()):
         raise UserError("NaN or infinite pixels; expected finite numbers")
-    return scan
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decode a file that holds one image: (H, W, C) as stored, see `decode_scan`. Raises UserError."""
-    pixels = decode_scan(data).pixels
-    if len(pixels) > 1:
-        raise UserError(f"{len(pixels)} pages or slices; expected one image")
-    return pixels[0]
+def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) -> Scan:
+    """Read an image file, or a folder that holds a DICOM series.
 
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a file of one image, see `decode`. Raises UserError, its message without the path."""
-    return decode_image(read_bytes(path))
-
-
-def read_scan(path: str | Path, window: str = "") -> Scan:
-    """Read an image file, or a folder that holds a DICOM series, for `window`, see `prepare_scan`.
-
-    Raises UserError, its message without the path.
+    window: as in `prepare_scan`; "file" needs a file that proposes one. Raises UserError, its
+    message without the path.
     """
     if Path(path).is_dir():
-        files = dicom.series_files(path)
-        scan = dicom.decode_series(
-            [read_bytes(file) for file in files], [file.name for file in files]
-        )
+        scan = replace(dicom_series.read_series(path, max_bytes), format=DICOM.name)
     else:
-        scan = decode_scan(read_bytes(path))
+        scan = decode_scan(read_bytes(path), max_bytes)
     if window == "file" and scan.window is None:
         raise UserError(
             "its header proposes no window; expected one, or --window centre,width or percentiles"
@@ -76,97 +104,94 @@ def read_scan(path: str | Path, window: str = "") -> Scan:
     return scan
 
 
-def source_bytes(path: str | Path) -> list[bytes]:
-    """Read the file, or the files of a folder that holds a DICOM series."""
-
-    return [
-        read_bytes(file) for file in (dicom.series_files(path) if Path(path).is_dir() else [path])
-    ]
+def read_named_scan(path: Path, window: str = "") -> Scan:
+    """Read an image as `read_scan` does. Raises UserError, its message begins with the path."""
+    with name_in_errors(path):
+        return read_scan(path, window)
 
 
-def holds_one_volume(folder: Path) -> bool:
-    """Tell a folder whose DICOM files are the slices of one series, not images of their own. Raises UserError."""
-
-    return is_series(folder) and dicom.is_one_volume(dicom.series_files(folder))
-
-
-def check_alignment(image: str | Path, mask: str | Path) -> None:
-    """Raise UserError if a NIfTI mask lies elsewhere in the patient than its image, NIfTI or DICOM."""
-    if is_nifti(mask) and (Path(image).is_dir() or is_nifti(image) or is_dicom(image)):
-        check_affines(source_bytes(image), read_bytes(mask))
+def decode_image(content: bytes) -> np.ndarray:
+    """Decode a file of one image: (H, W, C) as stored. Raises UserError."""
+    return _only_slice(decode_scan(content).pixels, "image")
 
 
-def read_mask_scan(
-    path: str | Path, source: str | Path = "", names: Sequence[str] = ()
-) -> np.ndarray:
-    """Read a mask file: (S, H, W), its values as stored. A colour file needs equal channels, else UserError.
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a file of one image: (H, W, C) as stored. Raises UserError without the path."""
+    return decode_image(read_bytes(path))
 
-    source, names: the image and the classes, which a DICOM segmentation refers to; it gives class ids.
+
+def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[str] = ()) -> Scan:
+    """Read a mask: its values as stored, (S, H, W, 1). Raises UserError without the path.
+
+    A colour file needs equal channels. A DICOM segmentation of `image` is read as ids of the
+    classes `names`.
     """
-    if source and Path(path).suffix.lower() == ".dcm":
+    if Path(path).is_dir():
+        scan = read_scan(path)
+    else:
         content = read_bytes(path)
-        if dicom_seg.is_seg(content):
-            return dicom_seg.decode_seg(content, source_bytes(source), names)
-    mask = read_scan(path).pixels
-    if mask.shape[-1] == 4 and np.ptp(mask[..., 3]) > 0:
+        if image is not None and image.format == DICOM.name and DICOM.matches(content):
+            ids = dicom_seg.decode_seg(content, image, names)
+            if ids is not None:
+                return Scan(ids[..., None])
+        scan = decode_scan(content)
+    return replace(scan, pixels=_single_channel(scan.pixels))
+
+
+def _single_channel(pixels: np.ndarray) -> np.ndarray:
+    """Reduce a mask (S, H, W, C) to one channel. Raises UserError if that loses something."""
+    if pixels.shape[-1] == 4 and np.ptp(pixels[..., 3]) > 0:
         raise UserError(
-            "its alpha channel varies; expected a mask without one, its values in the picture itself"
+            "its alpha channel varies; expected a mask without one, its values in the colours"
         )
-    mask = mask[..., :3]
-    if mask.shape[-1] == 3 and not (mask == mask[..., :1]).all():
+    colours = pixels[..., :3]
+    if colours.shape[-1] == 3 and not (colours == colours[..., :1]).all():
         raise UserError("a colour picture; expected a mask with one value per pixel")
-    return mask[..., 0]
+    return colours[..., :1]
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask file of one image: (H, W), see `read_mask_scan`. Raises UserError."""
-    mask = read_mask_scan(path)
-    if len(mask) > 1:
-        raise UserError(f"{len(mask)} pages or slices; expected one mask")
-    return mask[0]
+    """Read a mask of one image: (H, W), values as stored. Raises UserError without the path."""
+    return _only_slice(read_mask_scan(path).pixels, "mask")[..., 0]
+
+
+def _only_slice(pixels: np.ndarray, what: str) -> np.ndarray:
+    if len(pixels) > 1:
+        raise UserError(f"{len(pixels)} pages or slices; expected one {what}")
+    return pixels[0]
 
 
 def write_mask(
     path: str | Path,
     ids: np.ndarray,
     names: Sequence[str],
-    source: str | Path,
+    image: Scan,
     levels: Sequence[int] = (),
 ) -> Path:
-    """Write class ids (S, H, W) of `source` (see `read_scan`) in its own kind; return the file.
+    """Write a mask in the format of its image; return the file.
 
-    path: without an ending; NIfTI gets NIfTI with the same affine, DICOM a segmentation object that refers to it, TIFF
-    TIFF, anything else PNG. levels: each class's value there, if not 1, 2 …; pictures of one class have 255. Raises
-    UserError where a DICOM header lacks what a segmentation must tell; the mask is then a TIFF.
+    path: without an ending. ids: class ids (S, H, W). levels: the value of each class in the file;
+    none means 1, 2 …, and 255 for a single class in a picture. Raises UserError where the image's
+    header lacks what its format needs; the mask is then a TIFF.
     """
-    levels = list(levels) or list(range(1, len(names) + 1))
-    valued = np.array([0, *levels], np.uint8 if max(levels) < 256 else np.uint16)[ids.astype(int)]
-    pages = list(np.uint8(255) * ids.astype(np.uint8) if levels == [1] else valued)
-    if Path(source).is_dir() or is_dicom(source):
-        try:
-            dicom_seg.write_seg(Path(f"{path}.dcm"), ids, names, source_bytes(source))
-        except UserError as error:
-            pictures.write_pages(Path(f"{path}.tif"), pages)
-            raise UserError(f"{error}; its mask is {path}.tif instead") from None
-        return Path(f"{path}.dcm")
-    if is_nifti(source):
-        nifti.write_nifti(Path(f"{path}.nii.gz"), valued, read_bytes(source))
-        return Path(f"{path}.nii.gz")
-    return pictures.write_pages(
-        Path(f"{path}.tif" if Path(source).suffix.lower() in (".tif", ".tiff") else f"{path}.png"),
-        pages,
-    )
+    mask = Mask(ids, names, levels)
+    kind = _mask_format(image, len(ids))
+    try:
+        return _write(f"{path}{kind.mask_suffix}", kind.encode_mask(mask, image))
+    except UserError as error:
+        place = _write(f"{path}{TIFF.mask_suffix}", TIFF.encode_mask(mask, image))
+        raise UserError(f"{error}; its mask is {place} instead") from None
 
 
-def decode_medical(content: bytes) -> Scan:
-    """Decode a DICOM, NIfTI or TIFF file. Raises UserError."""
-    if content[128:132] == b"DICM":
-        return dicom.decode_dicom(content)
-    return (
-        tiff.decode_tiff(content) if content[:2] in (b"II", b"MM") else nifti.decode_nifti(content)
-    )
+def _mask_format(image: Scan, num_slices: int) -> Format:
+    """Choose the format of an image's mask."""
+    for kind in FORMATS:
+        if kind.name == image.format and kind.encode_mask:
+            return kind
+    return TIFF if num_slices > 1 else PNG
 
 
-def read_named_scan(path: Path, window: str = "") -> Scan:
-    """Read an image for `window`, see `images.prepare_scan`. Raises UserError naming the file."""
-    return name_file_in_errors(path, lambda path: read_scan(path, window))
+def _write(path: str, content: bytes) -> Path:
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)

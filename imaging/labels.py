@@ -1,69 +1,73 @@
-"""Find image/mask pairs and read them: names, layouts, class ids, and the table of a split.
-
-Layouts, recognised by themselves:
-
-    DIR/CXR_png/*.png with DIR/ManualMask/leftMask/*.png and DIR/ManualMask/rightMask/*.png     (Montgomery)
-    DIR/images/* with DIR/masks/*, a mask having its image's stem, with or without `_mask`       (anything else)
-    DIR/images/* with DIR/masks/CLASS/*, a folder for each class, named as --classes names it
-
-An optional DIR/index.csv (columns stem and any of patient, label, split) keeps a patient's images in one subset,
-stratifies by label, and fixes the test set. Masks are 0/255 or 0/1 for one class, for K classes ids 0..K or the grey
-levels that --classes names. An image is a file, or a folder that holds a DICOM series.
-"""
+"""Names and values of the classes, as `--classes` gives them."""
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from utils import UserError
 
-
-def mirrored_channels(names: Sequence[str]) -> np.ndarray | None:
-    """Tell which channel a mirrored image needs in each one's place: uint8 (K + 1,), the background first.
-
-    "left lung" and "right lung" change places. None where a side has no partner, so that mirroring would be wrong.
-    """
-    order = [0]
-    for name in names:
-        other = re.sub(
-            "(?i)left|right", lambda side: "right" if side[0].lower() == "left" else "left", name
-        )
-        partners = [i for i, candidate in enumerate(names, 1) if candidate.lower() == other.lower()]
-        if not partners and re.search("(?<![A-Za-z])(left|right)|Left|Right|LEFT|RIGHT", name):
-            return None
-        order.append(partners[0] if partners else names.index(name) + 1)  # "bright spot" is no side
-    return np.array(order, np.uint8)
+MAX_CLASSES = 255
+SIDE = re.compile("left|right", re.IGNORECASE)
+# A side that stands as a word, or as part of one in camel case. "bright spot" has none.
+SIDE_WORD = re.compile("(?<![A-Za-z])(left|right)|Left|Right|LEFT|RIGHT")
 
 
 def class_names(classes: str) -> list[str]:
-    """Split the comma-separated `classes` of a config; raises UserError for none or the same twice."""
+    """Read the names in `classes`, such as "liver,tumour" or "liver=63,tumour=126".
+
+    Raises UserError if a name is missing or given twice.
+    """
     names = [part.partition("=")[0].strip() for part in classes.split(",")]
-    if not all(names) or len(set(names)) < len(names) or len(names) > 255 or "\\" in classes:
+    distinct = all(names) and len(set(names)) == len(names)
+    # A backslash separates values in DICOM.
+    if not distinct or len(names) > MAX_CLASSES or "\\" in classes:
         raise UserError(
-            f"classes is {classes!r}; expected 1 to 255 different names separated by commas, without \\"
+            f"classes is {classes!r}; expected 1 to {MAX_CLASSES} different names separated by "
+            "commas, without \\"
         )
     return names
 
 
 def mask_values(classes: str) -> list[int]:
-    """Tell the value of each class in the masks: 63 and 126 for "liver=63,tumour=126", else 1, 2 … Raises UserError."""
-    parts = [part.partition("=")[2].strip() for part in classes.split(",")]
-    values = [int(part) if part.isdecimal() else i for i, part in enumerate(parts, 1)]
-    if (
-        any(part and not part.isdecimal() for part in parts)
-        or len(set(values)) < len(values)
-        or 0 in values
-    ):
+    """Read each class's value in the masks: 63 and 126 for "liver=63,tumour=126", else 1, 2 …
+
+    Raises UserError for values that are not different whole numbers above 0.
+    """
+    values = []
+    for number, part in enumerate(classes.split(","), 1):
+        value = part.partition("=")[2].strip() or str(number)
+        values.append(int(value) if value.isdecimal() else 0)
+    if 0 in values or len(set(values)) < len(values):
         raise UserError(
-            f"classes is {classes!r}; expected different grey levels above 0, as in liver=63,tumour=126"
+            f"classes is {classes!r}; expected different grey levels above 0, as in "
+            "liver=63,tumour=126"
         )
     return values
 
 
 def output_channels(names: Sequence[str]) -> int:
-    """Count the network's output channels: 1 for one class, else one per class and one for the background, first."""
+    """Count the network's output channels: 1 for one class, else the classes and background."""
     return 1 if len(names) == 1 else len(names) + 1
+
+
+def mirrored_channels(names: Sequence[str]) -> np.ndarray | None:
+    """List which channel takes each one's place in a mirrored image: uint8 (K + 1,).
+
+    Background is the first. "left lung" and "right lung" change places. None if a class has a side
+    but no partner: then mirrored images are wrong.
+    """
+    channel_of = {name.lower(): channel for channel, name in enumerate(names, 1)}
+    order = [0]
+    for channel, name in enumerate(names, 1):
+        partner = channel
+        if SIDE.search(name):
+            partner = channel_of.get(SIDE.sub(_other_side, name).lower())
+        if partner is None and SIDE_WORD.search(name):
+            return None
+        order.append(partner or channel)
+    return np.array(order, np.uint8)
+
+
+def _other_side(side: re.Match) -> str:
+    return "right" if side[0].lower() == "left" else "left"

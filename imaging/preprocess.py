@@ -1,7 +1,10 @@
-"""Read, prepare, restore and draw one image or mask: the only preprocessing, shared by training, prediction, serving.
+"""Turn images and masks into what the network takes, and back.
 
-Preparing keeps the aspect ratio: an image is scaled to fit the network's input, its intensities are stretched between
-two percentiles (so 8-bit, 16-bit, dark and bright files look alike), and the rest of the input is padded with zeros.
+Training, prediction and serving share this.
+
+An image keeps its aspect ratio. It is scaled to fit the network's input, and the rest of the input
+is padded with zeros. Two percentiles of its intensities become 0 and 1, so that files of 8 and 16
+bits, dark and bright ones, look alike.
 """
 
 import cv2
@@ -10,21 +13,21 @@ import numpy as np
 from imaging.scan import Scan
 from utils import UserError
 
-PERCENTILES = (0.5, 99.5)  # of an image's own pixels: these become 0 and 1
+# Of an image's own pixels: they become 0 and 1.
+PERCENTILES = (0.5, 99.5)
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Turn a decoded (H, W, 1|3|4) image into float32 (H, W, channels), channels 1 (grey) or 3 (RGB), without alpha."""
-    image = image[..., :3].astype(
-        np.float32
-    )  # 8 bits would round before the stretch, 32 OpenCV does not resize
+    """Turn (H, W, 1|3|4) into float32 (H, W, channels) without alpha; channels is 1 or 3 (RGB)."""
+    # 8 bits would round before the intensities are stretched. OpenCV cannot resize 32-bit integers.
+    image = image[..., :3].astype(np.float32)
     if image.shape[-1] == 3 and channels == 1:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
     return np.broadcast_to(image, (*image.shape[:2], channels))
 
 
 def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
-    """Give the rows and columns that an image of `shape` (H, W) takes up, centred, in a canvas of `size` (H, W)."""
+    """Give the rows and columns of an image of `shape` (H, W), centred in `size` (H, W)."""
     scale = min(size[0] / shape[0], size[1] / shape[1])
     inner = [min(size[i], max(1, round(shape[i] * scale))) for i in (0, 1)]
     start = [(size[i] - inner[i]) // 2 for i in (0, 1)]
@@ -32,20 +35,12 @@ def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> tuple[slice, sli
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (H, W) or (H, W, C) to `size` (H, W): pixel areas averaged when shrinking, linear when growing."""
+    """Resize (H, W) or (H, W, C) to `size` (H, W): average when shrinking, linear when growing."""
     shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=method)
-    return resized.reshape(*size, *image.shape[2:])  # OpenCV drops a last axis of 1
-
-
-def grey_range(small: np.ndarray, scan: Scan, window: str) -> tuple[float, float]:
-    """Choose the grey levels that become 0 and 1: by `window`, see `prepare_scan`."""
-    if window:
-        centre, width = scan.window if window == "file" else parse_window(window)
-        return centre - width / 2, centre + width / 2
-    low, high = np.percentile(small, PERCENTILES)
-    return (low, high) if low < high else (small.min(), small.max())  # flat but for a few pixels
+    # OpenCV drops a last axis of 1.
+    return resized.reshape(*size, *image.shape[2:])
 
 
 def parse_window(window: str) -> tuple[float, float]:
@@ -56,16 +51,30 @@ def parse_window(window: str) -> tuple[float, float]:
         centre, width = 0.0, np.nan
     if not np.isfinite(centre) or not 0 < width < np.inf:
         raise UserError(
-            f"window is {window!r}; expected centre,width (40,400), file, or nothing for percentiles"
+            f"window is {window!r}; expected centre,width (40,400), file, or nothing for "
+            "percentiles"
         )
     return centre, width
 
 
-def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str = "") -> np.ndarray:
-    """Make the network's input of a scan: uint8 (S, size[0], size[1], channels); divided by 255 it is in [0, 1].
+def grey_range(pixels: np.ndarray, scan: Scan, window: str) -> tuple[float, float]:
+    """Choose the grey levels that become 0 and 1, by `window` as in `prepare_scan`."""
+    if window:
+        centre, width = scan.window if window == "file" else parse_window(window)
+        return centre - width / 2, centre + width / 2
+    low, high = np.percentile(pixels, PERCENTILES)
+    if low == high:
+        # Flat but for a few pixels.
+        return pixels.min(), pixels.max()
+    return low, high
 
-    window: the grey levels that become 0 and 1: "centre,width" in the file's units (HU for CT), "file" for what its
-    header proposes, "" for two percentiles of the whole scan. A constant scan becomes all zeros then. Raises UserError.
+
+def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str = "") -> np.ndarray:
+    """Make the network's input of a scan: uint8 (S, size[0], size[1], channels), 255 is 1.0.
+
+    window: the grey levels that become 0 and 1. "centre,width" is in the file's units (HU for CT),
+    "file" is what its header proposes, "" is two percentiles of the whole scan. A constant scan
+    becomes all zeros. Raises UserError.
     """
     rows, columns = letterbox(scan.pixels.shape[1:3], size)
     inner = (rows.stop - rows.start, columns.stop - columns.start)
@@ -78,14 +87,15 @@ def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str =
 
 
 def prepare_image(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Do as `prepare_scan` for one decoded image (H, W, C): uint8 (size[0], size[1], channels)."""
+    """Prepare one image (H, W, C) as `prepare_scan` does: uint8 (size[0], size[1], channels)."""
     return prepare_scan(Scan(image[None]), size, channels)[0]
 
 
 def prepare_mask(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
-    """Resize class ids (H, W) in 0..classes like its image: uint8 (size[0], size[1], classes), each class's share.
+    """Resize class ids (H, W) in 0..classes like their image: uint8 (size[0], size[1], classes).
 
-    255 is a pixel that is all of that class. Shares keep where in a pixel a border runs; ids would round it away.
+    Each value is the share of the pixel that belongs to the class, 255 is all of it. Shares keep
+    where in a pixel a border runs; class ids would round that away.
     """
     rows, columns = letterbox(ids.shape, size)
     inner = (rows.stop - rows.start, columns.stop - columns.start)
@@ -96,15 +106,17 @@ def prepare_mask(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.nda
 
 
 def shares_to_ids(shares: np.ndarray) -> np.ndarray:
-    """Turn shares (..., K) of `prepare_mask` into uint8 class ids (...): the largest wins, background included."""
+    """Turn shares (..., K) of `prepare_mask` into uint8 class ids (...): the largest share wins."""
     background = np.maximum(255 - shares.sum(-1, dtype=np.int32), 0)
-    return np.argmax(np.concatenate([background[..., None], shares], axis=-1), axis=-1).astype(
-        np.uint8
-    )
+    shares = np.concatenate([background[..., None], shares], axis=-1)
+    return np.argmax(shares, axis=-1).astype(np.uint8)
 
 
 def restore(probs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Undo the geometry of `prepare`: (H, W, K) of the network's size → (shape[0], shape[1], K), padding cropped."""
+    """Undo the geometry of `prepare_scan` for one slice's probabilities.
+
+    probs: (h, w, K) of the network's size. Returns (shape[0], shape[1], K), the padding cropped.
+    """
     rows, columns = letterbox(shape, probs.shape[:2])
     planes = [resize(probs[rows, columns, k], shape) for k in range(probs.shape[-1])]
     return np.stack(planes, axis=-1)

@@ -1,39 +1,93 @@
-"""Read, prepare, restore and draw one image or mask: the only preprocessing, shared by training, prediction, serving.
+"""What all formats share: the decoded scan, the mask to write, the limit on what is decoded."""
 
-Preparing keeps the aspect ratio: an image is scaled to fit the network's input, its intensities are stretched between
-two percentiles (so 8-bit, 16-bit, dark and bright files look alike), and the rest of the input is padded with zeros.
-"""
-
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils import UserError
 
-MAX_BYTES = 2**31  # of one decoded file
-MIN_SIDE = 16  # pixels; smaller files are thumbnails or accidents, never scans
+# Largest size of one decoded file. A small file can claim to be far larger (a decompression bomb).
+MAX_BYTES = 2**31
+# Smaller files are thumbnails or accidents, never scans.
+MIN_SIDE = 16
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What an image file holds; a plain image is a volume of one slice."""
+    """The content of an image file. A plain picture is a volume of one slice."""
 
-    pixels: np.ndarray  # (S, H, W, C) as stored; of DICOM rescaled, so that CT is in HU
-    spacing_mm: tuple[float, float, float] | None = (
-        None  # between slices, rows, columns, where the file says so
-    )
-    window: tuple[float, float] | None = (
-        None  # centre and width of grey levels that the file proposes
-    )
-    patient: str = ""  # a DICOM file's, hashed
+    # (S, H, W, C) as stored; DICOM grey levels are rescaled, so CT is in HU.
+    pixels: np.ndarray
+    # Distance between slices, rows and columns, where the file has it.
+    spacing_mm: tuple[float, float, float] | None = None
+    # Centre and width of the grey levels that the file proposes to show.
+    window: tuple[float, float] | None = None
+    # Hash of the patient's ID in a DICOM file.
+    patient: str = ""
+    # (4, 4): indices of slice, row and column to RAS coordinates in mm, where the file has it.
+    affine: np.ndarray | None = None
+    # What `Format.encode_mask` needs of the source: its header, without pixels.
+    header: Any = None
+    # Name of the file's format, see `formats.FORMATS`.
+    format: str = ""
 
 
-def check_declared_bytes(*factors: int) -> None:
-    """Raise UserError if the product, bytes that a file's header promises, is nothing or more than MAX_BYTES."""
+@dataclass(frozen=True)
+class Mask:
+    """A mask to write."""
+
+    # (S, H, W) class ids, 0 is background.
+    ids: np.ndarray
+    # Names of the classes 1, 2 …
+    names: Sequence[str]
+    # Value of each class in the file; none means 1, 2 …
+    levels: Sequence[int] = ()
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The mask with its classes' values: (S, H, W), uint8 or uint16."""
+        levels = list(self.levels) or list(range(1, len(self.names) + 1))
+        table = np.array([0, *levels], np.uint8 if max(levels) < 256 else np.uint16)
+        return table[self.ids.astype(np.uint8)]
+
+    @property
+    def pages(self) -> list[np.ndarray]:
+        """The slices as pictures (H, W): a single class of value 1 is shown white, 255."""
+        if len(self.names) == 1 and list(self.levels) in ([], [1]):
+            return list(255 * self.values)
+        return list(self.values)
+
+
+def check_declared_bytes(max_bytes: float, *factors: int) -> None:
+    """Raise UserError unless the size that a header declares is above 0 and at most `max_bytes`.
+
+    factors: their product is the size, in bytes.
+    """
     size = float(np.prod(np.float64(factors)))
     if not size > 0:
-        raise UserError("unreadable or truncated: its header promises no pixels")
-    if size > MAX_BYTES:
-        raise UserError(
-            f"its header promises {size / 2**30:.2g} GiB; expected at most {MAX_BYTES / 2**30:.2g} GiB"
-        )
+        raise UserError("unreadable or truncated: its header declares no pixels")
+    if size > max_bytes:
+        found, most = size / 2**30, max_bytes / 2**30
+        raise UserError(f"its header declares {found:.2g} GiB; expected at most {most:.2g} GiB")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file. Raises UserError, its message without the path."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be opened ({error.strerror})") from error
+
+
+@contextmanager
+def name_in_errors(name: str | Path) -> Iterator[None]:
+    """Put a file's name before the message of a UserError that is raised in the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None

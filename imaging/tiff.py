@@ -1,8 +1,4 @@
-"""Decode DICOM, NIfTI and TIFF stacks, and write masks back in kind. `images.py` comes here for such files.
-
-A NIfTI volume is turned so that its slices are those of the acquisition (across its coarsest axis, else axial) and
-stand as radiologists look at them; its mask is turned back. A DICOM series is a folder of files, a slice each.
-"""
+"""TIFF, whose pages are the slices of a volume, read by tifffile."""
 
 import io
 import logging
@@ -11,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from imaging import pictures
-from imaging.scan import Scan, check_declared_bytes
+from imaging.scan import Mask, Scan, check_declared_bytes
 from utils import UserError, first_line
 
+# Little-endian, big-endian.
+MAGIC = ((0, b"II"), (0, b"MM"))
+# Compressions whose decoded size is the size of the page. JPEG has a size of its own.
 LOSSLESS = (
     "NONE",
     "LZW",
@@ -23,85 +22,96 @@ LOSSLESS = (
     "CCITTRLE",
     "CCITT_T4",
     "CCITT_T6",
-)  # TIFF's
+)
+COLOURS = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR")
+# Units of ImageJ, in mm.
+MM_PER_UNIT = {"mm": 1.0, "cm": 10.0, "um": 1e-3, "micron": 1e-3, "\\u00B5m": 1e-3, "µm": 1e-3}
 
 
-# -------------------------------------------------------------------------------------------------------------- TIFF
-
-
-def decode_tiff(content: bytes) -> Scan:
-    """Decode the pages of a TIFF, once its headers are known to promise no more than the memory holds."""
+def decode_tiff(content: bytes, max_bytes: int) -> Scan:
+    """Decode the pages of a TIFF, after a check of the size that they declare. Raises UserError."""
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(
-        logging.CRITICAL
-    )  # its own complaints name no file; ours do
+    # tifffile's own messages do not name the file; ours do.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
-            pages = [
-                page for page in file.pages if not page.is_reduced
-            ]  # a pyramid's smaller copies
-            check_declared_bytes(
-                sum(page.size * max(8, 2 * page.dtype.itemsize) for page in pages)
-            )  # 8: a palette's colours
-            return Scan(
-                np.stack([_tiff_page(page, content) for page in pages]), _tiff_spacing(file)
-            )
+            # A pyramid also holds smaller copies of its picture.
+            pages = [page for page in file.pages if not page.is_reduced]
+            check_declared_bytes(max_bytes, sum(map(_page_bytes, pages)))
+            pixels = np.stack([_decode_page(page, content) for page in pages])
+            return Scan(pixels, _spacing_mm(file))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"unreadable as TIFF ({first_line(error)})") from None
 
 
+def encode_mask(mask: Mask, image: Scan) -> bytes:
+    """Encode a mask as TIFF, a page per slice."""
+    return pictures.encode_pages(".tif", mask.pages)
+
+
+def _page_bytes(page: Any) -> int:
+    """Count the bytes that decoding a page takes."""
+    # A pixel of a palette becomes three colours of 16 bits.
+    return page.size * max(8, 2 * page.dtype.itemsize)
+
+
 def _check_segments(page: Any, content: bytes) -> None:
-    """Raise ValueError for a page whose parts have sizes of their own, not the page's: a bomb could hide there."""
-    if page.compression.name not in LOSSLESS and page.compression.name != "JPEG":
-        raise ValueError(
-            f"compressed by {page.compression.name}; save it with deflate, LZW or JPEG"
-        )
-    largest = (page.tilewidth or page.imagewidth) * (
-        page.tilelength or page.rowsperstrip or page.imagelength
-    )
-    parts = (
-        zip(page.dataoffsets, page.databytecounts, strict=True)
-        if page.compression.name == "JPEG"
-        else ()
-    )
-    for start, count in parts:
-        if pictures.declared_pixels(content[start : start + count]) > 2 * max(largest, 64):
+    """Raise ValueError if a strip or tile can be larger than its page declares."""
+    compression = page.compression.name
+    if compression in LOSSLESS:
+        return
+    if compression != "JPEG":
+        raise ValueError(f"compressed by {compression}; save it with deflate, LZW or JPEG")
+    width = page.tilewidth or page.imagewidth
+    height = page.tilelength or page.rowsperstrip or page.imagelength
+    for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        jpeg_height, jpeg_width = pictures.jpeg_size(content[start : start + count])
+        if jpeg_height * jpeg_width > 2 * max(width * height, 64):
             raise ValueError("a JPEG in it is larger than its page")
 
 
-def _tiff_page(page: Any, content: bytes) -> np.ndarray:
+def _decode_page(page: Any, content: bytes) -> np.ndarray:
     """Decode a page as stored: (H, W, C), more is brighter. Its orientation tag is ignored."""
     _check_segments(page, content)
     pixels = page.asarray()
-    pixels = {
-        "YX": lambda: pixels[..., None],
-        "YXS": lambda: pixels,
-        "SYX": lambda: np.moveaxis(pixels, 0, -1),
-    }[page.axes]()
-    kind = getattr(page.photometric, "name", "")
-    if kind not in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"):
-        raise ValueError(f"{kind or page.photometric} colours")
-    if kind == "PALETTE":
+    if page.axes == "YX":
+        pixels = pixels[..., None]
+    elif page.axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    elif page.axes != "YXS":
+        raise ValueError(f"axes {page.axes}")
+    return _to_brightness(pixels, page)
+
+
+def _to_brightness(pixels: np.ndarray, page: Any) -> np.ndarray:
+    """Apply a page's palette; turn levels where low is white."""
+    colours = getattr(page.photometric, "name", "")
+    if colours not in COLOURS:
+        raise ValueError(f"{colours or page.photometric} colours")
+    if colours == "PALETTE":
         return np.moveaxis(page.colormap[:, pixels[..., 0]], 0, -1)
     if pixels.dtype == bool:
         pixels = np.uint8(255) * pixels
-    return np.iinfo(pixels.dtype).max - pixels if kind == "MINISWHITE" else pixels
+    if colours == "MINISWHITE":
+        return np.iinfo(pixels.dtype).max - pixels
+    return pixels
 
 
-def _tiff_spacing(file: Any) -> tuple[float, float, float] | None:
-    """Give the millimetres between pages, rows and columns, where ImageJ says so: a bare resolution is for printers."""
-    page, notes = file.pages[0], file.imagej_metadata or {}
-    units = {"mm": 1.0, "cm": 10.0, "um": 1e-3, "micron": 1e-3, "\\u00B5m": 1e-3, "µm": 1e-3}
-    millimetres = units.get(notes.get("unit"))
-    resolution = [page.tags.valueof(name) for name in ("YResolution", "XResolution")]
-    if (
-        millimetres is None
-        or not all(resolution)
-        or not all(pixels and count for pixels, count in resolution)
-    ):
+def _spacing_mm(file: Any) -> tuple[float, float, float] | None:
+    """Read the distance between pages, rows and columns from the metadata of ImageJ.
+
+    Without ImageJ's unit a TIFF's resolution is meant for printing.
+    """
+    page, metadata = file.pages[0], file.imagej_metadata or {}
+    unit_mm = MM_PER_UNIT.get(metadata.get("unit"))
+    resolutions = [page.tags.valueof(name) for name in ("YResolution", "XResolution")]
+    if unit_mm is None or not all(resolutions):
         return None
-    plane = [millimetres * count / pixels for pixels, count in resolution]
-    return (millimetres * float(notes.get("spacing", 1.0 / millimetres)), *plane)
+    if not all(pixels and units for pixels, units in resolutions):
+        return None
+    rows, columns = (unit_mm * units / pixels for pixels, units in resolutions)
+    slices = unit_mm * float(metadata.get("spacing", 1.0 / unit_mm))
+    return slices, rows, columns

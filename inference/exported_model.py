@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imaging import formats, pictures, preprocess
-from imaging import scan as scan_module
-from imaging.scan import check_declared_bytes
+from imaging.scan import MAX_BYTES, check_declared_bytes
 from inference import engines, postprocess
 from serving.errors import Problem
 from utils import UserError
@@ -46,23 +45,24 @@ class ExportedModel:
     output_name: str
     output_channels: int
 
-    def read(self, content: bytes) -> Prepared:
-        """Decode an image file of one slice and prepare it. Raises UserError, Problem 413."""
-        most, kinds = scan_module.MAX_BYTES / 16, (b"\x89PNG", b"\xff\xd8", b"BM")
-        if content.startswith(kinds) and (pixels := pictures.declared_pixels(content)) > most:
-            raise Problem(
-                413,
-                f"{pixels / 2**20:.1f} megapixels; expected at most {most / 2**20:g} (--max-megapixels)",
-            )
-        scan = formats.decode_scan(content)
+    def read(self, content: bytes, max_bytes: int = MAX_BYTES) -> Prepared:
+        """Decode an image file of one slice and prepare it. Raises UserError, Problem 413.
+
+        max_bytes: of the decoded image.
+        """
+        pixels = pictures.declared_pixels(content) / 2**20
+        max_pixels = max_bytes / pictures.BYTES_PER_PIXEL / 2**20
+        if pixels > max_pixels:
+            found = f"{pixels:.1f} megapixels"
+            raise Problem(413, f"{found}; expected at most {max_pixels:g} (--max-megapixels)")
+        scan = formats.decode_scan(content, max_bytes)
         shape, window = scan.pixels.shape[1:3], self.metadata.get("window", "")
         if len(scan.pixels) != 1:
             raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
         if max(shape) > MAX_SIDE:
             raise UserError(f"{shape[0]}x{shape[1]} pixels; expected at most {MAX_SIDE} a side")
-        check_declared_bytes(
-            *shape, 4 * max(4, 2 * self.output_channels + 2)
-        )  # what its mask takes to make, in float32
+        # What its mask takes to make, in float32.
+        check_declared_bytes(max_bytes, *shape, 4 * max(4, 2 * self.output_channels + 2))
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
         prepared = preprocess.prepare_scan(

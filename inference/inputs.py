@@ -19,15 +19,9 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     pass
-from imaging import formats
-from imaging.files import (
-    SUFFIXES,
-    files_by_stem,
-    is_image,
-    is_large,
-    name_file_in_errors,
-    split_by_size,
-)
+from imaging.files import files_by_stem, holds_one_volume, is_image, is_large, split_by_size
+from imaging.formats import SUFFIXES
+from imaging.scan import name_in_errors
 from utils import UserError
 
 T = TypeVar("T")
@@ -74,8 +68,9 @@ def list_inputs(source: Path) -> tuple[list[Path], list[str]]:
     """List the images of a file or folder, one per stem, and the problems. Raises UserError if there are none."""
     if not source.exists():
         raise UserError(f"{source} does not exist; --input takes an image file or a folder of them")
-    if source.is_file() or name_file_in_errors(source, formats.holds_one_volume):
-        return [source], []
+    with name_in_errors(source):
+        if source.is_file() or holds_one_volume(source):
+            return [source], []
     problems: list[str] = []
     paths = list(files_by_stem(source, "", problems).values())
     if not paths:

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse
 
+from imaging import pictures
 from inference.exported_model import load_exported
 from serving import middleware, openapi, responses, tensor_protocols, workers
 from serving.batching import Batcher
@@ -55,7 +56,9 @@ class Service:
         )
         self.metrics = middleware.Metrics(self.network.sha256)
         self.batcher = Batcher(run, config.max_batch, config.room, self.metrics.batch)
-        self.workers = workers.Workers(config.workers, int(config.max_megapixels * 2**20))
+        max_pixels = int(config.max_megapixels * 2**20)
+        self.max_bytes = pictures.BYTES_PER_PIXEL * max_pixels
+        self.workers = workers.Workers(config.workers, max_pixels)
         self.ready = False
 
     async def start(self) -> None:
@@ -76,7 +79,7 @@ class Service:
 
     async def segment(self, content: bytes, kind: str) -> Response:
         """Find the mask of an image file."""
-        prepared = await self.workers(self.network.read, content)
+        prepared = await self.workers(self.network.read, content, self.max_bytes)
         probs = await self.batcher(prepared.batch)
         source = content if kind == "application/dicom" else b""
         body, headers, share, sure = await self.workers(

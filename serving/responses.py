@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from imaging import dicom_seg, pictures
+from imaging import dicom, dicom_seg, pictures
 from inference.exported_model import ExportedModel, Prepared
 from serving.errors import Problem, to_json_line
 
@@ -101,7 +101,8 @@ def to_seg(ids: np.ndarray, names: Sequence[str], source: bytes, version: str) -
 
     Raises Problem 406, UserError.
     """
-    if source[128:132] != b"DICM":
+    if not dicom.is_dicom(source):
         raise Problem(406, "a DICOM segmentation needs a DICOM image")
-
-    return dicom_seg.encode_seg(ids[None], names, [source], version)
+    # The limit was checked when the image was decoded.
+    header = dicom.read_header(source, max_bytes=math.inf)
+    return dicom_seg.encode_seg(ids[None], names, [header], version)

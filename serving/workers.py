@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import cv2
 
 import serving
-from imaging import scan
 from serving.errors import Problem
 from utils import UserError, first_line
 
@@ -53,7 +52,6 @@ def work(pipe: Connection, pixels: int) -> None:
     """Do what comes through the pipe until it is closed; images have at most so many pixels."""
     serving.quiet()
     cv2.setNumThreads(1)
-    scan.MAX_BYTES = 16 * pixels
     bound_memory(BYTES * pixels)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:

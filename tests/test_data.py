@@ -267,7 +267,7 @@ def damage(discs):
     cv2.imwrite(str(folder / "disc09.png"), rgba)
     return {
         "disc00.png": "truncated",
-        "disc01.png": "expected PNG",
+        "disc01.png": "expected one of DICOM, TIFF, NIfTI, PNG",
         "disc02.png": "1x1 pixels; expected at least",
         "disc03_mask.png": "36x40 pixels; its image disc03.png is 49x57 pixels",
         "disc04.png": "no mask of that name",
@@ -305,7 +305,7 @@ def test_training_stops_on_the_same_problems(discs):
 def test_left_and_right_are_merged_or_kept(phantoms):
     pairs, _ = data.find_pairs(phantoms)
     merged, both = read_ids(pairs[0], ["lung"]), read_ids(pairs[0], ["left lung", "right lung"])
-    left, right = (formats.read_mask_scan(path) > 0 for path in pairs[0].masks)
+    left, right = (formats.read_mask(path)[None] > 0 for path in pairs[0].masks)
     np.testing.assert_array_equal(merged, left | right)  # 255 + 255 did not wrap around
     np.testing.assert_array_equal(both == 1, left)
     np.testing.assert_array_equal(both == 2, right)
@@ -475,7 +475,7 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
     first, _ = loading.load_pairs(pairs, Preprocessing(["disc"], (32, 32)), tmp_path / "cache")
     reads = []
     decode = formats.decode_scan
-    monkeypatch.setattr(formats, "decode_scan", lambda content: reads.append(1) or decode(content))
+    monkeypatch.setattr(formats, "decode_scan", lambda *args: reads.append(1) or decode(*args))
     again, _ = loading.load_pairs(pairs, Preprocessing(["disc"], (32, 32)), tmp_path / "cache")
     assert reads == []
     np.testing.assert_array_equal(first.images, again.images)

@@ -17,7 +17,7 @@ import tifffile
 from conftest import ROOT
 from test_medical import FILES
 
-from imaging import dicom, formats, scan
+from imaging import dicom, formats
 from imaging.scan import MAX_BYTES
 from utils import UserError
 
@@ -147,7 +147,7 @@ def animated_png() -> bytes:
     return content[:33] + chunk + content[33:]
 
 
-def spoilt_jpeg() -> bytes:
+def damaged_jpeg() -> bytes:
     """A JPEG of 16000 x 16000 pixels with stray bytes before its size, which decoders skip."""
     content = cv2.imencode(".jpg", np.zeros((64, 64), np.uint8))[1].tobytes()
     frame = content.index(b"\xff\xc0")
@@ -178,12 +178,13 @@ def nifti_extension() -> bytes:
 
 IN_A_PROCESS = """
 import resource, sys
-import images, medical
+from imaging import formats, nifti, tiff
+from utils import UserError
 content = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    images.decode_scan(content)
-except images.UserError as error:
+    formats.decode_scan(content)
+except UserError as error:
     print(error, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, sep="|")
 """
 
@@ -193,7 +194,7 @@ except images.UserError as error:
     [
         png_bomb,
         animated_png,
-        spoilt_jpeg,
+        damaged_jpeg,
         jpeg_in_tiff,
         nifti_bomb,
         nifti_extension,
@@ -215,19 +216,17 @@ def test_bombs_are_refused_before_they_are_decoded(bomb):
     assert message and int(grown) < 200, done  # MiB
 
 
-def test_a_series_is_weighed_before_it_is_decoded(tmp_path, monkeypatch):
+def test_the_size_of_a_series_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
     for i in range(4):
         header = pydicom.dcmread(FILES / "CT_small.dcm")
         header.ImagePositionPatient = [0, 0, i]
         header.save_as(tmp_path / f"{i}.dcm")
-    monkeypatch.setattr(scan, "MAX_BYTES", 3 * 6 * 128**2)
-    monkeypatch.setattr(dicom, "decode_dicom", None)
-    with pytest.raises(UserError, match="its header promises .* GiB"):
-        formats.read_scan(tmp_path)
+    monkeypatch.setattr(dicom, "decode_header", None)
+    with pytest.raises(UserError, match="its header declares .* GiB"):
+        formats.read_scan(tmp_path, max_bytes=3 * 6 * 128**2)
 
 
-def test_a_volume_of_gibibytes_is_named(monkeypatch):
-    monkeypatch.setattr(scan, "MAX_BYTES", 1000)
+def test_a_volume_of_gibibytes_is_named():
     for content in (nifti(GREY), tiff(GREY), (FILES / "CT_small.dcm").read_bytes()):
-        with pytest.raises(UserError, match="its header promises .* GiB"):
-            formats.decode_scan(content)
+        with pytest.raises(UserError, match="its header declares .* GiB"):
+            formats.decode_scan(content, max_bytes=1000)
