@@ -232,7 +232,7 @@ def test_a_grey_jpeg_is_grey_and_few_images_are_read(tmp_path, monkeypatch):
     Image.fromarray(picture).convert("RGB").save(tmp_path / "0.jpg", quality=70)
     reads = []
     decode = formats.decode_scan
-    monkeypatch.setattr(formats, "decode_scan", lambda content: reads.append(1) or decode(content))
+    monkeypatch.setattr(formats, "decode_scan", lambda *args: reads.append(1) or decode(*args))
     assert detect_channels([Pair(tmp_path / "0.jpg", ())] * 1000) == 1 and len(reads) == 5
 
 
