@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.layouts import Pair
-from imaging import dicom, formats
-from imaging.files import is_nifti
+from imaging import dicom_series, formats
 from utils import UserError
 
 IMAGES = 5  # spread over the data set
@@ -31,8 +30,8 @@ def detect_channels(pairs: Sequence[Pair]) -> int:
 
 def is_colour(path: Path) -> bool:
     """Say whether an image file shows colours. Raises UserError if it cannot be read."""
-    if is_nifti(path):  # without reading a large volume
+    if path.name.lower().endswith(formats.NIFTI.suffixes):  # without reading a large volume
         return False
-    file = dicom.series_files(path)[0] if path.is_dir() else path
+    file = dicom_series.series_files(path)[0] if path.is_dir() else path
     pixels = formats.read_scan(file).pixels[..., :3].astype(np.float32)
     return pixels.shape[-1] == 3 and float(np.ptp(pixels, axis=-1).max()) > TOLERANCE

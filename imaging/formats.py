@@ -41,12 +41,15 @@ class Format:
 PNG = Format("PNG", (".png",), pictures.PNG_MAGIC, decode_picture, ".png", pictures.encode_mask)
 TIFF = Format("TIFF", (".tif", ".tiff"), tiff.MAGIC, decode_tiff, ".tif", tiff.encode_mask)
 DICOM = Format("DICOM", (".dcm",), dicom.MAGIC, decode_dicom, ".dcm", dicom_seg.encode_mask)
+NIFTI = Format(
+    "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
+)
 
 # The first that matches is taken. DICOM is the first: the bytes before its mark can be anything.
 FORMATS = (
     DICOM,
     TIFF,
-    Format("NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask),
+    NIFTI,
     PNG,
     Format("JPEG", (".jpg", ".jpeg"), pictures.JPEG_MAGIC, decode_picture),
     Format("BMP", (".bmp",), pictures.BMP_MAGIC, decode_picture),
