@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -17,9 +18,9 @@ from pydicom.data import data_manager
 
 from dataset.layouts import Pair
 from dataset.reading import read_pair
-from imaging import dicom, formats
+from imaging import dicom, dicom_series, formats, pictures
 from imaging.files import files_by_stem
-from imaging.scan import MAX_BYTES
+from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference.inputs import list_inputs
 from utils import UserError
 
@@ -593,3 +594,111 @@ def test_a_tiff_pyramid_is_its_largest_picture(tmp_path):
         file.write(picture, photometric="minisblack")
         file.write(picture[::2, ::2], photometric="minisblack", subfiletype=1)
     np.testing.assert_array_equal(formats.read_scan(tmp_path / "a.tif").pixels[0, ..., 0], picture)
+
+
+# ------------------------------------------------------------------------------- the table of formats
+
+
+def write_sources(folder: Path) -> list[Path]:
+    """Write an image of each kind that gets masks of its own."""
+    pixels = np.random.default_rng(0).integers(0, 200, (3, 20, 24), dtype=np.uint8)
+    nibabel.save(nibabel.Nifti1Image(pixels.T, np.eye(4)), folder / "volume.nii.gz")
+    tifffile.imwrite(folder / "pages.tif", pixels, photometric="minisblack")
+    pictures.write_picture(folder / "picture.png", pixels[0])
+    pictures.write_picture(folder / "photo.jpg", pixels[0])
+    shutil.copy(FILES / "CT_small.dcm", folder / "slice.dcm")
+    return sorted(folder.iterdir())
+
+
+def test_a_mask_is_written_without_reading_the_image_again(series, tmp_path):
+    (tmp_path / "images").mkdir()
+    suffixes = {}
+    for source in [*write_sources(tmp_path / "images"), series]:
+        scan = formats.read_scan(source)
+        shutil.rmtree(source) if source.is_dir() else source.unlink()
+        ids = np.zeros(scan.pixels.shape[:3], np.uint8)
+        ids[-1, 3:9, 4:12] = 1
+        path = formats.write_mask(tmp_path / f"mask_{source.name}", ids, ["thing"], scan)
+        np.testing.assert_array_equal(
+            formats.read_mask_scan(path, scan, ["thing"]).pixels[..., 0] > 0, ids > 0
+        )
+        suffixes[source.name] = path.name.removeprefix(f"mask_{source.name}")
+    assert suffixes == {
+        "volume.nii.gz": ".nii.gz",
+        "pages.tif": ".tif",
+        "picture.png": ".png",
+        "photo.jpg": ".png",
+        "slice.dcm": ".dcm",
+        "series": ".dcm",
+    }
+
+
+def test_every_file_of_a_pair_is_read_once(series, tmp_path, monkeypatch):
+    """Decoding a large volume takes seconds, and so did the second reading that checked affines."""
+    scan = formats.read_scan(series)
+    affine = scan.affine[:, [2, 1, 0, 3]]
+    nibabel.save(nibabel.Nifti1Image(np.ones((24, 20, 4), np.uint8), affine), tmp_path / "a.nii")
+    opened = []
+    for module in (formats, dicom_series):
+        monkeypatch.setattr(
+            module, "read_bytes", lambda path: opened.append(path) or Path(path).read_bytes()
+        )
+    _, ids = read_pair(Pair(series, (tmp_path / "a.nii",)), ["all"])
+    assert ids.all()
+    assert sorted(opened) == sorted([*series.iterdir(), tmp_path / "a.nii"])
+
+
+def test_a_scan_keeps_no_second_copy_of_its_pixels(series, tmp_path):
+    (tmp_path / "images").mkdir()
+    for source in [*write_sources(tmp_path / "images"), series]:
+        scan = formats.read_scan(source)
+        assert len(pickle.dumps(scan.header)) < 20_000, source
+        # pydicom holds the file that it read, unless it is told not to.
+        for header in scan.header if source.suffix in ("", ".dcm") else ():
+            assert header.buffer is None and "PixelData" not in header
+
+
+def test_a_format_is_added_by_one_line(tmp_path, monkeypatch):
+    """A made-up format of 16 x 16 pixels: recognised by content, its masks are PNG or TIFF."""
+
+    def decode_raw(content: bytes, max_bytes: int) -> Scan:
+        pixels = np.frombuffer(content[4:], np.uint8)
+        check_declared_bytes(max_bytes, len(pixels))
+        return Scan(pixels.reshape(-1, 16, 16, 1))
+
+    made_up = formats.Format("Raw", (".raw",), ((0, b"RAW!"),), decode_raw)
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, made_up))
+    for slices, suffix in ((1, ".png"), (3, ".tif")):
+        (tmp_path / "a.raw").write_bytes(b"RAW!" + bytes(range(256)) * slices)
+        scan = formats.read_scan(tmp_path / "a.raw")
+        assert scan.format == "Raw" and scan.pixels.shape == (slices, 16, 16, 1)
+        path = formats.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 100, ["x"], scan)
+        assert path == tmp_path / f"mask{suffix}"
+    with pytest.raises(UserError, match="declares"):
+        formats.read_scan(tmp_path / "a.raw", max_bytes=700)
+
+
+def test_endings_belong_to_one_format_each():
+    assert len(set(formats.SUFFIXES)) == len(formats.SUFFIXES)
+    assert all(suffix == suffix.lower() for suffix in formats.SUFFIXES)
+
+
+def test_a_segmentation_of_another_file_name_is_one(series, tmp_path):
+    scan = formats.read_scan(series)
+    ids = np.zeros((4, 20, 24), np.uint8)
+    ids[1, 2:9] = 1
+    path = formats.write_mask(tmp_path / "mask", ids, ["x"], scan)
+    path = path.rename(tmp_path / "without_ending")
+    np.testing.assert_array_equal(formats.read_mask_scan(path, scan, ["x"]).pixels[..., 0], ids)
+
+
+def test_faults_of_image_and_mask_are_both_named(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"text")
+    (tmp_path / "mask.png").write_bytes(b"text")
+    with pytest.raises(UserError) as raised:
+        read_pair(Pair(tmp_path / "image.png", (tmp_path / "mask.png",)), ["x"])
+    lines = str(raised.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        str(tmp_path / "image.png"),
+        str(tmp_path / "mask.png"),
+    ]
