@@ -30,7 +30,7 @@ def detect_channels(pairs: Sequence[Pair]) -> int:
 
 def is_colour(path: Path) -> bool:
     """Say whether an image file shows colours. Raises UserError if it cannot be read."""
-    if path.name.lower().endswith(formats.NIFTI.suffixes):  # grey, and large to read
+    if path.name.lower().endswith(formats.NIFTI.suffixes):  # without reading a large volume
         return False
     file = dicom_series.series_files(path)[0] if path.is_dir() else path
     pixels = formats.read_scan(file).pixels[..., :3].astype(np.float32)

@@ -5,7 +5,7 @@ A file is opened once: `read_header` gives its elements, `decode_header` its pix
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,7 @@ def spacing_mm(header: Any) -> tuple[float, float, float] | None:
     return spacing if len(spacing) == 3 and min(spacing) > 0 else None
 
 
-def slice_affine(headers: list[Any]) -> np.ndarray | None:
+def slice_affine(headers: Sequence[Any]) -> np.ndarray | None:
     """Give the affine (4, 4) of slices, rows and columns to RAS in mm, where the files have it.
 
     headers: one file of one frame or several, or a sorted series.

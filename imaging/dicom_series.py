@@ -119,7 +119,7 @@ def sort_slices(headers: Sequence[Any]) -> tuple[list[int], float | None]:
 def _check_one_series(headers: Sequence[Any]) -> None:
     """Raise UserError unless all files are of one series and one size."""
     series = {header.get("SeriesInstanceUID") for header in headers}
-    sizes = {(header.Rows, header.Columns) for header in headers}
+    sizes = {(header.get("Rows"), header.get("Columns")) for header in headers}
     if len(series) > 1 or len(sizes) > 1:
         raise UserError(
             f"{len(series)} series of {len(sizes)} sizes in one folder; expected one of each"
@@ -144,5 +144,5 @@ def _check_steps(steps: np.ndarray, headers: Sequence[Any]) -> None:
         before = headers[int(np.argmax(steps))].get("InstanceNumber")
         raise UserError(
             f"slices are {steps.min():.3g} to {steps.max():.3g} mm apart, the widest gap after "
-            f"number {before}; expected even steps: is a file missing?"
+            f"number {before}; expected even steps: a file may be missing"
         )

@@ -15,7 +15,7 @@ OTHER_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM.suff
 
 
 def is_image(path: Path) -> bool:
-    """Say whether a file is an image, by its ending. Hidden files do not count: macOS leaves some."""
+    """Say whether a file is an image, by its ending. Hidden files, as macOS leaves, are not."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
@@ -66,10 +66,12 @@ def normalize_name(name: str) -> str:
 
 
 def files_by_stem(folder: Path, suffix: str, problems: list[str]) -> dict[str, Path]:
-    """Map the names (without `suffix`) of a folder's image files to the files, see `files_by_name`."""
-    return files_by_name(
-        folder.iterdir(), lambda path: file_stem(path).removesuffix(suffix), problems
-    )
+    """Map stems, without `suffix`, to the image files of a folder, see `files_by_name`."""
+
+    def stem(path: Path) -> str:
+        return file_stem(path).removesuffix(suffix)
+
+    return files_by_name(folder.iterdir(), stem, problems)
 
 
 def files_by_name(
@@ -81,7 +83,7 @@ def files_by_name(
         if not is_image(path) and not is_series(path):
             continue
         name = normalize_name(name_of(path))
-        # Bytes that are not UTF-8 stand as surrogates, which tables cannot hold.
+        # Bytes that are not UTF-8 become surrogates, which tables cannot hold.
         if not str(path).isprintable():
             problems.append(f"{str(path)!a}: its name has unprintable characters; rename it")
         elif name in found:

@@ -44,6 +44,9 @@ NIFTI = Format(
     "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
 )
 DICOM = Format("DICOM", (".dcm",), dicom.MAGIC, decode_dicom, ".dcm", dicom_seg.encode_mask)
+NIFTI = Format(
+    "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
+)
 
 # The first that matches is taken. DICOM is the first: the bytes before its mark can be anything.
 FORMATS = (

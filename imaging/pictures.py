@@ -63,7 +63,10 @@ def check_png_chunks(content: bytes) -> None:
 
 
 def decode_picture(content: bytes, max_bytes: int) -> Scan:
-    """Decode PNG, JPEG or BMP as stored: one slice, C = 1, 3 (RGB) or 4 (RGBA). Raises UserError."""
+    """Decode PNG, JPEG or BMP as stored: one slice, C is 1, 3 (RGB) or 4 (RGBA).
+
+    Raises UserError.
+    """
     check_declared_bytes(max_bytes, declared_pixels(content), BYTES_PER_PIXEL)
     if content.startswith(PNG):
         check_png_chunks(content)

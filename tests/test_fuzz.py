@@ -1,4 +1,7 @@
-"""Damaged and hostile files: each is read, or refused with our error; a bomb is refused before it is decoded."""
+"""Damaged and hostile files: each is read, or refused with our error.
+
+A bomb, a small file that declares a huge image, is refused before it is decoded.
+"""
 
 import gzip
 import io

@@ -68,7 +68,7 @@ def test_a_flat_image_with_a_few_bright_pixels_keeps_them():
     assert preprocess.prepare_image(image, (64, 64), 1)[10, 11] == 255
 
 
-def test_a_colour_picture_is_no_mask_but_equal_channels_are(tmp_path):
+def test_a_colour_picture_is_not_a_mask_but_equal_channels_are(tmp_path):
     grey = np.random.default_rng(0).integers(0, 2, (20, 20, 1), dtype=np.uint8) * 255
     pictures.write_picture(tmp_path / "a.png", np.repeat(grey, 3, axis=-1))
     np.testing.assert_array_equal(formats.read_mask(tmp_path / "a.png"), grey[..., 0])
@@ -101,7 +101,7 @@ def test_prepare_keeps_the_aspect_ratio(shape):
     assert not prepared[outside].any()
 
 
-def test_prepare_does_not_see_exposure_or_bit_depth():
+def test_prepare_ignores_exposure_and_bit_depth():
     grey = np.random.default_rng(0).integers(0, 200, (50, 40, 1), dtype=np.uint8)
     expected = preprocess.prepare_image(grey, (32, 32), 1).astype(int)
     assert expected.min() == 0 and expected.max() == 255
@@ -147,7 +147,7 @@ def test_restore_undoes_prepare_mask(height, width, classes):
 
 
 def test_a_border_within_a_pixel_survives_the_network_s_size():
-    """A disc shrunk to an eighth comes back almost as it was, because its pixels keep their shares."""
+    """A disc shrunk to an eighth comes back almost the same: its pixels keep their shares."""
     y, x = np.mgrid[:512, :512]
     disc = ((y - 250) ** 2 + (x - 261) ** 2 < 100**2).astype(np.uint8)
     shares = preprocess.prepare_mask(disc, (64, 64), 1)

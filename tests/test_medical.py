@@ -1,7 +1,11 @@
-"""DICOM, NIfTI and TIFF: known arrays, written by other libraries, come back equal; masks go back in kind."""
+"""DICOM, NIfTI and TIFF: known arrays that other libraries wrote are read as they are.
+
+Masks are written in the format of their image.
+"""
 
 import io
 import itertools
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -17,9 +21,9 @@ from pydicom.data import data_manager
 
 from dataset.layouts import Pair
 from dataset.reading import read_pair
-from imaging import dicom, formats
+from imaging import dicom, dicom_series, formats, pictures
 from imaging.files import files_by_stem
-from imaging.scan import MAX_BYTES
+from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference.inputs import list_inputs
 from utils import UserError
 
@@ -49,8 +53,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
     "name", [name for name in COMPRESSED if "rle" not in name.lower() and name != BROKEN]
 )
 def test_compressed_pixels_are_what_gdcm_says(name):
-    """GDCM is another decoder, written in C++. It knows no JPEG of 12 bits: compared with the same image, blurred by
-    JPEG 2000."""
+    """GDCM is another decoder, written in C++.
+
+    It cannot decode JPEG of 12 bits. Those files are compared with the same image in JPEG 2000.
+    """
     header = pydicom.dcmread(FILES / name)
     pixels = dicom.decode_dicom((FILES / name).read_bytes(), MAX_BYTES).pixels.squeeze()
     if name in TWELVE_BITS:
@@ -67,7 +73,7 @@ def test_compressed_pixels_are_what_gdcm_says(name):
 
 @pytest.mark.parametrize("name", [name for name in COMPRESSED if "rle" in name.lower()])
 def test_run_length_pixels_are_those_of_the_uncompressed_file(name):
-    """Some of pydicom's files come in both ways; of the others the shape and the colours' spread are known."""
+    """pydicom has some files compressed and not; of the others shape and colours are known."""
     pixels = dicom.decode_dicom((FILES / name).read_bytes(), MAX_BYTES).pixels
     if name == "MR_small_RLE.dcm":
         np.testing.assert_array_equal(pixels, formats.read_scan(FILES / "MR_small.dcm").pixels)
@@ -89,7 +95,7 @@ def test_all_syntaxes_are_there():
         formats.read_scan(FILES / BROKEN)
 
 
-# ------------------------------------------------------------------------------------------- DICOM written by highdicom
+# ----------------------------------------------------------------------- DICOM written by highdicom
 
 
 def ct_slice(position: float, number: int, uids: dict) -> pydicom.Dataset:
@@ -169,7 +175,7 @@ def test_two_series_in_a_folder_are_refused(series):
         formats.read_scan(series)
 
 
-def test_low_is_white_is_turned_round():
+def test_low_is_white_is_inverted():
     header = pydicom.dcmread(FILES / "CT_small.dcm")
     straight = formats.read_scan(FILES / "CT_small.dcm").pixels
     header.PhotometricInterpretation = "MONOCHROME1"
@@ -209,7 +215,7 @@ def test_a_segmentation_refers_to_its_source_and_reads_back(series, tmp_path):
 
 
 def test_a_segmentation_serves_as_a_mask(series, tmp_path):
-    """What was predicted, perhaps corrected in a PACS, is trained on: empty slices and classes stay so."""
+    """A prediction, perhaps corrected in a PACS, can be trained on. Empty slices stay empty."""
     ids = np.zeros((4, 20, 24), np.uint8)
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
     for what in (ids, 0 * ids, np.where(ids == 2, 2, 0)):
@@ -323,7 +329,7 @@ def test_frames_have_grey_levels_and_spacing_of_their_own():
     assert scan.window == (40, 400) and scan.spacing_mm == (3, 0.5, 0.6)
 
 
-def test_a_lost_slice_is_told(series):
+def test_a_missing_slice_is_reported(series):
     uids = {
         n: pydicom.dcmread(series / "IM0")[n].value
         for n in ("StudyInstanceUID", "SeriesInstanceUID")
@@ -338,7 +344,7 @@ def test_a_lost_slice_is_told(series):
         formats.read_scan(series)
 
 
-def test_what_lies_beside_a_series_is_left_alone(series, tmp_path):
+def test_other_files_beside_a_series_are_ignored(series, tmp_path):
     (series / "AUTORUN.INF").write_text("[autorun]")
     (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "images").mkdir()
@@ -391,7 +397,7 @@ def test_a_folder_of_slices_is_one_volume_and_one_of_images_is_not(series, tmp_p
 
 @pytest.mark.parametrize("turned", [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, -1]])
 def test_a_nifti_mask_of_a_series_fits_or_is_refused(tmp_path, turned):
-    """Axial slices fit; a prone patient's or sagittal ones lie otherwise in NIfTI, which is told, not mixed up."""
+    """Axial slices fit. A prone patient's or sagittal ones lie otherwise in NIfTI: an error."""
     uids = {
         n: pydicom.uid.generate_uid()
         for n in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
@@ -436,7 +442,7 @@ def test_float_pixels_are_read():
     np.testing.assert_array_equal(formats.decode_scan(buffer.getvalue()).pixels[0, ..., 0], values)
 
 
-# --------------------------------------------------------------------------------------------------- NIfTI by nibabel
+# --------------------------------------------------------------------------------- NIfTI by nibabel
 
 
 def ball(shape=(24, 30, 20)) -> np.ndarray:
@@ -489,7 +495,7 @@ ALL_WAYS = [  # 48 ways to store a volume
     "spacing", [(0.8, 0.8, 3.0), (3.0, 0.8, 0.8), (0.8, 3.0, 0.8), (1.0, 1.0, 1.0)]
 )
 def test_a_volume_is_the_same_however_it_is_stored(tmp_path, spacing):
-    """Slices are those of the acquisition, and the mask that is written back lies where the object lies."""
+    """Slices are those of the acquisition; the mask is written where the object lies."""
     voxels = nibabel.Nifti1Image(ball().astype(np.float32), np.diag([*spacing, 1.0]))
     reference = None
     for codes in ALL_WAYS:
@@ -526,7 +532,7 @@ def test_odd_dimensions_of_nifti(tmp_path, shape):
     )
 
 
-def test_a_film_of_volumes_is_refused(tmp_path):
+def test_a_series_of_volumes_in_time_is_refused(tmp_path):
     nibabel.save(
         nibabel.Nifti1Image(np.ones((20, 20, 3, 5), np.uint8), np.eye(4)), tmp_path / "a.nii"
     )
@@ -534,7 +540,7 @@ def test_a_film_of_volumes_is_refused(tmp_path):
         formats.read_scan(tmp_path / "a.nii")
 
 
-# --------------------------------------------------------------------------------------------------- TIFF by tifffile
+# --------------------------------------------------------------------------------- TIFF by tifffile
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "float32"])
@@ -593,3 +599,111 @@ def test_a_tiff_pyramid_is_its_largest_picture(tmp_path):
         file.write(picture, photometric="minisblack")
         file.write(picture[::2, ::2], photometric="minisblack", subfiletype=1)
     np.testing.assert_array_equal(formats.read_scan(tmp_path / "a.tif").pixels[0, ..., 0], picture)
+
+
+# ----------------------------------------------------------------------------- the table of formats
+
+
+def write_sources(folder: Path) -> list[Path]:
+    """Write an image of each kind that gets masks of its own."""
+    pixels = np.random.default_rng(0).integers(0, 200, (3, 20, 24), dtype=np.uint8)
+    nibabel.save(nibabel.Nifti1Image(pixels.T, np.eye(4)), folder / "volume.nii.gz")
+    tifffile.imwrite(folder / "pages.tif", pixels, photometric="minisblack")
+    pictures.write_picture(folder / "picture.png", pixels[0])
+    pictures.write_picture(folder / "photo.jpg", pixels[0])
+    shutil.copy(FILES / "CT_small.dcm", folder / "slice.dcm")
+    return sorted(folder.iterdir())
+
+
+def test_a_mask_is_written_without_reading_the_image_again(series, tmp_path):
+    (tmp_path / "images").mkdir()
+    suffixes = {}
+    for source in [*write_sources(tmp_path / "images"), series]:
+        scan = formats.read_scan(source)
+        shutil.rmtree(source) if source.is_dir() else source.unlink()
+        ids = np.zeros(scan.pixels.shape[:3], np.uint8)
+        ids[-1, 3:9, 4:12] = 1
+        path = formats.write_mask(tmp_path / f"mask_{source.name}", ids, ["thing"], scan)
+        np.testing.assert_array_equal(
+            formats.read_mask_scan(path, scan, ["thing"]).pixels[..., 0] > 0, ids > 0
+        )
+        suffixes[source.name] = path.name.removeprefix(f"mask_{source.name}")
+    assert suffixes == {
+        "volume.nii.gz": ".nii.gz",
+        "pages.tif": ".tif",
+        "picture.png": ".png",
+        "photo.jpg": ".png",
+        "slice.dcm": ".dcm",
+        "series": ".dcm",
+    }
+
+
+def test_every_file_of_a_pair_is_read_once(series, tmp_path, monkeypatch):
+    """Decoding a large volume takes seconds, and so did the second reading that checked affines."""
+    scan = formats.read_scan(series)
+    affine = scan.affine[:, [2, 1, 0, 3]]
+    nibabel.save(nibabel.Nifti1Image(np.ones((24, 20, 4), np.uint8), affine), tmp_path / "a.nii")
+    opened = []
+    for module in (formats, dicom_series):
+        monkeypatch.setattr(
+            module, "read_bytes", lambda path: opened.append(path) or Path(path).read_bytes()
+        )
+    _, ids = read_pair(Pair(series, (tmp_path / "a.nii",)), ["all"])
+    assert ids.all()
+    assert sorted(opened) == sorted([*series.iterdir(), tmp_path / "a.nii"])
+
+
+def test_a_scan_keeps_no_second_copy_of_its_pixels(series, tmp_path):
+    (tmp_path / "images").mkdir()
+    for source in [*write_sources(tmp_path / "images"), series]:
+        scan = formats.read_scan(source)
+        assert len(pickle.dumps(scan.header)) < 20_000, source
+        # pydicom holds the file that it read.
+        for header in scan.header if source.suffix in ("", ".dcm") else ():
+            assert header.buffer is None and "PixelData" not in header
+
+
+def test_a_format_is_added_by_one_line(tmp_path, monkeypatch):
+    """A made-up format of 16 x 16 pixels: recognised by content, its masks are PNG or TIFF."""
+
+    def decode_raw(content: bytes, max_bytes: int) -> Scan:
+        pixels = np.frombuffer(content[4:], np.uint8)
+        check_declared_bytes(max_bytes, len(pixels))
+        return Scan(pixels.reshape(-1, 16, 16, 1))
+
+    made_up = formats.Format("Raw", (".raw",), ((0, b"RAW!"),), decode_raw)
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, made_up))
+    for slices, suffix in ((1, ".png"), (3, ".tif")):
+        (tmp_path / "a.raw").write_bytes(b"RAW!" + bytes(range(256)) * slices)
+        scan = formats.read_scan(tmp_path / "a.raw")
+        assert scan.format == "Raw" and scan.pixels.shape == (slices, 16, 16, 1)
+        path = formats.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 100, ["x"], scan)
+        assert path == tmp_path / f"mask{suffix}"
+    with pytest.raises(UserError, match="declares"):
+        formats.read_scan(tmp_path / "a.raw", max_bytes=700)
+
+
+def test_endings_belong_to_one_format_each():
+    assert len(set(formats.SUFFIXES)) == len(formats.SUFFIXES)
+    assert all(suffix == suffix.lower() for suffix in formats.SUFFIXES)
+
+
+def test_a_segmentation_of_another_file_name_is_one(series, tmp_path):
+    scan = formats.read_scan(series)
+    ids = np.zeros((4, 20, 24), np.uint8)
+    ids[1, 2:9] = 1
+    path = formats.write_mask(tmp_path / "mask", ids, ["x"], scan)
+    path = path.rename(tmp_path / "without_ending")
+    np.testing.assert_array_equal(formats.read_mask_scan(path, scan, ["x"]).pixels[..., 0], ids)
+
+
+def test_faults_of_image_and_mask_are_both_named(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"text")
+    (tmp_path / "mask.png").write_bytes(b"text")
+    with pytest.raises(UserError) as raised:
+        read_pair(Pair(tmp_path / "image.png", (tmp_path / "mask.png",)), ["x"])
+    lines = str(raised.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        str(tmp_path / "image.png"),
+        str(tmp_path / "mask.png"),
+    ]

@@ -21,10 +21,10 @@ from test_fuzz import (
     FILES,
     WHOLE,
     animated_png,
+    damaged_jpeg,
     dicom_bomb,
     nifti_bomb,
     png_bomb,
-    spoilt_jpeg,
     tiff_bomb,
 )
 from test_serve import HERE, Running, exported, xray  # noqa: F401 (fixtures)
@@ -257,7 +257,7 @@ def test_damaged_requests(service, xray):  # noqa: F811
             )
         )
         sent += 1
-    for bomb in (png_bomb, animated_png, spoilt_jpeg, nifti_bomb, dicom_bomb, tiff_bomb):
+    for bomb in (png_bomb, animated_png, damaged_jpeg, nifti_bomb, dicom_bomb, tiff_bomb):
         answer = service.client.post("/v1/segment", content=bomb())
         assert answer.status_code in (400, 413), bomb
     large = np.zeros((9000, 9000), np.uint8)  # more than --max-megapixels

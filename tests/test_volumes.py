@@ -1,4 +1,4 @@
-"""Volumes end to end: synthetic CT in NIfTI, three classes in HU, trained and predicted by the two scripts."""
+"""Volumes end to end: synthetic CT in NIfTI, three classes in HU, trained and predicted."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ SPACING = (1.6, 1.6, 5.0)  # mm, x y z
 
 
 def ct(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a trunk: HU (x, y, z), left, posterior and up rising, and class ids; organs are ellipsoids."""
+    """Draw a trunk whose organs are ellipsoids: HU and class ids (left, posterior, up)."""
     rng = np.random.default_rng(seed)
     shape = np.array((96, 80, 14))
     x, y, z = np.mgrid[tuple(map(slice, shape))] / shape[:, None, None, None]
@@ -115,7 +115,7 @@ def test_distances_are_in_millimetres():
 def test_masks_lie_in_the_world_where_the_object_lies_however_it_is_stored(
     trained, volumes, tmp_path
 ):
-    """The same volume in other orientations: the same mask in world coordinates, each with its file's own affine."""
+    """One volume in several orientations: one mask in the world, each with its own affine."""
     source = nibabel.load(volumes / "images" / "case00.nii.gz")
     (tmp_path / "in").mkdir()
     for codes in ("RAS", "LPS", "SAR", "PIL", "ASL"):
@@ -213,7 +213,7 @@ def test_the_window_decides_what_is_told_apart(volumes, window, inside):
 
 @pytest.mark.compiled
 def test_sixteen_bits_find_what_eight_bits_lose(tmp_path):
-    """The object is 100 grey levels of 65536 brighter than its surroundings: less than one of 256."""
+    """The object is 100 grey levels of 65536 brighter than its surroundings: below one of 256."""
     y, x = np.mgrid[:64, :64]
     rng = np.random.default_rng(0)
     for i in range(30):
