@@ -5,7 +5,7 @@
 
 The panels show test images by the drawing of predict.py: a synthetic chest X-ray by the pretrained
 model, and a slice of the Sunnybrook cardiac MRI (CC0, Radau et al. 2009). The MRI model is trained
-by train.py (3 minutes on two cores), or named by --model. Name an --out-dir to look at them first.
+by train.py (3 to 5 minutes on two cores), or named by --model. Name an --out-dir to look at them first.
 """
 
 import subprocess
