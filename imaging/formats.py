@@ -40,9 +40,6 @@ class Format:
 
 PNG = Format("PNG", (".png",), pictures.PNG_MAGIC, decode_picture, ".png", pictures.encode_mask)
 TIFF = Format("TIFF", (".tif", ".tiff"), tiff.MAGIC, decode_tiff, ".tif", tiff.encode_mask)
-NIFTI = Format(
-    "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
-)
 DICOM = Format("DICOM", (".dcm",), dicom.MAGIC, decode_dicom, ".dcm", dicom_seg.encode_mask)
 NIFTI = Format(
     "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
