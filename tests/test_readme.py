@@ -3,14 +3,14 @@
 import ast
 import dataclasses
 import inspect
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from benchmarks.accuracy.__main__ import COMMANDS as STUDIES
-from benchmarks.speed.__main__ import COMMANDS as SPEEDS
 from conftest import ROOT
 
 import data
@@ -20,7 +20,11 @@ import model
 import predict
 import serve
 import train
+import utils
 from benchmarks import figures
+from benchmarks.accuracy.__main__ import COMMANDS as STUDIES
+from benchmarks.speed.__main__ import COMMANDS as SPEEDS
+from imaging import formats, scan
 from inference import archive, precision_check
 
 README = ROOT / "README.md"
@@ -158,6 +162,20 @@ def test_the_extensions_of_the_contributing_page_work():
     assert features.shape == (None, 16, 16, 4)
     half = metrics.ops.full((2, 8, 8, 1), 0.5)
     assert metrics.ops.all(names["log_cosh_dice_loss"](half, half) < 1e-6)
+
+
+def test_the_format_of_the_contributing_page_works(tmp_path, monkeypatch):
+    """The file and the line that docs/contributing.md adds are enough to read the format."""
+    code = re.search(r"```python\n(MAGIC = .*?)```", TEXTS["contributing.md"], re.DOTALL)[1]
+    names = vars(scan) | {"io": io, "first_line": utils.first_line}
+    exec(code, names)
+    added = formats.Format("NPY", (".npy",), names["MAGIC"], names["decode_npy"])
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, added))
+    image = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    np.save(tmp_path / "image.npy", image)
+    assert np.array_equal(formats.read_image(tmp_path / "image.npy")[..., 0], image)
+    with pytest.raises(utils.UserError, match="expected at most"):
+        formats.read_scan(tmp_path / "image.npy", max_bytes=100)
 
 
 def test_gpu_requirements_have_the_bounds_of_the_others():
