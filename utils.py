@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent
-OLD_FLAGS = {"--normalisation": "--normalization"}  # of earlier versions
+# Flags of earlier versions.
+OLD_FLAGS = {"--normalisation": "--normalization", "--room": "--max-concurrent-requests"}
 RESUMES = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -52,14 +53,18 @@ def require(package: str, requirements: str) -> None:
         sys.exit(2)
 
 
-def parse_flags(config_class: type[T]) -> T:
-    """Read a script's flags: one per field of its dataclass, the field's comment is the help."""
+def parse_flags(config_class: type[T], description: str | None = None) -> T:
+    """Read a script's flags: one per field of its dataclass, the field's comment is the help.
+
+    description: the text above the flags; without it, the docstring of the dataclass's module.
+    """
     hide_backend_logs()
     flags = []
     for flag in sys.argv[1:]:
         name, separator, value = flag.partition("=")
         flags.append(OLD_FLAGS.get(name, name) + separator + value)
-    description = sys.modules[config_class.__module__].__doc__
+    if description is None:
+        description = sys.modules[config_class.__module__].__doc__
     return tyro.cli(config_class, args=flags, description=description)
 
 
@@ -117,9 +122,14 @@ def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
         sys.exit(130)
 
 
-def run_script(main: Callable[[T], Any], config_class: type[T], on_stop: str = "") -> None:
+def run_script(
+    main: Callable[[T], Any],
+    config_class: type[T],
+    on_stop: str = "",
+    description: str | None = None,
+) -> None:
     """Run `main` with the flags of the command line; see `parse_flags` and `run_cli`."""
-    run_cli(lambda: main(parse_flags(config_class)), on_stop)
+    run_cli(lambda: main(parse_flags(config_class, description)), on_stop)
 
 
 def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> None:

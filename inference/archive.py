@@ -36,7 +36,6 @@ from imaging import pictures
 from imaging.files import SUFFIXES, is_image
 from inference import engines
 from inference.exported_model import load_exported
-from serving.errors import Problem
 from utils import UserError, atomic, first_line
 
 if __name__ == "__main__":
@@ -152,7 +151,7 @@ class Worker:
                 found = self.network.decide(self.run(prepared.batch), prepared)
                 png = pictures.mask_to_png(found.ids, self.network.metadata["classes"])
             self.target.write(mask, png)
-        except (UserError, Problem) as error:
+        except UserError as error:
             return str(error.args[-1])
         except Exception as error:  # whatever it is: the other images are to be done
             return first_line(error)

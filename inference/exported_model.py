@@ -10,10 +10,13 @@ import numpy as np
 from imaging import formats, pictures, preprocess
 from imaging.scan import MAX_BYTES, check_declared_bytes
 from inference import engines, postprocess
-from serving.errors import Problem
 from utils import UserError
 
 MAX_SIDE = 65_535  # pixels of a side; PNG's writer ends at a million
+
+
+class ImageTooLargeError(UserError):
+    """An image with more pixels than are allowed; the service answers it with status 413."""
 
 
 class Prepared(NamedTuple):
@@ -46,7 +49,7 @@ class ExportedModel:
     output_channels: int
 
     def read(self, content: bytes, max_bytes: int = MAX_BYTES) -> Prepared:
-        """Decode an image file of one slice and prepare it. Raises UserError, Problem 413.
+        """Decode an image file of one slice and prepare it. Raises UserError, ImageTooLargeError.
 
         max_bytes: of the decoded image.
         """
@@ -54,7 +57,8 @@ class ExportedModel:
         max_pixels = max_bytes / pictures.BYTES_PER_PIXEL / 2**20
         if pixels > max_pixels:
             found = f"{pixels:.1f} megapixels"
-            raise Problem(413, f"{found}; expected at most {max_pixels:g} (--max-megapixels)")
+            expected = f"expected at most {max_pixels:g} (--max-megapixels)"
+            raise ImageTooLargeError(f"{found}; {expected}")
         scan = formats.decode_scan(content, max_bytes)
         shape, window = scan.pixels.shape[1:3], self.metadata.get("window", "")
         if len(scan.pixels) != 1:

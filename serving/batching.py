@@ -1,43 +1,57 @@
-"""Run the exported network for requests: gather them into batches, prepare images, decide masks."""
+"""Run the model for several requests together."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
+from serving.errors import Problem
 
-class Busy(Exception):
-    """The queue is full: try again later."""
+
+class Waiting(NamedTuple):
+    """Images that wait for the model, and the future of their probabilities."""
+
+    images: np.ndarray  # (N, H, W, C) float32
+    result: asyncio.Future
 
 
 class Batcher:
-    """Run the inputs of several requests together, at most `most`: those that came while the batch before was computed.
+    """Compute the images of several requests in one batch of at most `max_batch` images.
 
-    One thread runs the network, so the event loop never waits. `room` inputs may wait; one more raises Busy. What
-    nobody waits for any longer (its deadline passed) is not computed.
+    A batch holds the requests that came while the batch before was computed. One thread runs the
+    model, so the event loop never waits. Requests whose client gave up are not computed.
     """
 
     def __init__(
         self,
         run: Callable[[np.ndarray], np.ndarray],
-        most: int = 8,
-        room: int = 64,
-        observe: Callable[[int, float], None] = lambda size, seconds: None,
+        max_batch: int = 8,
+        max_pending: int = 64,
+        on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
-        self.run, self.most, self.room, self.observe = run, most, room, observe
-        self.waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future]] = asyncio.Queue()
+        """Keep the settings.
+
+        run: computes probabilities (N, H, W, K) of images (N, H, W, C).
+        max_pending: images that may wait or be computed; more are refused.
+        on_batch: is called with the size and the seconds of every batch.
+        """
+        self.run = run
+        self.max_batch = max_batch
+        self.max_pending = max_pending
+        self.on_batch = on_batch
+        self.pending = 0  # images that wait or are computed
+        self.queue: asyncio.Queue[Waiting] = asyncio.Queue()
+        # Taken from the queue, but too large for the batch before.
+        self.left_over: Waiting | None = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.task: asyncio.Task | None = None
-        self.next: tuple[np.ndarray, asyncio.Future] | None = (
-            None  # taken, but too many for the batch before
-        )
-        self.pending = 0  # inputs that wait or are computed
 
     def start(self) -> None:
-        """Begin to work, in the running event loop."""
-        self.task = asyncio.create_task(self._work())
+        """Start to compute batches in the running event loop."""
+        self.task = asyncio.create_task(self._compute_batches())
 
     async def stop(self) -> None:
         """Finish what waits, then end."""
@@ -47,49 +61,54 @@ class Batcher:
             self.task.cancel()
         self.thread.shutdown(wait=False)
 
-    async def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Compute probabilities (N, H, W, K) of prepared images (N, H, W, C). Raises Busy."""
-        if self.pending and self.pending + len(batch) > self.room:
-            raise Busy
-        self.pending += len(batch)
-        future = asyncio.get_running_loop().create_future()
-        future.add_done_callback(lambda _: self._done(len(batch)))
-        self.waiting.put_nowait((batch, future))
-        return await future
+    async def predict(self, images: np.ndarray) -> np.ndarray:
+        """Compute probabilities (N, H, W, K) of images (N, H, W, C). Raises Problem 503."""
+        if self.pending and self.pending + len(images) > self.max_pending:
+            raise Problem(503, "too many images are waiting; try again", Retry_After="1")
+        waiting = Waiting(images, asyncio.get_running_loop().create_future())
+        self.pending += len(images)
+        try:
+            self.queue.put_nowait(waiting)
+            return await waiting.result
+        finally:
+            self.pending -= len(images)
 
-    def _done(self, count: int) -> None:
-        self.pending -= count
-
-    async def _gather(self) -> list[tuple[np.ndarray, asyncio.Future]]:
-        """Take the first that waits, and what else waits and fits with it."""
-        taken, self.next = [self.next or await self.waiting.get()], None
-        while (
-            room := self.most - sum(len(batch) for batch, _ in taken)
-        ) > 0 and not self.waiting.empty():
-            more = self.waiting.get_nowait()
-            if len(more[0]) > room:
-                self.next = more
-                break
-            taken.append(more)
-        return [(batch, future) for batch, future in taken if not future.done()]
-
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _compute_batches(self) -> None:
         while True:
-            taken = await self._gather()
-            if not taken:
-                continue
-            start = time.monotonic()
-            try:
-                batch = np.concatenate([batch for batch, _ in taken])
-                results = await loop.run_in_executor(self.thread, self.run, batch)
-                self.observe(len(batch), time.monotonic() - start)
-            except Exception as error:
-                for _, future in taken:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for batch, future in taken:
-                if not future.done():
-                    future.set_result(results[: len(batch)])
-                results = results[len(batch) :]
+            requests = await self._next_requests()
+            if requests:
+                await self._compute(requests)
+
+    async def _next_requests(self) -> list[Waiting]:
+        """Wait for a request, then take all that wait and fit into one batch with it."""
+        first = self.left_over or await self.queue.get()
+        self.left_over = None
+        requests = [first]
+        size = len(first.images)
+        while size < self.max_batch and not self.queue.empty():
+            request = self.queue.get_nowait()
+            size += len(request.images)
+            if size > self.max_batch:
+                self.left_over = request
+                break
+            requests.append(request)
+        return [request for request in requests if not request.result.done()]
+
+    async def _compute(self, requests: list[Waiting]) -> None:
+        """Run the model and give each request its part of the result, or the error."""
+        loop = asyncio.get_running_loop()
+        start = time.monotonic()
+        try:
+            batch = np.concatenate([request.images for request in requests])
+            probs = await loop.run_in_executor(self.thread, self.run, batch)
+        except Exception as error:
+            for request in requests:
+                if not request.result.done():
+                    request.result.set_exception(error)
+            return
+        if self.on_batch:
+            self.on_batch(len(batch), time.monotonic() - start)
+        for request in requests:
+            if not request.result.done():
+                request.result.set_result(probs[: len(request.images)])
+            probs = probs[len(request.images) :]

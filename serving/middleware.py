@@ -1,22 +1,17 @@
-"""What stands before every request: keys, limits, deadlines, headers; what is logged and counted of it."""
+"""The guard in front of all routes: API key, limits, deadline, headers, errors, log and metrics."""
 
 import asyncio
-import hashlib
-import hmac
-import sys
 import time
 import uuid
-from collections.abc import Collection
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from serving.batching import Busy
-from serving.errors import Problem, body_of, to_json_line
-from utils import UserError
+from serving.api_keys import check_key
+from serving.errors import Problem
+from serving.monitoring import Metrics, log_fault, log_request
 
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
@@ -26,74 +21,47 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-BODIES = 4  # largest bodies that may be held at a time; more small ones
-SHARES = [i / 20 for i in range(1, 21)]
+# Memory for the bodies of all requests, in largest bodies.
+MAX_LARGEST_BODIES = 4
+CLIENT_CLOSED_REQUEST = 499  # as nginx counts clients that hang up
 
 
-def read_keys(path: Path) -> list[bytes]:
-    """Read the SHA-256 of each API key, a line each in hex. Raises UserError."""
-    try:
-        lines = [line.split("#")[0].split() for line in path.read_text("utf-8-sig").splitlines()]
-        keys = [bytes.fromhex(line[0]) for line in lines if line]  # sha256sum puts a name behind
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as keys ({error}); expected a SHA-256 in hex per line"
-        ) from None
-    if not keys or any(len(key) != 32 for key in keys):
-        raise UserError(
-            f"{path} has no key, or one that is no SHA-256 in hex; try `printf KEY | sha256sum`"
+class Exchange:
+    """One request and its answer: adds headers to the answer and remembers its status."""
+
+    def __init__(self, send: Any) -> None:
+        self.start = time.monotonic()
+        self.request_id = uuid.uuid4().hex
+        self.status = 0  # 0 until the answer begins
+        self._send = send
+
+    async def send(self, message: dict) -> None:
+        """Send a part of the answer (ASGI)."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            added = SECURITY_HEADERS | {"X-Request-ID": self.request_id}
+            message["headers"] = [*message.get("headers", ()), *encode_headers(added)]
+        await self._send(message)
+
+    async def send_problem(self, problem: Problem) -> None:
+        """Answer with a problem, unless an answer has begun."""
+        if self.status:
+            return
+        headers = {"Content-Type": "application/problem+json", **problem.headers}
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": problem.status,
+                "headers": encode_headers(headers),
+            }
         )
-    if hashlib.sha256(b"").digest() in keys:
-        raise UserError(
-            f"{path} has the hash of an empty key; was the variable empty when it was made?"
-        )
-    return keys
+        body = problem.body(self.request_id)
+        await self.send({"type": "http.response.body", "body": body})
 
 
-class Metrics:
-    """What Prometheus is told: traffic, speed, and proxies of drift, none of which tells anything of a patient."""
-
-    def __init__(self, sha256: str) -> None:
-        self.registry = CollectorRegistry()
-        register = {"registry": self.registry}
-        self.requests = Counter(
-            "unet_requests", "Requests answered", ["route", "status"], **register
-        )
-        self.seconds = Histogram("unet_request_seconds", "Time to answer", ["route"], **register)
-        self.network_seconds = Histogram(
-            "unet_inference_seconds", "Time of the network, a batch", **register
-        )
-        self.batches = Histogram(
-            "unet_batch_size", "Images in a batch", buckets=[1, 2, 4, 8, 16, 32], **register
-        )
-        self.queue = Gauge("unet_queue_length", "Images that wait or are computed", **register)
-        self.flight = Gauge("unet_in_flight", "Requests being answered", **register)
-        self.grey = Histogram(
-            "unet_input_mean", "Mean of a prepared image", buckets=SHARES, **register
-        )
-        self.area = Histogram(
-            "unet_foreground_share", "Share of the pixels in the mask", buckets=SHARES, **register
-        )
-        self.sure = Histogram(
-            "unet_confidence", "Mean probability of what was decided", buckets=SHARES, **register
-        )
-        Gauge("unet_model_info", "The model served", ["sha256"], **register).labels(sha256).set(1)
-
-    def batch(self, size: int, seconds: float) -> None:
-        """Count a batch."""
-        self.batches.observe(size)
-        self.network_seconds.observe(seconds)
-
-    def seen(self, grey: float, area: float, confidence: float) -> None:
-        """Note an image."""
-        self.grey.observe(grey)
-        self.area.observe(area)
-        self.sure.observe(confidence)
-
-    def exposition(self, queue: int) -> bytes:
-        """Write all for a scrape."""
-        self.queue.set(queue)
-        return generate_latest(self.registry)
+def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Encode headers as ASGI wants them."""
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
 class Guard:
@@ -104,134 +72,104 @@ class Guard:
         app: Any,
         metrics: Metrics,
         keys: list[bytes] | None,
-        open_paths: Collection[str],
+        public_paths: Collection[str],
         max_body: int,
-        room: int,
+        max_concurrent_requests: int,
         timeout_s: float,
     ) -> None:
-        self.app, self.metrics, self.keys, self.open_paths = app, metrics, keys, open_paths
-        self.max_body, self.room, self.timeout_s = max_body, room, timeout_s
-        self.inside = self.held = 0  # requests, and bytes of their bodies
+        """Keep the settings.
+
+        keys: SHA-256 of the API keys; None asks for no key.
+        public_paths: are answered without key and limits.
+        max_body: bytes of the largest body.
+        """
+        self.app = app
+        self.metrics = metrics
+        self.keys = keys
+        self.public_paths = public_paths
+        self.max_body = max_body
+        self.max_concurrent_requests = max_concurrent_requests
+        self.timeout_s = timeout_s
+        self.running = 0  # requests
+        self.held_bytes = 0  # of their bodies
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        """Answer one request (ASGI). Every error becomes a problem."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, request_id, status = time.monotonic(), uuid.uuid4().hex, [0]
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
-
-        async def answer(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                status[0] = message["status"]
-                more = SECURITY_HEADERS | {"X-Request-ID": request_id}
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    *((k.encode(), v.encode()) for k, v in more.items()),
-                ]
-            await send(message)
-
-        self.metrics.flight.inc()
+        exchange = Exchange(send)
+        self.metrics.in_flight.inc()
         try:
-            await self._guarded(scope, receive, answer, headers)
+            await self._answer(scope, receive, exchange.send)
         except Problem as problem:
-            await self._refuse(answer, status, problem, request_id)
-        except Busy:
-            await self._refuse(
-                answer,
-                status,
-                Problem(503, "too much to do; try again", Retry_After="1"),
-                request_id,
-            )
-        except TimeoutError:
-            await self._refuse(
-                answer, status, Problem(504, f"not done in {self.timeout_s:g} s"), request_id
-            )
+            await exchange.send_problem(problem)
         except ClientDisconnect:
-            status[0] = status[0] or 499  # as nginx counts who hangs up
-        except Exception as error:  # our fault: told without what it quotes
-            print(
-                to_json_line({"request_id": request_id, "error": type(error).__name__}),
-                file=sys.stderr,
-                flush=True,
-            )
-            await self._refuse(answer, status, Problem(500, "a fault of the service"), request_id)
+            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+        except Exception as error:
+            log_fault(exchange.request_id, error)
+            await exchange.send_problem(Problem(500, "an internal error of the service"))
         finally:
-            self.metrics.flight.dec()
-            route = getattr(scope.get("route"), "path", "other")
-            seconds = time.monotonic() - start
-            self.metrics.requests.labels(route, str(status[0])).inc()
-            self.metrics.seconds.labels(route).observe(seconds)
-            if route not in self.open_paths and route != "/metrics":
-                line = {
-                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "route": route,
-                    "status": status[0],
-                }
-                print(to_json_line(line | {"ms": round(1000 * seconds)}), flush=True)
+            self.metrics.in_flight.dec()
+            self._record(scope, exchange)
 
-    async def _guarded(self, scope: dict, receive: Any, send: Any, headers: dict[str, str]) -> None:
-        if scope["path"] in self.open_paths:
+    async def _answer(self, scope: dict, receive: Any, send: Any) -> None:
+        """Check a request and pass it on to the application. Raises Problem."""
+        if scope["path"] in self.public_paths:
             await self.app(scope, receive, send)
             return
-        self._check_key(headers)
+        headers = Headers(scope=scope)
+        if self.keys is not None:
+            check_key(headers, self.keys)
+        self._check_headers(headers)
+        if self.running >= self.max_concurrent_requests and scope["path"] != "/metrics":
+            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
+        body = Body(self, receive)
+        self.running += 1
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await self.app(scope, body.receive, send)
+        except TimeoutError:
+            raise Problem(504, f"not done within {self.timeout_s:g} s") from None
+        finally:
+            self.running -= 1
+            self.held_bytes -= body.received
+
+    def _check_headers(self, headers: Mapping[str, str]) -> None:
+        """Refuse a body by its headers, before it is read. Raises Problem."""
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:18]) > self.max_body:
             raise Problem(413, f"the body is larger than {self.max_body} bytes")
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise Problem(415, "a compressed body; expected one without Content-Encoding")
-        if self.inside >= self.room and scope["path"] != "/metrics":
-            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
-        received = 0
+            raise Problem(415, "the body is compressed; send it without Content-Encoding")
 
-        async def counted() -> dict:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            self.held += len(message.get("body", b""))
-            if received > self.max_body:
-                raise Problem(413, f"the body is larger than {self.max_body} bytes")
-            if self.held > BODIES * self.max_body:
-                raise Problem(503, "too many large bodies at a time; try again", Retry_After="1")
-            return message
+    def _record(self, scope: dict, exchange: Exchange) -> None:
+        """Count the request and log it; requests for health and metrics are not logged."""
+        # The route's pattern, never the path, as a client chooses the path.
+        route = getattr(scope.get("route"), "path", "other")
+        seconds = time.monotonic() - exchange.start
+        self.metrics.record_request(route, exchange.status, seconds)
+        if route not in self.public_paths and route != "/metrics":
+            log_request(exchange.request_id, scope["method"], route, exchange.status, seconds)
 
-        self.inside += 1
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                await self.app(scope, counted, send)
-        finally:
-            self.inside -= 1
-            self.held -= received
 
-    def _check_key(self, headers: dict[str, str]) -> None:
-        """Raise Problem 401 unless a key that is known comes with the request; every known one is compared."""
-        if self.keys is None:
-            return
-        bearer = headers.get("authorization", "")
-        given = headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
-        digest = hashlib.sha256(given.encode("latin-1")).digest()  # the bytes that came
-        if not given or sum([hmac.compare_digest(digest, key) for key in self.keys]) == 0:
-            raise Problem(
-                401,
-                "no API key that is known; expected X-API-Key or Authorization: Bearer",
-                WWW_Authenticate="Bearer",
-            )
+class Body:
+    """A request's body, whose bytes are counted while it is received."""
 
-    async def _refuse(
-        self, send: Any, status: list[int], problem: Problem, request_id: str
-    ) -> None:
-        if status[0]:  # the answer has begun; nothing else can be said
-            return
-        headers = {"Content-Type": "application/problem+json", **problem.headers}
-        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
-        await send(
-            {
-                "type": "http.response.body",
-                "body": body_of(problem.status, problem.detail, request_id),
-            }
-        )
+    def __init__(self, guard: Guard, receive: Any) -> None:
+        self.guard = guard
+        self.received = 0  # bytes
+        self._receive = receive
+
+    async def receive(self) -> dict:
+        """Receive the next part (ASGI). Raises Problem if there are too many bytes."""
+        message = await self._receive()
+        size = len(message.get("body", b""))
+        self.received += size
+        self.guard.held_bytes += size
+        max_body = self.guard.max_body
+        if self.received > max_body:
+            raise Problem(413, f"the body is larger than {max_body} bytes")
+        if self.guard.held_bytes > MAX_LARGEST_BODIES * max_body:
+            raise Problem(503, "too many large bodies at a time; try again", Retry_After="1")
+        return message

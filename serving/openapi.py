@@ -1,17 +1,17 @@
-"""What GET /openapi.json says of the routes' bodies and answers."""
+"""What GET /openapi.json shows of the routes' requests and answers.
+
+The constants at the end are keyword arguments for FastAPI's route decorators.
+"""
 
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 BYTES = {"type": "string", "format": "binary"}
-IMAGE = {
-    "application/octet-stream": {"schema": BYTES},
-    "multipart/form-data": {
-        "schema": {"type": "object", "required": ["image"], "properties": {"image": BYTES}},
-    },
-}
+ANY_OBJECT = {"type": "object"}
 NUMBERS = {"type": "array", "items": {}}
+
+FORM = {"type": "object", "required": ["image"], "properties": {"image": BYTES}}
 TENSOR = {
     "type": "object",
     "required": ["name", "datatype", "shape"],
@@ -23,6 +23,18 @@ TENSOR = {
         "parameters": {"type": "object"},
     },
 }
+INFER_REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": TENSOR}},
+}
+INFER_ANSWER = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {"outputs": {"type": "array", "items": TENSOR}},
+}
+PREDICT_REQUEST = {"type": "object", "properties": {"instances": NUMBERS, "inputs": NUMBERS}}
+PREDICT_ANSWER = {"type": "object", "properties": {"predictions": NUMBERS, "outputs": NUMBERS}}
 PROBLEM = {
     "type": "object",
     "required": ["title", "status", "detail"],
@@ -32,53 +44,52 @@ PROBLEM = {
         "detail": {"type": "string"},
     },
 }
-INFER = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": TENSOR}},
-}
-INFERRED = {
-    "type": "object",
-    "required": ["model_name", "model_version", "outputs"],
-    "properties": {"outputs": {"type": "array", "items": TENSOR}},
-}
-PREDICT = {"type": "object", "properties": {"instances": NUMBERS, "inputs": NUMBERS}}
-PREDICTED = {"type": "object", "properties": {"predictions": NUMBERS, "outputs": NUMBERS}}
-ASKED = {  # by the names of the routes' functions
-    "segment": IMAGE,
-    "infer": {"application/json": {"schema": INFER}, "application/octet-stream": {"schema": BYTES}},
-    "predict": {"application/json": {"schema": PREDICT}},
-}
-ANSWERED = {
-    "segment": {
-        "image/png": {"schema": BYTES},
-        "application/json": {"schema": {"type": "object"}},
-        "application/geo+json": {"schema": {"type": "object"}},
-        "application/dicom": {"schema": BYTES},
-    },
-    "infer": {
-        "application/json": {"schema": INFERRED},
-        "application/octet-stream": {"schema": BYTES},
-    },
-    "predict": {"application/json": {"schema": PREDICTED}},
-    "metrics": {"text/plain": {"schema": {"type": "string"}}},
-}
 
 
-def describe(name: str) -> dict[str, Any]:
-    """Give what FastAPI is to say of the route that the function of this name answers."""
-    answer = ANSWERED.get(name, {"application/json": {"schema": {"type": "object"}}})
+def describe(
+    answer: dict[str, Any], request: dict[str, Any] | None = None, response_class: type = Response
+) -> dict[str, Any]:
+    """Make the arguments of a route decorator.
+
+    answer, request: the schema of the body, by media type. A route without a request has no body.
+    """
     problem = {
         "description": "A problem, RFC 9457",
-        "content": {"application/problem+json": {"schema": PROBLEM}},
+        "content": by_media_type({"application/problem+json": PROBLEM}),
     }
-    body = {"requestBody": {"required": True, "content": ASKED[name]}} if name in ASKED else {}
+    done = {"description": "Done", "content": by_media_type(answer)}
+    body = {}
+    if request is not None:
+        body["requestBody"] = {"required": True, "content": by_media_type(request)}
     return {
-        "response_class": Response if name in ANSWERED else JSONResponse,
-        "responses": {
-            200: {"description": "Done", "content": answer},
-            "4XX": problem,
-            "5XX": problem,
-        },
+        "response_model": None,
+        "response_class": response_class,
+        "responses": {200: done, "4XX": problem, "5XX": problem},
         "openapi_extra": body,
     }
+
+
+def by_media_type(schemas: dict[str, Any]) -> dict[str, Any]:
+    """Write schemas as OpenAPI's `content`."""
+    return {media_type: {"schema": schema} for media_type, schema in schemas.items()}
+
+
+OBJECT = describe({"application/json": ANY_OBJECT}, response_class=JSONResponse)
+METRICS = describe({"text/plain": {"type": "string"}})
+SEGMENT = describe(
+    answer={
+        "image/png": BYTES,
+        "application/json": ANY_OBJECT,
+        "application/geo+json": ANY_OBJECT,
+        "application/dicom": BYTES,
+    },
+    request={"application/octet-stream": BYTES, "multipart/form-data": FORM},
+)
+INFER = describe(
+    answer={"application/json": INFER_ANSWER, "application/octet-stream": BYTES},
+    request={"application/json": INFER_REQUEST, "application/octet-stream": BYTES},
+)
+PREDICT = describe(
+    answer={"application/json": PREDICT_ANSWER},
+    request={"application/json": PREDICT_REQUEST},
+)

@@ -1,99 +1,145 @@
-"""Write a mask for a client: PNG, COCO run lengths, GeoJSON polygons, DICOM segmentation; its areas."""
+"""Write a mask for a client: PNG, COCO run lengths, GeoJSON polygons, DICOM segmentation."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from imaging import dicom, dicom_seg, pictures
-from inference.exported_model import ExportedModel, Prepared
+from inference.exported_model import ExportedModel, Prediction, Prepared
 from serving.errors import Problem, to_json_line
 
 
-def make_response(
-    network: ExportedModel, probs: np.ndarray, prepared: Prepared, kind: str, source: bytes
-) -> tuple[bytes, dict[str, str], float, float]:
-    """Decide an image's mask and write it as `kind`: the body, headers, its share of the pixels, the confidence.
+class MaskResponse(NamedTuple):
+    """A written mask, and what the metrics record of it."""
 
+    body: bytes
+    headers: dict[str, str]
+    foreground_share: float  # of the pixels, from 0 to 1
+    confidence: float
+
+
+def make_response(
+    network: ExportedModel, probs: np.ndarray, prepared: Prepared, media_type: str, source: bytes
+) -> MaskResponse:
+    """Decide an image's mask from its probabilities (1, h, w, K) and write it as `media_type`.
+
+    source: the image file; only a DICOM segmentation needs it.
     Raises Problem 406, UserError.
     """
-    found = network.decide(probs, prepared)
-    ids, names, headers = found.ids, network.metadata["classes"], {"X-Model-SHA256": network.sha256}
-    if kind == "image/png":
-        areas = to_json_line(describe(ids, names, found.spacing_mm))
-        body = pictures.mask_to_png(ids, names)
-        headers |= {"X-Areas": areas, "X-Confidence": f"{found.confidence:.4f}"}
-    elif kind == "application/dicom":
-        body = to_seg(ids, names, source, network.sha256)
+    prediction = network.decide(probs, prepared)
+    names = network.metadata["classes"]
+    headers = {"X-Model-SHA256": network.sha256}
+    if media_type == "image/png":
+        body = pictures.mask_to_png(prediction.ids, names)
+        areas = class_areas(prediction.ids, names, prediction.spacing_mm)
+        headers["X-Areas"] = to_json_line(areas)
+        headers["X-Confidence"] = f"{prediction.confidence:.4f}"
+    elif media_type == "application/dicom":
+        body = to_seg(prediction.ids, names, source, network.sha256)
+    elif media_type == "application/geo+json":
+        body = to_json_line(to_geojson(prediction, names)).encode()
     else:
-        write = to_json if kind == "application/json" else to_geojson
-        body = to_json_line(write(ids, names, found.spacing_mm, found.confidence)).encode()
-    return body, headers, float((ids > 0).mean()), found.confidence
+        body = to_json_line(to_json(prediction, names)).encode()
+    foreground_share = float((prediction.ids > 0).mean())
+    return MaskResponse(body, headers, foreground_share, prediction.confidence)
+
+
+def class_areas(
+    ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] | None
+) -> list[dict[str, Any]]:
+    """Measure each class's area in pixels, and in mm² where the pixels' size is known.
+
+    ids: (H, W) class ids; class i is called names[i - 1].
+    spacing_mm: (slices, rows, columns).
+    """
+    pixel_mm2 = None
+    if spacing_mm is not None:
+        pixel_mm2 = float(spacing_mm[-1] * spacing_mm[-2])
+        # JSON has no infinity.
+        if not math.isfinite(pixel_mm2 * ids.size):
+            pixel_mm2 = None
+    areas = []
+    for number, name in enumerate(names, 1):
+        pixels = int(np.count_nonzero(ids == number))
+        mm2 = None if pixel_mm2 is None else pixels * pixel_mm2
+        areas.append({"class": name, "area_pixels": pixels, "area_mm2": mm2})
+    return areas
+
+
+# -------------------------------------------------------------------------------------------- JSON
+
+
+def to_json(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
+    """Describe a mask by the run lengths and the area of each class."""
+    ids = prediction.ids
+    classes = class_areas(ids, names, prediction.spacing_mm)
+    for number, one in enumerate(classes, 1):
+        one["rle"] = run_lengths(ids == number)
+    return {"size": list(ids.shape), "confidence": prediction.confidence, "classes": classes}
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask (H, W) in {0, 1} as COCO's uncompressed RLE: counts down the columns, zeros first."""
-    flat = mask.ravel(order="F").astype(bool)
+    """Encode a mask (H, W) of bool as COCO's uncompressed RLE.
+
+    The counts run down the columns and start with the zeros.
+    """
+    flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff([0, *edges, flat.size]).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}
+    if flat.size and flat[0]:
+        counts.insert(0, 0)
+    return {"size": list(mask.shape), "counts": counts}
 
 
-def polygons(mask: np.ndarray) -> dict[str, Any]:
-    """Outline a mask (H, W) in {0, 1} as a GeoJSON MultiPolygon with holes, joining pixels' centres (x, y)."""
-    outlines, tree = cv2.findContours(
+# ----------------------------------------------------------------------------------------- GeoJSON
+
+
+def to_geojson(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
+    """Describe a mask as a FeatureCollection (RFC 7946) with one feature per class."""
+    features = []
+    areas = class_areas(prediction.ids, names, prediction.spacing_mm)
+    for number, properties in enumerate(areas, 1):
+        geometry = outline(prediction.ids == number)
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return {
+        "type": "FeatureCollection",
+        "features": features,
+        "confidence": prediction.confidence,
+    }
+
+
+def outline(mask: np.ndarray) -> dict[str, Any]:
+    """Outline a mask (H, W) of bool as a MultiPolygon with holes.
+
+    The corners are the centres (x, y) of pixels on the border.
+    """
+    contours, hierarchy = cv2.findContours(
         mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
     )
-    rings = [
-        [*outline[::-1, 0].tolist(), outline[-1, 0].tolist()] for outline in outlines
-    ]  # RFC 7946's direction
-    parts = {i: [ring] for i, ring in enumerate(rings) if tree[0, i, 3] < 0}
-    for i, ring in enumerate(rings):
-        if tree[0, i, 3] >= 0:
-            parts[tree[0, i, 3]].append(ring)
-    whole = [[_closed(ring) for ring in part] for part in parts.values()]
-    return {"type": "MultiPolygon", "coordinates": whole}
+    outer_rings, holes = {}, []
+    for i, contour in enumerate(contours):
+        parent = hierarchy[0, i, 3]
+        if parent < 0:
+            outer_rings[i] = [to_ring(contour)]
+        else:
+            holes.append((parent, to_ring(contour)))
+    for parent, hole in holes:
+        outer_rings[parent].append(hole)
+    return {"type": "MultiPolygon", "coordinates": list(outer_rings.values())}
 
 
-def _closed(ring: list[list[int]]) -> list[list[int]]:
-    """Repeat points until there are four, the least that GeoJSON allows."""
+def to_ring(contour: np.ndarray) -> list[list[int]]:
+    """Turn OpenCV's contour (N, 1, 2) into a closed ring in RFC 7946's direction."""
+    points = contour[::-1, 0].tolist()
+    ring = [*points, points[0]]
+    # A ring has at least four points: repeat the last one.
     return ring + ring[-1:] * (4 - len(ring))
 
 
-def describe(
-    ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] | None
-) -> list[dict[str, Any]]:
-    """Tell each class's area in pixels, and in mm² where the rows' and columns' spacing is known."""
-    areas = [int(np.count_nonzero(ids == number)) for number in range(1, len(names) + 1)]
-    unit = None if spacing_mm is None else float(spacing_mm[-1] * spacing_mm[-2])
-    unit = unit if unit is None or math.isfinite(unit * ids.size) else None  # JSON has no infinity
-    return [
-        {"class": name, "area_pixels": area, "area_mm2": None if unit is None else area * unit}
-        for name, area in zip(names, areas, strict=True)
-    ]
-
-
-def to_json(
-    ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] | None, confidence: float
-) -> dict[str, Any]:
-    """Describe a mask with its run lengths."""
-    classes = describe(ids, names, spacing_mm)
-    for number, one in enumerate(classes, 1):
-        one["rle"] = run_lengths(ids == number)
-    return {"size": list(ids.shape), "confidence": confidence, "classes": classes}
-
-
-def to_geojson(
-    ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] | None, confidence: float
-) -> dict[str, Any]:
-    """Make a FeatureCollection, a feature per class."""
-    features = [
-        {"type": "Feature", "geometry": polygons(ids == number), "properties": one}
-        for number, one in enumerate(describe(ids, names, spacing_mm), 1)
-    ]
-    return {"type": "FeatureCollection", "features": features, "confidence": confidence}
+# ------------------------------------------------------------------------------------------- DICOM
 
 
 def to_seg(ids: np.ndarray, names: Sequence[str], source: bytes, version: str) -> bytes:

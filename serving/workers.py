@@ -1,9 +1,11 @@
-"""Processes that do what clients' files and numbers ask for: bounded in memory, ended when a request's time is over."""
+"""Worker processes for files and numbers of clients: memory is limited, and a late one is ended."""
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -12,135 +14,155 @@ from typing import Any, TypeVar
 
 import cv2
 
-import serving
+from inference.exported_model import ImageTooLargeError
 from serving.errors import Problem
 from utils import UserError, first_line
 
 T = TypeVar("T")
-BYTES = 32  # of memory for a pixel of the largest image
-TOO_MUCH = (
-    "more memory than the service gives one request; expected a smaller image, or fewer numbers"
+BYTES_PER_PIXEL = 32  # memory for each pixel of the largest image
+TOO_MUCH_MEMORY = (
+    "more memory than the service gives to one request; expected a smaller image or fewer numbers"
 )
 
 
-def bound_memory(more: int) -> None:
-    """Let this process have so many bytes more than it has now. Only Linux can tell; elsewhere nothing is done."""
+# --------------------------------------------------------------------------- in the worker process
+
+
+def work(pipe: Connection, max_pixels: int) -> None:
+    """Answer calls that come through the pipe, until it is closed."""
+    hide_warnings()
+    cv2.setNumThreads(1)
+    limit_memory(BYTES_PER_PIXEL * max_pixels)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            function, args = pipe.recv()
+            try:
+                answer = call_safely(function, *args)
+            except Exception as error:
+                answer = error
+            pipe.send(answer)
+
+
+def hide_warnings() -> None:
+    """Silence libraries whose warnings may quote a patient's file."""
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "nibabel", "highdicom", "tifffile"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Let this process use at most `num_bytes` more than now. Works on Linux only."""
     try:
         import resource
 
         lines = Path("/proc/self/status").read_text().splitlines()
     except (ImportError, OSError):
         return
-    now = next(int(line.split()[1]) for line in lines if line.startswith("VmData")) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))
+    used_kib = next(int(line.split()[1]) for line in lines if line.startswith("VmData"))
+    limit = 1024 * used_kib + num_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def call_safely(call: Callable[..., T], *args: Any) -> T:
-    """Call, in a worker. What another library said of an error may quote the file; it does not leave the worker."""
+def call_safely(function: Callable[..., T], *args: Any) -> T:
+    """Call a function. Its error becomes a Problem that quotes nothing of a file."""
     try:
-        return call(*args)
+        return function(*args)
+    except ImageTooLargeError as error:
+        raise Problem(413, str(error)) from None
     except UserError as error:
-        said = error.__context__
-        raise Problem(
-            400, str(error).replace(f" ({first_line(said)})", "") if said else str(error)
-        ) from None
+        message = str(error)
+        # Another library's error, which ours quotes in brackets, may quote the file.
+        if error.__context__:
+            message = message.replace(f" ({first_line(error.__context__)})", "")
+        raise Problem(400, message) from None
     except MemoryError:
-        raise Problem(413, TOO_MUCH) from None
+        raise Problem(413, TOO_MUCH_MEMORY) from None
 
 
-def work(pipe: Connection, pixels: int) -> None:
-    """Do what comes through the pipe until it is closed; images have at most so many pixels."""
-    serving.quiet()
-    cv2.setNumThreads(1)
-    bound_memory(BYTES * pixels)
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            call, args = pipe.recv()
-            try:
-                answer = call_safely(call, *args)
-            except Exception as error:
-                answer = error
-            pipe.send(answer)
+# ------------------------------------------------------------------------- in the service's process
 
 
 class Worker:
-    """A process that does one thing at a time."""
+    """One process that answers one call at a time."""
 
-    def __init__(self, pixels: int) -> None:
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # with nothing of ours: no connection, no key, no thread
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, pixels), daemon=True)
-        before = signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # which it inherits: Ctrl-C is for the service
+    def __init__(self, max_pixels: int) -> None:
+        # A spawned process inherits no connection, no key and no thread.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far_end = context.Pipe()
+        self.process = context.Process(target=work, args=(far_end, max_pixels), daemon=True)
+        # The process inherits this handler: Ctrl-C is for the service alone.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.process.start()
-        signal.signal(signal.SIGINT, before)
-        theirs.close()
+        signal.signal(signal.SIGINT, handler)
+        far_end.close()
         self.thread = ThreadPoolExecutor(1)
 
-    async def ask(self, call: Callable[..., T], *args: Any) -> T:
-        """Let it call, without holding up the event loop. Raises EOFError or ConnectionError if the process ends."""
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in the process. Raises what it raises.
 
-        def wait() -> Any:
-            self.pipe.send((call, args))
-            return self.pipe.recv()
-
-        answer = await asyncio.get_running_loop().run_in_executor(self.thread, wait)
+        Raises EOFError or ConnectionError if the process dies.
+        """
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self.thread, self._send_and_receive, function, args)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def end(self) -> None:
-        """End it, whatever it does."""
+    def _send_and_receive(self, function: Callable[..., T], args: tuple) -> Any:
+        self.pipe.send((function, args))
+        return self.pipe.recv()
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
         self.process.kill()
         self.thread.shutdown(wait=False)
 
 
 class Workers:
-    """A number of them."""
+    """A fixed number of workers. One that dies or takes too long is replaced."""
 
-    def __init__(self, count: int, pixels: int) -> None:
-        self.count, self.pixels = count, pixels
+    def __init__(self, count: int, max_pixels: int) -> None:
+        self.count = count
+        self.max_pixels = max_pixels
         self.all: set[Worker] = set()
         self.free: asyncio.Queue[Worker] = asyncio.Queue()
 
     def start(self) -> None:
-        """Start them."""
+        """Start the processes."""
         for _ in range(self.count):
-            self.free.put_nowait(self._hire())
+            self.free.put_nowait(self._spawn())
 
-    def _hire(self) -> Worker:
-        worker = Worker(self.pixels)
+    def stop(self) -> None:
+        """End the processes."""
+        for worker in self.all:
+            worker.kill()
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in the next free worker.
+
+        Raises Problem 413 if the call takes too much memory, and what the function raises.
+        """
+        worker = await self.free.get()
+        # It may have been killed while it was idle.
+        if not worker.process.is_alive():
+            worker = self._replace(worker)
+        try:
+            return await worker.run(function, *args)
+        except asyncio.CancelledError:  # the request's time is over
+            worker = self._replace(worker)
+            raise
+        except (EOFError, ConnectionError):  # the process died
+            worker = self._replace(worker)
+            raise Problem(413, TOO_MUCH_MEMORY) from None
+        finally:
+            self.free.put_nowait(worker)
+
+    def _spawn(self) -> Worker:
+        worker = Worker(self.max_pixels)
         self.all.add(worker)
         return worker
 
     def _replace(self, worker: Worker) -> Worker:
-        worker.end()
+        worker.kill()
         self.all.discard(worker)
-        return self._hire()
-
-    async def __call__(self, call: Callable[..., T], *args: Any) -> T:
-        """Do something that takes a while. Raises Problem 413 if it takes too much memory, and what `call` raises."""
-        worker = await self.free.get()
-        if not worker.process.is_alive():  # killed while it had nothing to do
-            worker = self._replace(worker)
-        try:
-            return await worker.ask(call, *args)
-        except (
-            asyncio.CancelledError,
-            EOFError,
-            ConnectionError,
-        ) as error:  # its time is over; or it died
-            worker = self._replace(worker)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise Problem(413, TOO_MUCH) from None
-        finally:
-            self.free.put_nowait(worker)
-
-    def stop(self) -> None:
-        """End them."""
-        for worker in self.all:
-            worker.end()
+        return self._spawn()

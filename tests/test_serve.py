@@ -31,10 +31,10 @@ from test_pacs import write_xray
 import data
 import export
 import metrics
-import serve
 from dataset.reading import read_ids
 from imaging import formats
 from inference import engines
+from serving import server
 from serving.batching import Batcher
 
 BOX = ROOT / "files" / "lungs.h5"
@@ -413,10 +413,10 @@ def test_batches_keep_their_limit_and_nothing_is_lost():
         return batch * 2
 
     async def ask() -> list[np.ndarray]:
-        batcher = Batcher(run, most=4, room=100)
+        batcher = Batcher(run, max_batch=4, max_pending=100)
         batcher.start()
         asked = [
-            batcher(np.full((count, 1), number, np.float32))
+            batcher.predict(np.full((count, 1), number, np.float32))
             for number, count in enumerate([3, 2, 1, 4, 1, 3, 3])
         ]
         answers = await asyncio.gather(*asked)
@@ -450,7 +450,7 @@ def test_requests_together_get_the_answers_they_get_alone(service, phantoms):
 
 
 def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp_path, xray):
-    running = Running(exported, tmp_path, "--room", "2")
+    running = Running(exported, tmp_path, "--max-concurrent-requests", "2")
     content = xray[0].read_bytes()
     try:
         with ThreadPoolExecutor(16) as pool:
@@ -511,7 +511,7 @@ def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script
     done = script(tmp_path, "serve.py", "--model", "unet.onnx")
     assert done.returncode == 2 and "One of them was changed: export it anew" in done.stderr
     done = script(tmp_path, "serve.py", "--model", exported / "unet.onnx", "--host", "0.0.0.0")
-    assert done.returncode == 2 and "host 0.0.0.0 is open to others" in done.stderr
+    assert done.returncode == 2 and "host 0.0.0.0 is open to other machines" in done.stderr
     done = script(tmp_path, "serve.py", "--model", "nothing.onnx")
     assert done.returncode == 2 and "run `python export.py --model" in done.stderr
     done = script(
@@ -530,7 +530,7 @@ def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script
 def test_an_answer_does_not_wait_for_the_receipt_of_its_header():
     """Without TCP_NODELAY each answer of a connection that is kept took 40 ms more."""
     with (
-        serve.listen("127.0.0.1", 0) as listener,
+        server.open_socket("127.0.0.1", 0) as listener,
         socket.create_connection(listener.getsockname()),
         listener.accept()[0] as connection,
     ):
@@ -545,7 +545,7 @@ def test_what_cannot_start_is_told(exported, tmp_path, script):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 99_999):
             done = script(tmp_path, "serve.py", *model, "--port", port)
-            assert done.returncode == 2 and f"port {port} cannot be listened on" in done.stderr
+            assert done.returncode == 2 and f"cannot listen on 127.0.0.1 port {port}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,0 +1,81 @@
+"""The settings of the service. Each field of `Config` is a flag of `serve.py`."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from utils import UserError
+
+# Under these the model is served.
+MODEL = "unet"
+VERSION = "1"
+
+POSITIVE = (
+    "max_body_mb",
+    "max_megapixels",
+    "workers",
+    "max_batch",
+    "max_concurrent_requests",
+    "timeout_s",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the service runs."""
+
+    # The exported model; manifest.json lies beside it.
+    model: str = "export/unet.onnx"
+
+    # ---- address and access
+    host: str = "127.0.0.1"  # another address needs --keys and TLS, or --insecure
+    port: int = 8080
+    keys: str = ""  # file with one API key per line, as its SHA-256 in hex
+    tls_cert: str = ""  # PEM file; with --tls-key the service speaks HTTPS
+    tls_key: str = ""  # PEM file
+    client_ca: str = ""  # PEM file; only clients with a certificate of this authority may connect
+    insecure: bool = False  # needs neither keys nor TLS; only behind a proxy that has both
+
+    # ---- limits
+    max_body_mb: float = 64  # size of a request, in MiB
+    # Size of an image, in 2**20 pixels. A model with several classes takes fewer.
+    max_megapixels: float = 32
+    # Processes that decode images and write masks. Each uses up to 32 bytes per pixel.
+    workers: int = 2
+    max_batch: int = 8  # images computed together, and images in one tensor request
+    max_concurrent_requests: int = 64  # further requests are answered with status 503
+    timeout_s: float = 30  # time for one request; then it is answered with status 504
+
+    drain_s: float = 5  # seconds from SIGTERM until connections are refused; /readyz says 503
+
+    # ---- inference
+    threads: int = 0  # threads of one inference; 0 uses all cores
+    # auto, onnxruntime or openvino. auto is openvino if it may compute in bfloat16.
+    engine: str = "auto"
+    # auto, float32, bfloat16 or int8. auto is bfloat16 if OpenVINO, the CPU and the manifest allow.
+    precision: str = "auto"
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for settings that are unsafe or cannot work."""
+    for name in POSITIVE:
+        if not getattr(config, name) > 0:
+            raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
+    for name in ("threads", "drain_s"):
+        if getattr(config, name) < 0:
+            raise UserError(f"{name} is {getattr(config, name)}; expected 0 or more")
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise UserError("one of --tls-cert and --tls-key is missing; give both")
+    if config.client_ca and not config.tls_cert:
+        raise UserError("--client-ca needs TLS; give --tls-cert and --tls-key too")
+    is_protected = config.keys and config.tls_cert
+    if not (is_loopback(config.host) or is_protected or config.insecure):
+        cure = "give --keys and --tls-cert, or --insecure behind a proxy"
+        raise UserError(f"host {config.host} is open to other machines; {cure}")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

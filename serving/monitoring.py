@@ -1,0 +1,89 @@
+"""Metrics for Prometheus and lines of the log. Neither says anything about a patient."""
+
+import sys
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.errors import to_json_line
+
+BATCH_SIZES = [1, 2, 4, 8, 16, 32]
+SHARES = [i / 20 for i in range(1, 21)]  # buckets of numbers from 0 to 1
+
+
+class Metrics:
+    """Traffic, speed, and three numbers per image whose change may mean other images (drift)."""
+
+    def __init__(self, sha256: str) -> None:
+        registry = CollectorRegistry()
+        self.registry = registry
+        self.requests = Counter(
+            "unet_requests", "Requests answered", ["route", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "unet_request_seconds", "Time to answer", ["route"], registry=registry
+        )
+        self.in_flight = Gauge("unet_in_flight", "Requests being answered", registry=registry)
+        self.queue = Gauge(
+            "unet_queue_length", "Images that wait or are computed", registry=registry
+        )
+        self.batch_size = Histogram(
+            "unet_batch_size", "Images in a batch", buckets=BATCH_SIZES, registry=registry
+        )
+        self.network_seconds = Histogram(
+            "unet_inference_seconds", "Time of the network, a batch", registry=registry
+        )
+        self.input_mean = Histogram(
+            "unet_input_mean", "Mean of a prepared image", buckets=SHARES, registry=registry
+        )
+        self.foreground_share = Histogram(
+            "unet_foreground_share",
+            "Share of the pixels in the mask",
+            buckets=SHARES,
+            registry=registry,
+        )
+        self.confidence = Histogram(
+            "unet_confidence", "Mean probability of the mask", buckets=SHARES, registry=registry
+        )
+        info = Gauge("unet_model_info", "The model served", ["sha256"], registry=registry)
+        info.labels(sha256).set(1)
+
+    def record_batch(self, size: int, seconds: float) -> None:
+        """Record a batch that the model computed."""
+        self.batch_size.observe(size)
+        self.network_seconds.observe(seconds)
+
+    def record_image(self, input_mean: float, foreground_share: float, confidence: float) -> None:
+        """Record a segmented image by three numbers from 0 to 1."""
+        self.input_mean.observe(input_mean)
+        self.foreground_share.observe(foreground_share)
+        self.confidence.observe(confidence)
+
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        """Record an answered request."""
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def exposition(self, queue_length: int) -> bytes:
+        """Write all metrics in Prometheus' text format."""
+        self.queue.set(queue_length)
+        return generate_latest(self.registry)
+
+
+def log_request(request_id: str, method: str, route: str, status: int, seconds: float) -> None:
+    """Write a line about an answered request."""
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "request_id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": round(1000 * seconds),
+    }
+    print(to_json_line(line), flush=True)
+
+
+def log_fault(request_id: str, error: Exception) -> None:
+    """Write a line about a fault of ours: the kind of error, as its message may quote a file."""
+    line = {"request_id": request_id, "error": type(error).__name__}
+    print(to_json_line(line), file=sys.stderr, flush=True)
