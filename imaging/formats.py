@@ -15,7 +15,7 @@ from imaging.nifti import decode_nifti
 from imaging.pictures import decode_picture
 from imaging.scan import MAX_BYTES, MIN_SIDE, Mask, Scan, name_in_errors, read_bytes
 from imaging.tiff import decode_tiff
-from utils import UserError, atomic
+from utils import UserError, atomic, first_line
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,11 @@ class Format:
     suffixes: tuple[str, ...]
     # A file is of this format if one of these (offset, bytes) is found in it.
     magic: tuple[tuple[int, bytes], ...]
-    # (content, max_bytes) → Scan. Raises UserError, also if the header declares over max_bytes.
+    # (content, max_bytes) → Scan. Raises UserError if the header declares more than max_bytes, and
+    # an error of any kind if the file is damaged.
     decode: Callable[[bytes, int], Scan]
-    # Ending of masks, and (mask, image) → content. None means PNG, or TIFF for several slices.
+    # Ending of masks, and (mask, image) → content. Without them masks are PNG, or TIFF if there are
+    # several slices.
     mask_suffix: str = ""
     encode_mask: Callable[[Mask, Scan], bytes] | None = None
 
@@ -73,9 +75,15 @@ def decode_scan(content: bytes, max_bytes: int = MAX_BYTES) -> Scan:
     takes more than `max_bytes` when decoded.
     """
     kind = find_format(content)
-    scan = replace(kind.decode(content, max_bytes), format=kind.name)
+    try:
+        scan = kind.decode(content, max_bytes)
+    except UserError:
+        raise
+    except Exception as error:
+        # A damaged file causes errors of many kinds in the libraries that read it.
+        raise UserError(f"unreadable as {kind.name} ({first_line(error)})") from None
     check_pixels(scan.pixels)
-    return scan
+    return replace(scan, format=kind.name)
 
 
 def check_pixels(pixels: np.ndarray) -> None:

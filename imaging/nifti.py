@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imaging.scan import Mask, Scan, check_declared_bytes
-from utils import UserError, first_line
+from utils import UserError
 
 GZIP = b"\x1f\x8b"
 # Plain, gzipped.
@@ -26,14 +26,11 @@ SLICE_AXES = {0: (0, 2, 1), 1: (1, 2, 0), 2: (2, 1, 0)}
 
 
 def decode_nifti(content: bytes, max_bytes: int) -> Scan:
-    """Decode a NIfTI volume, plain or gzipped. Raises UserError."""
+    """Decode a NIfTI volume, plain or gzipped."""
     from nibabel import orientations
 
     image = _open_nifti(content, max_bytes)
-    try:
-        voxels = np.asarray(image.dataobj, np.float32).reshape(_volume_shape(image.header))
-    except Exception as error:
-        raise UserError(f"its voxels cannot be read ({first_line(error)})") from None
+    voxels = np.asarray(image.dataobj, np.float32).reshape(_volume_shape(image.header))
     axis, turns, _ = _reorientation(image.affine)
     volume = orientations.apply_orientation(voxels, turns)
     affine = _slice_affine(image.header)
@@ -59,23 +56,21 @@ def encode_mask(mask: Mask, image: Scan) -> bytes:
 
 
 def _open_nifti(content: bytes, max_bytes: int) -> Any:
-    """Open a NIfTI file; its voxels are not yet converted. Raises UserError."""
+    """Open a NIfTI file; its voxels are not yet converted.
+
+    Raises UserError for a shape or an affine that no volume has.
+    """
     import nibabel
 
     stream = io.BytesIO(content)
     if content.startswith(GZIP):
         stream = gzip.GzipFile(fileobj=stream)
-    try:
-        head = stream.read(FIRST_VOXEL)
-        end = _end_of_voxels(nibabel.Nifti1Header(head[:HEADER_BYTES], check=False), max_bytes)
-        # nibabel reads extensions of any size that they declare. Zeros here say that none follow.
-        head = head[:HEADER_BYTES] + bytes(FIRST_VOXEL - HEADER_BYTES)
-        image = nibabel.Nifti1Image.from_bytes(head + stream.read(end - FIRST_VOXEL))
-        _check_geometry(image)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"unreadable as NIfTI ({first_line(error)})") from None
+    head = stream.read(FIRST_VOXEL)
+    end = _end_of_voxels(nibabel.Nifti1Header(head[:HEADER_BYTES], check=False), max_bytes)
+    # nibabel reads extensions of any size that they declare. Zeros here say that none follow.
+    head = head[:HEADER_BYTES] + bytes(FIRST_VOXEL - HEADER_BYTES)
+    image = nibabel.Nifti1Image.from_bytes(head + stream.read(end - FIRST_VOXEL))
+    _check_geometry(image)
     return image
 
 

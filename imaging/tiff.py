@@ -8,7 +8,6 @@ import numpy as np
 
 from imaging import pictures
 from imaging.scan import Mask, Scan, check_declared_bytes
-from utils import UserError, first_line
 
 # Little-endian, big-endian.
 MAGIC = ((0, b"II"), (0, b"MM"))
@@ -29,22 +28,17 @@ MM_PER_UNIT = {"mm": 1.0, "cm": 10.0, "um": 1e-3, "micron": 1e-3, "\\u00B5m": 1e
 
 
 def decode_tiff(content: bytes, max_bytes: int) -> Scan:
-    """Decode the pages of a TIFF, after a check of the size that they declare. Raises UserError."""
+    """Decode the pages of a TIFF, after a check of the size that they declare."""
     import tifffile
 
     # tifffile's own messages do not name the file; ours do.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            # A pyramid also holds smaller copies of its picture.
-            pages = [page for page in file.pages if not page.is_reduced]
-            check_declared_bytes(max_bytes, sum(map(_page_bytes, pages)))
-            pixels = np.stack([_decode_page(page, content) for page in pages])
-            return Scan(pixels, _spacing_mm(file))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"unreadable as TIFF ({first_line(error)})") from None
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        # A pyramid also holds smaller copies of its picture.
+        pages = [page for page in file.pages if not page.is_reduced]
+        check_declared_bytes(max_bytes, sum(map(_page_bytes, pages)))
+        pixels = np.stack([_decode_page(page, content) for page in pages])
+        return Scan(pixels, _spacing_mm(file))
 
 
 def encode_mask(mask: Mask, image: Scan) -> bytes:
