@@ -26,6 +26,9 @@ class Options:
     probabilities: bool = False  # also return the probabilities, which need much memory
 
 
+DEFAULT_OPTIONS = Options()
+
+
 class Network(Protocol):
     """What computes probabilities: a Keras model or an `engines.Engine`."""
 
@@ -46,7 +49,7 @@ class Prediction(NamedTuple):
 
 
 def segment_scans(
-    members: Sequence[Member], scans: Sequence[Scan], options: Options = Options()
+    members: Sequence[Member], scans: Sequence[Scan], options: Options = DEFAULT_OPTIONS
 ) -> list[Prediction]:
     """Segment scans of any sizes with the mean of all members; slices of several share a batch.
 
