@@ -1,257 +1,153 @@
-"""Use a trained model: score the test images and draw panels, or segment any file or folder.
+"""Use a trained model: score test images, or segment any file or folder.
 
-    python predict.py                                  the run's test images: results/<stem>.png, results/metrics.csv
-    python predict.py --data-dir DIR                   every pair of another data set, likewise
-    python predict.py --model "files/run/fold*/model.h5" …             several models, averaged
-    python predict.py --input PATH --output DIR        masks DIR/<stem>.png, panels DIR/panels/<stem>.png
+    python predict.py                                the test images of files/model.h5
+    python predict.py --data-dir DIR                 all images and masks of another data set
+    python predict.py --input PATH --output DIR      masks of a file or of a folder's images
+    python predict.py --model "files/run/fold*/model.h5"      several models, averaged
 
-Masks have the image's own size and kind: PNG or TIFF (0/255 for one class), NIfTI, DICOM SEG, with the
-training masks' values. A bad file is reported and the others are done; the exit code is then 2.
+Scoring writes metrics.csv and a panel per image to results/. Segmenting writes a mask per image to
+results/masks, in the format and size of the image: PNG, TIFF, NIfTI or DICOM SEG. A file that
+cannot be read is named, and the others are done; the exit code is then 2.
+--verbose also shows what TensorFlow or JAX says.
 """
 
-import glob
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas as pd
 import utils
 from dataset.layouts import SUBSETS, Pair
 from dataset.reading import read_pair
 from dataset.split_table import read_split
-from imaging import formats, plots
+from imaging import formats
 from imaging.files import file_stem
-from imaging.labels import mirrored_channels
-from inference import engines, segment
-from inference.bundled import BUNDLED_MODEL
-from inference.inputs import list_inputs, read_ahead, split_errors
-from inference.segment import Member
+from imaging.plots import draw_panel
+from inference import models
+from inference.inputs import list_inputs, read_chunks
+from inference.segment import DEFAULT_OPTIONS, Member, Options, segment_scans
 from utils import UserError, atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class Config:
     """What to predict, with what, and where to."""
 
-    model: str = ""  # model file, or several with commas or as files/robust/fold*/model.h5; "" is files/model.h5
+    # A model file; several are averaged: a.h5,b.h5 or "files/run/fold*/model.h5".
+    # "" is files/model.h5, and for --input the pretrained lung model if there is no better one.
+    model: str = ""
     input: str = ""  # a file or folder to segment; "" scores images that have masks
     output: str = ""  # where to write; "" is results, with --input results/masks
-    data_dir: str = ""  # a data set to score whole; "" is the run's own split
+    data_dir: str = ""  # a data set to score as a whole; "" is the split of the model's run
     subset: str = "test"  # which part of the split: train, val or test
-    tile: bool = False  # keep the images' own resolution, window by window (for a model trained at that resolution)
-    clean: bool = True  # drop small parts and fill holes, where the model file says that it helps
-    uncertainty: bool = False  # also tell where several models, or mirroring, disagree
-    engine: str = (
-        "auto"  # of an exported model (.onnx): onnxruntime, openvino; auto is openvino for bfloat16
-    )
-    precision: str = "auto"  # of it: float32, bfloat16, int8; auto is bfloat16 where OpenVINO, model and CPU allow
-    panels: bool = True  # also draw what was found; a panel takes longer than the rest together
+    tile: bool = False  # window by window at the images' own resolution, not scaled to fit
+    clean: bool = True  # remove small parts and fill holes, if the model file asks for it
+    uncertainty: bool = False  # also show where several models, or mirrored images, disagree
+    engine: str = "auto"  # for an exported model: onnxruntime or openvino
+    precision: str = "auto"  # for an exported model: float32, bfloat16 or int8
+    panels: bool = True  # also draw what was found
     batch_size: int = 8  # images at once
+
+    @property
+    def options(self) -> Options:
+        """How to run the network."""
+        return Options(self.batch_size, self.tile, self.uncertainty)
+
+    @property
+    def folder(self) -> Path:
+        """Where to write."""
+        return Path(self.output or ("results/masks" if self.input else "results"))
+
+
+def main(config: Config) -> None:
+    """Score or segment, and print what was written.
+
+    Raises UserError for a wrong config, and at the end if files were left out.
+    """
+    check_config(config)
+    problems = run_segmentation(config) if config.input else run_scoring(config)
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(f"{len(problems)} file(s) left out:\n{lines}")
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for a value that cannot work, before anything is read."""
+    if config.batch_size < 1:
+        raise UserError(f"batch_size is {config.batch_size}; expected at least 1")
+    if config.subset not in SUBSETS:
+        raise UserError(f"subset is {config.subset!r}; expected one of {', '.join(SUBSETS)}")
+    if config.input and config.data_dir:
+        raise UserError(
+            "--input segments images, --data-dir scores images that have masks; "
+            "expected one of them"
+        )
+    for folder in (config.folder, *config.folder.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; expected a folder for --output")
 
 
 def model_paths(config: Config) -> list[str]:
-    """List the model files that `config` names, those of patterns in order."""
-    names = config.model or "files/model.h5"
-    box = "files/lungs.h5" if config.uncertainty else BUNDLED_MODEL
-    if not config.model and config.input and not Path(names).exists() and Path(box).exists():
-        print(
-            f"no {names} of your own yet: taking {box}, which knows lungs in chest X-rays (README)"
-        )
-        return [box]
-    if Path(names).exists():  # whatever signs it has in it
-        return [names]
-    return [path for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]  # noqa: PTH207
-
-
-def load_member(path: str, config: Config) -> Member:
-    """Load a model file, with Keras, or what `export.py` made of one, without. Raises UserError."""
-    if path.endswith(".onnx"):
-        opened, metadata, _ = engines.load_engine(Path(path), config.engine, config.precision)
-        print(f"{path}: {opened.engine}, {opened.precision}")
-        if config.uncertainty and metadata.get("mirror"):
-            raise UserError(
-                f"{path} averages with the mirrored image itself; --uncertainty needs its .h5 file"
-            )
-        return opened, metadata | {"mirror": False}  # which is in the network already
-    if config.engine != "auto" or config.precision not in ("auto", "float32"):
-        raise UserError(
-            f"{path} runs in Keras and float32; `python export.py --model {path}` makes it ready for engines"
-        )
-
-    model, metadata = utils.load_model(path)
-    print(f"{path}: Keras, float32")
-    return model, metadata
+    """List the model files that `config` names."""
+    if config.input and not config.model:
+        return [models.choose_model(config.uncertainty)[0]]
+    return models.expand_paths(config.model or models.OWN_MODEL)
 
 
 def load_members(config: Config) -> list[Member]:
-    """Load the model, or the ensemble's members. Raises UserError if there is none or they do not go together.
-
-    Masks are cleaned where all members want the same cleaning, unless `config` will not have it.
-    """
-    paths = model_paths(config)
-    if len({path.endswith(".onnx") for path in paths}) > 1:
-        raise UserError("an ensemble needs models of one kind; name .h5 files or .onnx files")
-    members = [load_member(path, config) for path in paths]
-    for name in ("classes", "channels", "image_size", "window", "neighbours"):
-        values = {
-            json.dumps(metadata.get(name) or None) for _, metadata in members
-        }  # older files lack some
-        if len(values) > 1:
-            raise UserError(
-                f"the models' {name} are {' and '.join(sorted(values))}; an ensemble needs the same"
-            )
-    if (
-        config.uncertainty
-        and len(members) == 1
-        and mirrored_channels(members[0][1]["classes"]) is None
-    ):
-        raise UserError(
-            "--uncertainty needs several models, because a class with one side cannot be mirrored"
-        )
-    wanted = [metadata.get("clean") for _, metadata in members]
-    agreed = wanted[0] if config.clean and all(parts == wanted[0] for parts in wanted) else None
-    return [(model, metadata | {"clean": agreed}) for model, metadata in members]
+    """Load the model, or the members of an ensemble, see `models.load_members`."""
+    return models.load_members(
+        model_paths(config), config.engine, config.precision, config.uncertainty, config.clean
+    )
 
 
-def score_pairs(
-    members: Sequence[Member],
-    pairs: Sequence[Pair],
-    config: Config = Config(),
-    panel_dir: str | Path | None = None,
-) -> tuple["pd.DataFrame", list[str]]:
-    """Segment each pair's image and compare with its mask at the image's own size.
+# -------------------------------------------------------------------------------------- scoring
 
-    Returns a table (image, the columns of `metrics.score_classes`, the distances' unit) and the problems, a line
-    per unreadable pair; draws panels into `panel_dir` unless it is None.
-    """
-    import pandas as pd
 
+def run_scoring(config: Config) -> list[str]:
+    """Score the pairs that `config` names, write and print the result; return the problems."""
+    output = config.folder
+    print(f"model: {config.model or models.OWN_MODEL}", flush=True)
+    members = load_members(config)
+    utils.load_keras()  # metrics.py needs it, also for an exported model
+    pairs, problems = pairs_to_score(config)
+    check_output([output], (path for pair in pairs for path in (pair.image, *pair.masks)))
+    source = f"images of {config.data_dir}" if config.data_dir else f"{config.subset} images"
+    print(f"scoring {len(pairs)} {source} ({models.describe_network(members)})", flush=True)
+    panel_dir = output if config.panels else None
+    table, unreadable = score_pairs(members, pairs, config.options, panel_dir)
+    if len(table):
+        with atomic(output / "metrics.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        print_scores(table, output, config)
+    return problems + unreadable
+
+
+def print_scores(table: "pd.DataFrame", output: Path, config: Config) -> None:
+    """Print the means, the worst image, what was written and what to do next."""
     import metrics
 
-    rows, problems, metadata = [], [], members[0][1]
-    names, levels, window = (
-        metadata["classes"],
-        metadata.get("mask_values", ()),
-        metadata.get("window", ""),
-    )
-    for chunk in read_ahead(
-        pairs,
-        lambda pair: pair.image,
-        lambda pair: read_pair(pair, names, levels, window),
-        config.batch_size,
-    ):
-        good = split_errors(chunk, problems)
-        results = segment.segment_scans(members, [scan for _, (scan, _) in good], config)
-        for (pair, (scan, truth)), found in (
-            (one, segment.to_volume(results, len(one[1][1]), metadata)) for one in good
-        ):
-            row = metrics.score_classes(truth, found.ids, names, scan.spacing_mm)
-            row |= {"unit": "mm" if scan.spacing_mm else "pixels"}
-            row |= {"disagreement": found.disagreement} if config.uncertainty else {}
-            rows.append({"image": pair.image.as_posix(), **row})
-            if panel_dir is not None:
-                parts = {"ground truth": truth, f"prediction, Dice {row['dice']:.3f}": found.ids}
-                plots.draw_panel(
-                    Path(panel_dir) / f"{pair.stem}.png",
-                    scan,
-                    parts,
-                    names,
-                    found.uncertainty,
-                    window,
-                )
-    return pd.DataFrame(rows, columns=None if rows else ["image"]), problems
-
-
-def segment_files(
-    members: Sequence[Member],
-    source: str | Path,
-    output: str | Path,
-    config: Config = Config(),
-) -> tuple[int, list[str]]:
-    """Segment one file or a folder's images into `output`: how many, and the problems, a line per file left out.
-
-    Raises UserError if masks or panels would take the images' place.
-    """
-    paths, problems = list_inputs(Path(source))
-    check_output([Path(output), *([Path(output) / "panels"] if config.panels else [])], paths)
-    metadata = members[0][1]
-    names, window, levels = (
-        metadata["classes"],
-        metadata.get("window", ""),
-        metadata.get("mask_values", ()),
-    )
-    count = 0
-    for chunk in read_ahead(
-        paths,
-        lambda path: path,
-        lambda path: formats.read_named_scan(path, window),
-        config.batch_size,
-    ):
-        good = split_errors(chunk, problems)
-        results = segment.segment_scans(members, [scan for _, scan in good], config)
-        count += len(good)
-        for path, scan in good:
-            found = segment.to_volume(results, len(scan.pixels), metadata)
-            place, stem = Path(output), file_stem(path)
-            try:
-                formats.write_mask(place / stem, found.ids, names, scan, levels)
-            except UserError as error:
-                problems.append(f"{path}: {error}")
-            if config.panels:
-                parts = {"prediction": found.ids}
-                plots.draw_panel(
-                    place / "panels" / f"{stem}.png", scan, parts, names, found.uncertainty, window
-                )
-    return count, problems
-
-
-def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:
-    """Raise UserError if one of the folders that are written to holds one of the sources."""
-    taken = {folder.resolve() for folder in {source.parent for source in sources}}
-    for folder in folders:
-        if folder.resolve() in taken:
-            raise UserError(
-                f"{folder} holds the images; name another folder with --output, or they would be replaced"
-            )
-
-
-def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
-    """Choose the pairs: a whole data set, or a subset of the run that made the model; and the problems found."""
-    if config.data_dir:
-        import data  # loads Keras
-
-        return data.find_pairs(config.data_dir)
-    if config.subset not in SUBSETS:
-        raise UserError(f"subset is {config.subset!r}; expected one of {', '.join(SUBSETS)}")
-    chosen: dict[Path, Pair] = {}
-    for number, path in enumerate(Path(name).parent / "split.csv" for name in model_paths(config)):
-        if not path.is_file():
-            raise UserError(
-                f"no {path} beside the model; name images with --input, or a data set with --data-dir"
-            )
-        there = {
-            pair.image: pair
-            for pair, subset in zip(*read_split(path), strict=True)
-            if subset == config.subset
-        }
-        chosen = {
-            image: pair for image, pair in (chosen if number else there).items() if image in there
-        }
-    if not chosen:
-        raise UserError(
-            f"no image is {config.subset} in the split.csv of every model; name another --subset, or images with "
-            "--data-dir or --input"
-        )
-    return list(chosen.values()), []
+    print(metrics.format_summary(table))
+    if "disagreement" in table and len(table) > 2:
+        rank = table.disagreement.corr(1 - table.dice, method="spearman")
+        print(f"rank correlation of disagreement with 1 - Dice: {rank:.2f}")
+    worst = table.loc[table.dice.idxmin()]
+    print(f"lowest Dice: {worst.dice:.4f}, {worst.image}")
+    panels = f", and {len(table)} panels" if config.panels else ""
+    print(f"written to {output}: metrics.csv with a row per image{panels}")
+    model = f" --model {config.model}" if config.model else ""
+    if not model.endswith(".onnx") and len(model_paths(config)) == 1:
+        print(f"next: python export.py{model}    makes the model ready for python serve.py")
 
 
 def score_run(folder: Path) -> "pd.DataFrame":
-    """Score a run folder's test images with its best model; write metrics.csv, return the table."""
+    """Score a run folder's test images with its best model; write and return its metrics.csv."""
     config = Config(model=str(folder / "model.h5"))
-    table, problems = score_pairs(load_members(config), pairs_to_score(config)[0])
+    pairs, _ = pairs_to_score(config)
+    table, problems = score_pairs(load_members(config), pairs)
     if problems:
         raise UserError("\n".join(problems))
     with atomic(folder / "metrics.csv") as temporary:
@@ -259,58 +155,154 @@ def score_run(folder: Path) -> "pd.DataFrame":
     return table
 
 
-def format_summary(table: "pd.DataFrame") -> str:
-    """Lay out the means of a table of `score_pairs` for the terminal."""
+def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
+    """Choose the pairs, and name the problems found: a whole data set, or a subset of the run.
+
+    Of an ensemble, the images that are in this subset in every member's run. Raises UserError.
+    """
+    if config.data_dir:
+        import data
+
+        return data.find_pairs(config.data_dir)
+    subsets = [read_subset(Path(path), config.subset) for path in model_paths(config)]
+    common = set.intersection(*(set(subset) for subset in subsets))
+    pairs = [pair for image, pair in subsets[0].items() if image in common]
+    if not pairs:
+        raise UserError(
+            f"no image is {config.subset} in the split.csv of every model; name another --subset, "
+            "or images with --data-dir or --input"
+        )
+    return pairs, []
+
+
+def read_subset(model: Path, subset: str) -> dict[Path, Pair]:
+    """Read the pairs of a subset from the split.csv beside a model, by their images."""
+    path = model.with_name("split.csv")
+    if not path.is_file():
+        raise UserError(
+            f"no {path} beside the model; name images with --input, or a data set with --data-dir"
+        )
+    pairs = {}
+    for pair, pair_subset in zip(*read_split(path), strict=True):
+        if pair_subset == subset:
+            pairs[pair.image] = pair
+    return pairs
+
+
+def score_pairs(
+    members: Sequence[Member],
+    pairs: Sequence[Pair],
+    options: Options = DEFAULT_OPTIONS,
+    panel_dir: str | Path | None = None,
+) -> tuple["pd.DataFrame", list[str]]:
+    """Segment each pair's image and compare it with the mask at the image's own size.
+
+    Returns a table (image, the columns of `metrics.score_classes`, the unit of distances) and the
+    problems, a line per unreadable pair. Panels are drawn into `panel_dir`, if there is one.
+    """
+    import pandas as pd
 
     import metrics
 
-    summary, units = metrics.summarize(table), " and ".join(sorted(set(table.unit)))
-    lines = [f"{'':24} {'mean':>8}   95 % interval (hd95, assd in {units})"]
-    for name, row in summary.iterrows():
-        digits = 4 if row["mean"] <= 1 and "hd95" not in name and "assd" not in name else 2
-        lines.append(
-            f"{name:24} {row['mean']:8.{digits}f}   {row['low']:.{digits}f} to {row['high']:.{digits}f}"
-        )
-    return "\n".join(lines)
+    metadata = members[0][1]
+    names, window = metadata["classes"], metadata.get("window", "")
+    values = metadata.get("mask_values", ())
+    rows, problems = [], []
+    chunks = read_chunks(
+        pairs,
+        [pair.image for pair in pairs],
+        lambda pair: read_pair(pair, names, values, window),
+        options.batch_size,
+        problems,
+    )
+    for chunk in chunks:
+        predictions = segment_scans(members, [scan for _, (scan, _) in chunk], options)
+        for (pair, (scan, truth)), found in zip(chunk, predictions, strict=True):
+            scores = metrics.score_classes(truth, found.ids, names, scan.spacing_mm)
+            unit = "mm" if scan.spacing_mm else "pixels"
+            row = {"image": pair.image.as_posix(), **scores, "unit": unit}
+            if options.uncertainty:
+                row["disagreement"] = found.disagreement
+            rows.append(row)
+            if panel_dir is not None:
+                path = Path(panel_dir) / f"{pair.stem}.png"
+                title = (
+                    f"{pair.image.name}    Dice {row['dice']:.3f}    HD95 {row['hd95']:.1f} {unit}"
+                )
+                draw_panel(path, scan, found.ids, names, title, truth, found.uncertainty, window)
+    return pd.DataFrame(rows, columns=None if rows else ["image"]), problems
 
 
-def main(config: Config) -> None:
-    """Score or segment, and say what was written. Raises UserError at the end if files were left out."""
-    if config.batch_size < 1:
-        raise UserError(f"batch_size is {config.batch_size}; expected at least 1")
-    if config.input and config.data_dir:
-        raise UserError(
-            "--input segments images, --data-dir scores those that have masks; expected one of them"
-        )
-    members = load_members(config)
-    if config.input:
-        output = Path(config.output or "results/masks")
-        count, problems = segment_files(members, config.input, output, config)
-        if count:
-            print(
-                f"{count} masks in {output}"
-                + (f", panels in {output / 'panels'}" if config.panels else "")
-            )
+# ----------------------------------------------------------------------------------- segmenting
+
+
+def run_segmentation(config: Config) -> list[str]:
+    """Segment the files that `config` names and print what was written; return the problems."""
+    output = config.folder
+    paths, problems = list_inputs(Path(config.input))
+    check_output([output, output / "panels"] if config.panels else [output], paths)
+    if config.model:
+        print(f"model: {config.model}", flush=True)
     else:
-        output = Path(config.output or "results")
-        pairs, problems = pairs_to_score(config)
-        check_output([output], (path for pair in pairs for path in (pair.image, *pair.masks)))
-        table, unreadable = score_pairs(members, pairs, config, output if config.panels else None)
-        problems += unreadable
-        if len(table):
-            with atomic(output / "metrics.csv") as temporary:
-                table.to_csv(temporary, index=False)
-            print(format_summary(table))
-            if config.uncertainty and len(table) > 2:
-                rank = table.disagreement.corr(1 - table.dice, method="spearman")
-                print(f"rank correlation of disagreement with 1 - Dice: {rank:.2f}")
-            drawn = f"panels in {output}, " if config.panels else ""
-            print(f"{len(table)} images; {drawn}a row per image in {output / 'metrics.csv'}")
-    if problems:
-        raise UserError(
-            f"{len(problems)} file(s) left out:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-        )
+        model, reason = models.choose_model(config.uncertainty)
+        print(f"model: {model}, {reason}", flush=True)
+        config = replace(config, model=model)
+    members = load_members(config)
+    print(f"segmenting {len(paths)} image(s) ({models.describe_network(members)})", flush=True)
+    count, failed = segment_files(members, paths, output, config.options, config.panels)
+    if count:
+        panels = f", panels to {output / 'panels'}" if config.panels else ""
+        print(f"{count} mask(s) written to {output}{panels}")
+    return problems + failed
+
+
+def segment_files(
+    members: Sequence[Member],
+    paths: Sequence[Path],
+    output: str | Path,
+    options: Options = DEFAULT_OPTIONS,
+    panels: bool = True,
+) -> tuple[int, list[str]]:
+    """Write the masks of image files to `output`, and panels to the folder panels in it.
+
+    Returns how many masks, and the problems, a line per file that was left out.
+    """
+    metadata = members[0][1]
+    window = metadata.get("window", "")
+    problems: list[str] = []
+    count = 0
+    chunks = read_chunks(
+        paths,
+        paths,
+        lambda path: formats.read_named_scan(path, window),
+        options.batch_size,
+        problems,
+    )
+    for chunk in chunks:
+        predictions = segment_scans(members, [scan for _, scan in chunk], options)
+        for (path, scan), found in zip(chunk, predictions, strict=True):
+            count += 1
+            place, names = Path(output) / file_stem(path), metadata["classes"]
+            try:
+                formats.write_mask(place, found.ids, names, scan, metadata.get("mask_values", ()))
+            except UserError as error:
+                problems.append(f"{path}: {error}")
+            if panels:
+                panel = place.parent / "panels" / f"{place.name}.png"
+                title, uncertainty = path.name, found.uncertainty
+                draw_panel(panel, scan, found.ids, names, title, None, uncertainty, window)
+    return count, problems
+
+
+def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:
+    """Raise UserError if a folder that is written to holds one of the images or masks."""
+    taken = {folder.resolve() for folder in {source.parent for source in sources}}
+    for folder in folders:
+        if folder.resolve() in taken:
+            raise UserError(
+                f"{folder} holds the images; name another folder with --output, "
+                "or they would be replaced"
+            )
 
 
 if __name__ == "__main__":

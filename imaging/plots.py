@@ -1,24 +1,52 @@
-"""Draw pictures: a network, the curves of a training, a result panel."""
+"""Draw pictures: the curves of a training, and panels that show a prediction."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
-if TYPE_CHECKING:  # predictions do without both
-    import pandas as pd
-import cv2
-
 from imaging import preprocess
+from imaging.pictures import write_picture
 from imaging.scan import Scan
 from utils import atomic
+
+if TYPE_CHECKING:  # predictions do without them
+    import pandas as pd
+    from PIL.ImageFont import FreeTypeFont
+
+Colour = tuple[int, int, int]  # red, green, blue
+
+# One colour per class, as in web/app.js.
+COLOURS = (
+    (230, 60, 60),
+    (60, 140, 240),
+    (250, 190, 40),
+    (70, 190, 90),
+    (170, 90, 220),
+    (60, 200, 200),
+)
+# Okabe and Ito's colours, which colour-blind people can distinguish.
+MISSED = (86, 180, 233)
+EXTRA = (230, 159, 0)
+CONFUSED = (204, 121, 167)
+
+TILE_SIDE = 480  # pixels of a picture's longer side in a panel
+MIN_TILE_WIDTH = 200  # room for the caption
+GAP = 12  # pixels between two pictures
+TEXT_SIZE = 20
+LINE = TEXT_SIZE + GAP
+
+
+# ------------------------------------------------------------------------------------------ curves
 
 
 def new_figure(width: float, height: float) -> Any:
     """Make an empty matplotlib figure, sizes in inches."""
-    from matplotlib.figure import Figure  # slow to import, and only pictures need it
+    from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=100)
 
@@ -32,84 +60,205 @@ def write_figure(figure: Any, path: str | Path) -> None:
 
 
 def draw_curves(log: "pd.DataFrame", path: Path) -> None:
-    """Draw loss and Dice over the epochs, training and validation."""
-    figure = new_figure(10, 3.6)
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):
-        axes.plot(log.epoch, log[name], label="training (augmented)")
+    """Draw loss, Dice and, if the log has it, learning rate over the epochs; write a PNG.
+
+    log: a row per epoch, columns epoch, loss, dice and perhaps val_loss, val_dice, learning_rate.
+    """
+    labels = {"loss": "loss", "dice": "Dice", "learning_rate": "learning rate"}
+    names = [name for name in labels if name in log]
+    figure = new_figure(5 * len(names), 3.8)
+    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        curves = {"training (augmented)": log[name]}
         if f"val_{name}" in log:
-            axes.plot(log.epoch, log[f"val_{name}"], label="validation")
-        axes.set(xlabel="epoch", ylabel=name)
+            curves["validation"] = log[f"val_{name}"]
+        for label, values in curves.items():
+            axes.plot(log.epoch, values, marker="." if len(log) < 20 else "", label=label)
+        if "val_dice" in log:
+            best = log.epoch[log.val_dice.idxmax()]
+            axes.axvline(best, color="grey", linestyle=":", label="best epoch")
+        axes.set(xlabel="epoch", ylabel=labels[name])
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        if name != "learning_rate":
+            axes.set_ylim(interesting_range(list(curves.values())))
+            axes.legend(frameon=False)
+    figure.suptitle(curves_title(log))
     write_figure(figure, path)
+
+
+def curves_title(log: "pd.DataFrame") -> str:
+    """Name the epoch whose model is saved."""
+    if "val_dice" not in log:
+        return f"{len(log)} epochs, the last one is saved (no validation images)"
+    best = log.val_dice.idxmax()
+    return f"best epoch {log.epoch[best]} of {len(log)}, validation Dice {log.val_dice[best]:.4f}"
+
+
+def interesting_range(curves: Sequence["pd.Series"]) -> tuple[float, float]:
+    """Choose the y-axis: the values after the first fifth of the epochs, and 10 % above and below.
+
+    The first epochs change so much that the later ones would look like one flat line.
+    """
+    later = np.concatenate([values[len(values) // 5 :] for values in curves])
+    low, high = float(np.nanmin(later)), float(np.nanmax(later))
+    margin = 0.1 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+# ------------------------------------------------------------------------------------------ panels
 
 
 def draw_panel(
     path: str | Path,
     scan: Scan,
-    masks: dict[str, np.ndarray],
-    names: Sequence[str] = (),
+    found: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    truth: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
     window: str = "",
 ) -> None:
-    """Draw a scan and beside it, for each title, the outlines of those class ids (S, H, W) over it; write a PNG.
+    """Draw an image and its mask side by side under a title, of a volume one slice; write a PNG.
 
-    Of a volume the slice with most foreground is drawn. uncertainty: (S, H, W) in [0, 1], drawn as a last part.
+    found, truth: class ids (S, H, W). With the truth the panel also shows it, and the pixels in
+    which both differ. uncertainty: (S, H, W) in [0, 1]. window: see `preprocess.prepare_scan`.
+    The slice shown is the one with most foreground.
     """
-    from matplotlib.lines import Line2D
+    foreground = (found > 0).sum((1, 2))
+    if truth is not None:
+        foreground += (truth > 0).sum((1, 2))
+    number = int(np.argmax(foreground))
+    size = tile_size(scan.pixels.shape[1:3])
+    one_slice = replace(scan, pixels=scan.pixels[number : number + 1])
+    picture = preprocess.prepare_scan(one_slice, size, 3, window)[0]
+    found_ids = resize_ids(found[number], size)
 
-    chosen = int(np.argmax(sum((ids > 0).sum((1, 2)) for ids in masks.values())))
-    height, width = scan.pixels.shape[1:3]
-    shrink = min(1, 640 / max(height, width))
-    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    slices = replace(scan, pixels=scan.pixels[chosen : chosen + 1])
-    picture = preprocess.prepare_scan(slices, size, 3, window)[0]
-    parts = {
-        "input"
-        if len(scan.pixels) == 1
-        else f"input, slice {chosen + 1} of {len(scan.pixels)}": picture
-    }
-    for title, ids in masks.items():
-        small = preprocess.shares_to_ids(
-            preprocess.prepare_mask(ids[chosen], size, max(1, int(ids.max())))
-        )
-        parts[title] = draw_contours(picture, small)
-    if uncertainty is not None:
-        parts["uncertainty"] = preprocess.resize(uncertainty[chosen], size)
-    tall = min(12, max(1, 4 * size[0] / size[1]))  # inches
-    figure = new_figure(4 * len(parts), tall + 0.4)
-    for axes, (title, part) in zip(figure.subplots(1, len(parts)), parts.items(), strict=True):
-        shown = axes.imshow(part, **({"cmap": "inferno", "vmin": 0} if part.ndim == 2 else {}))
-        axes.set_title(title, fontsize=11)
-        axes.set_axis_off()
-        if part.ndim == 2:
-            figure.colorbar(shown, ax=axes, shrink=0.8)
+    count = len(scan.pixels)
+    tiles = {"image" if count == 1 else f"image, slice {number + 1} of {count}": picture}
+    legends = []
     if len(names) > 1:
-        colours = [np.divide(COLOURS[i % len(COLOURS)], 255) for i in range(len(names))]
-        lines = [Line2D([], [], color=colour) for colour in colours]
-        figure.legend(
-            lines, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False
-        )
-    write_figure(figure, path)
+        legends.append([(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)])
+    if truth is not None:
+        true_ids = resize_ids(truth[number], size)
+        tiles["ground truth"] = draw_contours(picture, true_ids)
+    tiles["prediction"] = draw_contours(picture, found_ids)
+    if truth is not None:
+        tiles["errors"] = draw_errors(picture, true_ids, found_ids)
+        kinds = [("missed", MISSED), ("too much", EXTRA), ("wrong class", CONFUSED)]
+        legends.append(kinds if len(names) > 1 else kinds[:2])
+    if uncertainty is not None:
+        shown = preprocess.resize(uncertainty[number], size)
+        tiles[f"uncertainty, 0 to {shown.max():.2f}"] = colour_map(shown)
+    write_picture(path, compose_panel(tiles, title, legends))
 
 
-COLOURS = (
-    (230, 60, 60),
-    (60, 140, 240),
-    (250, 190, 40),
-    (70, 190, 90),
-    (170, 90, 220),
-    (60, 200, 200),
-)
+def tile_size(shape: tuple[int, int]) -> tuple[int, int]:
+    """Scale (H, W) so that the longer side has TILE_SIDE pixels."""
+    scale = TILE_SIDE / max(shape)
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize class ids (H, W) to `size` with smooth outlines."""
+    shares = preprocess.prepare_mask(ids, size, max(1, int(ids.max())))
+    return preprocess.shares_to_ids(shares)
 
 
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return RGB `picture` (H, W, 3) with the outline of every class in `ids` (H, W) drawn in that class's colour."""
+    """Return RGB `picture` (H, W, 3) with each class of `ids` (H, W) outlined in its colour."""
     drawn = np.ascontiguousarray(picture).copy()
-    thickness = max(1, round(max(ids.shape) / 300))
-    for i in np.unique(ids[ids > 0]):
-        outlines, _ = cv2.findContours(
-            (ids == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
-        )
-        cv2.drawContours(drawn, outlines, -1, COLOURS[(int(i) - 1) % len(COLOURS)], thickness)
+    thickness = max(1, round(max(ids.shape) / 160))
+    for class_id in np.unique(ids[ids > 0]):
+        mask = (ids == class_id).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        colour = COLOURS[(int(class_id) - 1) % len(COLOURS)]
+        cv2.drawContours(drawn, outlines, -1, colour, thickness)
     return drawn
+
+
+def draw_errors(picture: np.ndarray, truth: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return RGB `picture` (H, W, 3) with the pixels painted in which two masks (H, W) differ."""
+    drawn = picture.copy()
+    drawn[(truth > 0) & (found == 0)] = MISSED
+    drawn[(truth == 0) & (found > 0)] = EXTRA
+    drawn[(truth > 0) & (found > 0) & (truth != found)] = CONFUSED
+    return drawn
+
+
+def colour_map(values: np.ndarray) -> np.ndarray:
+    """Turn values (H, W) into RGB colours (H, W, 3), from black for 0 to yellow for the largest."""
+    scaled = np.uint8(255 * values / max(float(values.max()), 1e-6))
+    return cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO)[..., ::-1]
+
+
+def compose_panel(
+    tiles: dict[str, np.ndarray], title: str, legends: Sequence[Sequence[tuple[str, Colour]]]
+) -> np.ndarray:
+    """Lay out pictures (H, W, 3) of one size with their captions: RGB (H', W', 3).
+
+    The title stands above them. Below them each legend, a list of names and colours, has a line.
+    """
+    from PIL import Image, ImageDraw
+
+    height, width = next(iter(tiles.values())).shape[:2]
+    column = max(width, MIN_TILE_WIDTH)
+    full_width = len(tiles) * (column + GAP) + GAP
+    font = text_font()
+    labels = place_legends(legends, full_width, font)
+    legend_height = LINE + labels[-1][1] if labels else 0
+    canvas = Image.new("RGB", (full_width, 2 * LINE + height + GAP + legend_height), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((GAP, GAP // 2), shorten(title, full_width - 2 * GAP, font), "black", font)
+    x = GAP
+    for caption, tile in tiles.items():
+        draw.text((x, LINE + GAP // 2), shorten(caption, column, font), "dimgrey", font)
+        canvas.paste(Image.fromarray(tile), (x + (column - width) // 2, 2 * LINE))
+        x += column + GAP
+    for x, y, name, colour in labels:
+        y += 2 * LINE + height + GAP
+        draw.rectangle((x, y + 3, x + TEXT_SIZE, y + 3 + TEXT_SIZE), colour)
+        draw.text((x + TEXT_SIZE + GAP // 2, y), name, "black", font)
+    return np.asarray(canvas)
+
+
+def place_legends(
+    legends: Sequence[Sequence[tuple[str, Colour]]], width: int, font: "FreeTypeFont"
+) -> list[tuple[int, int, str, Colour]]:
+    """Give each label its place: x, y, name, colour. A legend that is too long goes on below."""
+    labels, y = [], 0
+    for legend in legends:
+        x = GAP
+        for name, colour in legend:
+            name = shorten(name, width - TEXT_SIZE - 3 * GAP, font)
+            needed = TEXT_SIZE + GAP // 2 + round(font.getlength(name))
+            if x > GAP and x + needed > width:
+                x, y = GAP, y + LINE
+            labels.append((x, y, name, colour))
+            x += needed + 2 * GAP
+        y += LINE
+    return labels
+
+
+@cache
+def text_font() -> "FreeTypeFont":
+    """Load the font that comes with matplotlib: it knows Latin, Greek and Cyrillic letters."""
+    import matplotlib
+    from PIL import ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(folder / "DejaVuSans.ttf", TEXT_SIZE)
+
+
+def printable(text: str) -> str:
+    """Replace what no font can draw: line breaks, and bytes of a file name that are not UTF-8."""
+    text = text.encode(errors="replace").decode()
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def shorten(text: str, width: int, font: "FreeTypeFont") -> str:
+    """Cut the text to `width` pixels; an ellipsis shows where."""
+    text = printable(text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

@@ -1,7 +1,8 @@
-"""Run a network that `export.py` wrote, without Keras: by ONNX Runtime or, where it is installed, by OpenVINO.
+"""Run a network that `export.py` wrote, without Keras: by ONNX Runtime, or by OpenVINO.
 
-In float32, or in bfloat16 or int8 where the masks stay the same: the manifest tells their mean Dice with those of
-float32 on each kind of processor where `gate.py` measured it, and less than GATE is refused.
+A network runs in float32. bfloat16 and int8 are allowed where masks stay the same: manifest.json,
+beside the network, holds for each kind of processor the mean Dice between the masks of both
+(`python -m inference.precision_check` measures it).
 """
 
 import hashlib
@@ -19,11 +20,11 @@ from typing import Any
 import numpy as np
 
 import utils
-from utils import PREPARATION, UserError
+from utils import UserError
 
-os.environ["ORT_DISABLE_TELEMETRY"] = (
-    "1"  # before its first import, or it tells Microsoft of it and keeps a file
-)
+# ONNX Runtime's own switch, read at its first import: it sends nothing and writes no file.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 MIN_DICE_VS_FLOAT32 = 0.999
 ENGINES = ("auto", "onnxruntime", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
@@ -35,17 +36,19 @@ class Engine:
 
     engine: str
     precision: str
-    run: Callable[
-        [np.ndarray], np.ndarray
-    ]  # images (N, h, w, C) float32 in [0, 1] → probabilities (N, h, w, K)
+    # Images (N, h, w, C) float32 in [0, 1] → probabilities (N, h, w, K).
+    run: Callable[[np.ndarray], np.ndarray]
     input_name: str
     input_shape: tuple[int, ...]  # (h, w, C)
     output_name: str
     output_channels: int
 
-    def predict_on_batch(self, prepared: np.ndarray) -> np.ndarray:
-        """Do as a Keras model does."""
-        return self.run(prepared)
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        """Run the network, under the name that a Keras model has for it."""
+        return self.run(images)
+
+
+# ------------------------------------------------------------------------------ opening a network
 
 
 def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
@@ -53,15 +56,18 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = (
-        threads or utils.cores()
-    )  # 0 would tie them to cores that others use too
+    # ONNX Runtime's own 0 would pin its threads to cores that other processes use too.
+    options.intra_op_num_threads = threads or utils.cores()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     entry, output = session.get_inputs()[0], session.get_outputs()[0]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run([output.name], {entry.name: images})[0]
+
     return Engine(
         "onnxruntime",
         precision,
-        lambda prepared: session.run([output.name], {entry.name: prepared})[0],
+        run,
         entry.name,
         tuple(entry.shape[1:]),
         output.name,
@@ -70,45 +76,59 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO without its telemetry, which would tell Google Analytics of it and keep a file in $HOME."""
-    sys.modules["openvino_telemetry"] = None  # as if it was not installed; OpenVINO does without
+    """Import OpenVINO without its telemetry.
+
+    At its import it would report to Google Analytics and write a file to $HOME. Its only switches
+    are a file in $HOME and the variables that CI systems set. It does without the package
+    openvino_telemetry if that cannot be imported, and None here means just that to Python.
+    """
+    sys.modules["openvino_telemetry"] = None
     import openvino
 
     return openvino
 
 
 def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
-    """Open an ONNX file with OpenVINO on the CPU, image by image: fixed sizes are twice as fast as batches."""
+    """Open an ONNX file with OpenVINO on the CPU.
+
+    It computes image by image: fixed sizes are twice as fast as batches.
+    """
     openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(content)
-    shape = [1, *(side.get_length() for side in list(model.inputs[0].partial_shape)[1:])]
-    model.reshape(shape)
-    hints = {
-        "ENABLE_CPU_PINNING": False,  # several processes would share the same core
+    sides = list(model.inputs[0].partial_shape)[1:]
+    shape = tuple(side.get_length() for side in sides)
+    model.reshape([1, *shape])
+    config = {
+        # Pinned threads of several processes would share the same core.
+        "ENABLE_CPU_PINNING": False,
         "INFERENCE_NUM_THREADS": threads or utils.cores(),
-        "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(precision, "f32"),
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
     }
-    alone = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "LATENCY"})
+    # A single image gets all threads.
+    single = core.compile_model(model, "CPU", config | {"PERFORMANCE_HINT": "LATENCY"})
 
     @cache
-    def queue() -> Any:
-        several = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "THROUGHPUT"})
-        # Twice as many as are computed at a time, so that none waits for Python.
-        return openvino.AsyncInferQueue(
-            several, 2 * several.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        )
+    def make_queue() -> Any:
+        # Of several images each has threads of its own.
+        several = core.compile_model(model, "CPU", config | {"PERFORMANCE_HINT": "THROUGHPUT"})
+        # Twice as many requests as run at once, so that none waits for Python.
+        num_requests = several.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        return openvino.AsyncInferQueue(several, 2 * num_requests)
 
-    def run(prepared: np.ndarray) -> np.ndarray:
-        if len(prepared) == 1:  # all threads on it; of several each has its own
-            return alone(prepared)[0]
-        found: list[Any] = [None] * len(prepared)
-        queue().set_callback(
-            lambda request, i: found.__setitem__(i, request.get_output_tensor(0).data.copy())
-        )
-        for i, image in enumerate(prepared):
-            queue().start_async([image[None]], userdata=i)
-        queue().wait_all()
+    def run(images: np.ndarray) -> np.ndarray:
+        if len(images) == 1:
+            return single(images)[0]
+        found: list[Any] = [None] * len(images)
+
+        def keep(request: Any, number: int) -> None:
+            found[number] = request.get_output_tensor(0).data.copy()
+
+        queue = make_queue()
+        queue.set_callback(keep)
+        for number, image in enumerate(images):
+            queue.start_async([image[None]], userdata=number)
+        queue.wait_all()
         return np.concatenate(found)
 
     return Engine(
@@ -116,75 +136,79 @@ def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") 
         precision,
         run,
         model.inputs[0].any_name,
-        tuple(shape[1:]),
+        shape,
         model.outputs[0].any_name,
         model.outputs[0].partial_shape[-1].get_length(),
     )
 
 
+# --------------------------------------------------------------- choosing an engine and precision
+
+
 def has_openvino() -> bool:
-    """Tell whether OpenVINO is installed."""
+    """Return whether OpenVINO is installed."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def has_bfloat16() -> bool:
-    """Tell whether OpenVINO is installed and computes in bfloat16 on this processor."""
+    """Return whether OpenVINO is installed and computes in bfloat16 on this processor."""
     if not has_openvino():
         return False
     return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def choose_engine(engine: str, precision: str, dice: dict[str, float]) -> tuple[str, str]:
-    """Choose engine and precision: auto is OpenVINO in bfloat16 where that may be, else ONNX Runtime in float32.
+    """Choose engine and precision.
 
-    dice: of the masks with those of float32 on this kind of processor, by "openvino bfloat16", "openvino int8" and
-    "onnxruntime int8". Raises UserError for what may not or cannot be.
+    auto is OpenVINO in bfloat16 if that is allowed here, else ONNX Runtime in float32. dice:
+    between masks of reduced precision and of float32 on this kind of processor, with the keys
+    "openvino bfloat16", "openvino int8" and "onnxruntime int8". Raises UserError for what is not
+    allowed or cannot run.
     """
     for name, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
         if value not in known:
             raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
-    bfloat16 = dice.get("openvino bfloat16", 0) >= MIN_DICE_VS_FLOAT32 and has_bfloat16()
     if precision == "auto":
-        precision = "bfloat16" if bfloat16 and engine != "onnxruntime" else "float32"
+        allowed = is_allowed("openvino", "bfloat16", dice) and has_bfloat16()
+        precision = "bfloat16" if allowed and engine != "onnxruntime" else "float32"
     if engine == "auto":
-        integers = (
-            precision == "int8"
-            and has_openvino()
-            and dice.get("openvino int8", 0) >= MIN_DICE_VS_FLOAT32
-        )
-        engine = "openvino" if precision == "bfloat16" or integers else "onnxruntime"
-    if engine == "openvino" and not has_openvino():
-        raise UserError("engine openvino is not installed: pip install openvino")
-    kind = f"{engine} {precision}"
-    if precision == "bfloat16" and (engine == "onnxruntime" or not has_bfloat16()):
-        raise UserError("precision bfloat16 needs --engine openvino and a processor that has it")
-    if precision != "float32" and not dice.get(kind, 0) >= MIN_DICE_VS_FLOAT32:
-        found = f"{dice[kind]:.4f}" if kind in dice else "not measured"
-        raise UserError(
-            f"{kind}: the Dice of its masks with those of float32 on {utils.kind_of_cpu()} is {found}; expected at least "
-            f"{MIN_DICE_VS_FLOAT32} in manifest.json. Take --precision float32, or, where it is not measured, run python gate.py"
-        )
+        fast_int8 = precision == "int8" and has_openvino() and is_allowed("openvino", "int8", dice)
+        engine = "openvino" if precision == "bfloat16" or fast_int8 else "onnxruntime"
+    check_choice(engine, precision, dice)
     return engine, precision
 
 
-def read_verified(path: Path, manifest: dict[str, Any]) -> bytes:
-    """Read a file whose checksum is that of its manifest. Raises UserError."""
-    content, expected = path.read_bytes(), manifest["sha256"].get(path.name)
-    found = hashlib.sha256(content).hexdigest()
-    if not hmac.compare_digest(found, str(expected)):
+def is_allowed(engine: str, precision: str, dice: dict[str, float]) -> bool:
+    """Return whether the masks of this precision are close enough to those of float32."""
+    return precision == "float32" or dice.get(f"{engine} {precision}", 0) >= MIN_DICE_VS_FLOAT32
+
+
+def check_choice(engine: str, precision: str, dice: dict[str, float]) -> None:
+    """Raise UserError if an engine cannot run here, or a precision is not allowed."""
+    if engine == "openvino" and not has_openvino():
+        raise UserError("engine openvino is not installed: pip install openvino")
+    if precision == "bfloat16" and (engine == "onnxruntime" or not has_bfloat16()):
+        raise UserError("precision bfloat16 needs --engine openvino and a processor that has it")
+    if not is_allowed(engine, precision, dice):
+        name = f"{engine} {precision}"
+        found = f"{dice[name]:.4f}" if name in dice else "not measured"
         raise UserError(
-            f"{path} has checksum {found}; its manifest says {expected}. One of them was changed: export it anew"
+            f"{name}: the Dice of its masks with those of float32 on {utils.kind_of_cpu()} is "
+            f"{found}; expected at least {MIN_DICE_VS_FLOAT32} in manifest.json. Use --precision "
+            "float32. If it is not measured, run python -m inference.precision_check"
         )
-    return content
+
+
+# --------------------------------------------------------------------- loading an exported folder
 
 
 def load_engine(
     path: Path, engine: str = "auto", precision: str = "auto", threads: int = 0
 ) -> tuple[Engine, dict[str, Any], str]:
-    """Load an ONNX file that `export.py` wrote, if its checksum is that of the manifest beside it.
+    """Load an ONNX file that `export.py` wrote, if its checksum is that of manifest.json.
 
-    threads: of one inference; 0 takes every core. Returns also the metadata of the model file and the SHA-256 of the file
-    that is run: int8 has one of its own. Raises UserError.
+    threads: of one inference; 0 takes every core. Returns also the metadata of the model file and
+    the SHA-256 of the file that runs: int8 has a file of its own. Raises UserError.
     """
     if path.suffix != ".onnx" or not path.is_file():
         found = "is no .onnx file" if path.exists() else "does not exist"
@@ -192,36 +216,50 @@ def load_engine(
             f"{path} {found}; run `python export.py --model YOUR.h5`, which writes export/unet.onnx"
         )
     if path.stem.endswith("-int8"):
-        raise UserError(
-            f"{path} is run by --precision int8 and the name of the file that it was made from"
-        )
+        raise UserError(f"{path} cannot be named; name its float32 file with --precision int8")
     try:
         manifest = json.loads(path.with_name("manifest.json").read_text())
-        metadata, dice = (
-            manifest["facts"],
-            manifest.get("precisions", {}).get(utils.kind_of_cpu(), {}),
-        )
+        metadata = manifest["facts"]
+        dice = manifest.get("precisions", {}).get(utils.kind_of_cpu(), {})
         content = read_verified(path, manifest)
         engine, precision = choose_engine(engine, precision, dice)
         if precision == "int8":
-            path = path.with_name(f"{path.stem}-int8.onnx")
-            content = read_verified(path, manifest)
+            content = read_verified(int8_path(path), manifest)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
-            f"{path} and its manifest.json cannot be read ({error}); run `python export.py --model YOUR.h5`"
+            f"{path} and its manifest.json cannot be read ({error}); "
+            "run `python export.py --model YOUR.h5`"
         ) from None
-    if metadata.get("preparation") != PREPARATION:
+    utils.check_preparation(path, metadata)
+    opened = open_network(path, content, engine, precision, threads)
+    return opened, metadata, hashlib.sha256(content).hexdigest()
+
+
+def int8_path(path: Path) -> Path:
+    """Return where the int8 version of an ONNX file is."""
+    return path.with_name(f"{path.stem}-int8.onnx")
+
+
+def read_verified(path: Path, manifest: dict[str, Any]) -> bytes:
+    """Read a file if its checksum is that of the manifest. Raises UserError."""
+    content, expected = path.read_bytes(), manifest["sha256"].get(path.name)
+    found = hashlib.sha256(content).hexdigest()
+    if not hmac.compare_digest(found, str(expected)):
         raise UserError(
-            f"{path} expects images prepared by {metadata.get('preparation')!r}, not {PREPARATION!r}"
+            f"{path} has checksum {found}; its manifest expects {expected}. One of them was "
+            "changed: export it again"
         )
+    return content
+
+
+def open_network(path: Path, content: bytes, engine: str, precision: str, threads: int) -> Engine:
+    """Open the content of an ONNX file with an engine. Raises UserError."""
+    open_with = open_openvino if engine == "openvino" else open_onnxruntime
     try:
-        opened = {"openvino": open_openvino, "onnxruntime": open_onnxruntime}[engine](
-            content, threads, precision
-        )
+        return open_with(content, threads, precision)
     except ImportError as error:
         raise UserError(f"{engine} is not installed ({error}): pip install {engine}") from None
-    except Exception as error:
+    except Exception as error:  # each engine has errors of its own
         raise UserError(f"{path} is no network that {engine} loads ({error})") from None
-    return opened, metadata, hashlib.sha256(content).hexdigest()

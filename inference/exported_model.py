@@ -1,4 +1,4 @@
-"""Run the exported network for requests: gather them into batches, prepare images, decide masks."""
+"""Segment single images with an exported network: decode and prepare a file, decide its mask."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from imaging.scan import MAX_BYTES, check_declared_bytes
 from inference import engines, postprocess
 from utils import UserError
 
-MAX_SIDE = 65_535  # pixels of a side; PNG's writer ends at a million
+MAX_SIDE = 65_535  # pixels; PNG files end at a million
 
 
 class ImageTooLargeError(UserError):
@@ -20,7 +20,10 @@ class ImageTooLargeError(UserError):
 
 
 class Prepared(NamedTuple):
-    """What the network and the answer need of an image, whose own pixels may be a hundred times as many."""
+    """What the network and the answer need of an image.
+
+    Its own pixels may be a hundred times as many.
+    """
 
     batch: np.ndarray  # (1, h, w, C) float32 in [0, 1]
     shape: tuple[int, int]  # (H, W) of the image
@@ -31,68 +34,88 @@ class Prediction(NamedTuple):
     """What is found in one image."""
 
     ids: np.ndarray  # (H, W) uint8 class ids, at the image's own size
-    confidence: float  # mean probability of what was decided, before cleaning
+    confidence: float  # mean probability of the decided classes, before cleaning
     spacing_mm: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What a user of the exported network must know."""
+    """What a user of an exported network must know."""
 
-    metadata: dict[str, Any]  # of the model file, see `utils.make_facts`
+    metadata: dict[str, Any]  # of the model file, see `utils.make_metadata`
     sha256: str
-    engine: str  # see `engines.choose`
+    engine: str  # see `engines.choose_engine`
     precision: str
     input_name: str
-    input_shape: tuple[int, ...]  # (H, W, C)
+    input_shape: tuple[int, ...]  # (h, w, C)
     output_name: str
     output_channels: int
 
     def read(self, content: bytes, max_bytes: int = MAX_BYTES) -> Prepared:
-        """Decode an image file of one slice and prepare it. Raises UserError, ImageTooLargeError.
+        """Decode an image file of one slice and prepare it.
 
-        max_bytes: of the decoded image.
+        max_bytes: of the decoded image. Raises UserError, ImageTooLargeError.
         """
-        pixels = pictures.declared_pixels(content) / 2**20
-        max_pixels = max_bytes / pictures.BYTES_PER_PIXEL / 2**20
-        if pixels > max_pixels:
-            found = f"{pixels:.1f} megapixels"
-            expected = f"expected at most {max_pixels:g} (--max-megapixels)"
-            raise ImageTooLargeError(f"{found}; {expected}")
+        check_declared_pixels(content, max_bytes)
         scan = formats.decode_scan(content, max_bytes)
         shape, window = scan.pixels.shape[1:3], self.metadata.get("window", "")
         if len(scan.pixels) != 1:
             raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
         if max(shape) > MAX_SIDE:
             raise UserError(f"{shape[0]}x{shape[1]} pixels; expected at most {MAX_SIDE} a side")
-        # What its mask takes to make, in float32.
+        # The memory that its mask needs: probabilities in float32, and copies of them.
         check_declared_bytes(max_bytes, *shape, 4 * max(4, 2 * self.output_channels + 2))
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
-        prepared = preprocess.prepare_scan(
-            scan, self.input_shape[:2], self.metadata["channels"], window
-        )
+        size, channels = self.input_shape[:2], self.metadata["channels"]
+        prepared = preprocess.prepare_scan(scan, size, channels, window)
         return Prepared(prepared.astype(np.float32) / 255, shape, scan.spacing_mm)
 
     def decide(self, probs: np.ndarray, prepared: Prepared) -> Prediction:
-        """Decide an image's mask from its probabilities (1, h, w, K)."""
-        whole = preprocess.restore(probs[0], prepared.shape)
-        ids = postprocess.decide(whole, self.metadata)
-        own = probs[0][preprocess.letterbox(prepared.shape, probs.shape[1:3])]  # without padding
-        decided = postprocess.to_ids(own, self.metadata["threshold"]) > 0
-        sure = (
-            np.where(decided, own[..., 0], 1 - own[..., 0]) if own.shape[-1] == 1 else own.max(-1)
+        """Decide an image's mask by its probabilities (1, h, w, K)."""
+        ids = postprocess.decide(preprocess.restore(probs[0], prepared.shape), self.metadata)
+        inside = probs[0][preprocess.letterbox(prepared.shape, probs.shape[1:3])]
+        confidence = mean_confidence(inside, self.metadata["threshold"])
+        return Prediction(ids, confidence, prepared.spacing_mm)
+
+
+def check_declared_pixels(content: bytes, max_bytes: int) -> None:
+    """Raise ImageTooLargeError if a picture's header declares too many pixels."""
+    found = pictures.declared_pixels(content)
+    max_pixels = max_bytes / pictures.BYTES_PER_PIXEL
+    if found > max_pixels:
+        raise ImageTooLargeError(
+            f"{found / 2**20:.1f} megapixels; expected at most {max_pixels / 2**20:g} "
+            "(--max-megapixels)"
         )
-        return Prediction(ids, float(sure.mean()), prepared.spacing_mm)
+
+
+def mean_confidence(probs: np.ndarray, threshold: float) -> float:
+    """Average over the pixels of (h, w, K) the probability of the class that is decided."""
+    if probs.shape[-1] > 1:
+        return float(probs.max(-1).mean())
+    foreground = probs[..., 0]
+    decided = postprocess.to_ids(probs, threshold) > 0
+    return float(np.where(decided, foreground, 1 - foreground).mean())
 
 
 def load_exported(
-    path: Path, threads: int = 0, kind: str = "auto", precision: str = "auto"
+    path: Path, threads: int = 0, engine: str = "auto", precision: str = "auto"
 ) -> tuple[ExportedModel, Callable[[np.ndarray], np.ndarray]]:
-    """Load what `export.py` wrote, see `engines.load`.
+    """Load what `export.py` wrote, see `engines.load_engine`.
 
-    Returns also the function that computes probabilities (N, H, W, K) of prepared images (N, H, W, C) float32.
+    Returns also the function that computes probabilities (N, h, w, K) of prepared images
+    (N, h, w, C) float32.
     """
-    opened, metadata, found = engines.load_engine(path, kind, precision, threads)
-    sides = opened.input_name, opened.input_shape, opened.output_name, opened.output_channels
-    return ExportedModel(metadata, found, opened.engine, opened.precision, *sides), opened.run
+    opened, metadata, sha256 = engines.load_engine(path, engine, precision, threads)
+    model = ExportedModel(
+        metadata,
+        sha256,
+        opened.engine,
+        opened.precision,
+        opened.input_name,
+        opened.input_shape,
+        opened.output_name,
+        opened.output_channels,
+    )
+    return model, opened.run

@@ -1,10 +1,11 @@
-"""May a network compute in reduced precision here? Compare its masks with those of float32, and note the answer.
+"""Check whether a network may compute in reduced precision on this processor.
 
-    python gate.py --images DIR [--model export/unet.onnx]
+    python -m inference.precision_check --images DIR [--model export/unet.onnx]
 
-Writes into the manifest beside the model what `engines.py` asks for, under this kind of processor. `export.py` does so
-where it runs; run this where the network is served, if that is of another kind: OpenVINO's int8 masks of one and the
-same file had a mean Dice of 0.9994 with float32's on an Intel with AMX, and of 0.997 on an AMD. It needs no Keras.
+Compares its masks with those of float32 and writes the mean Dice into manifest.json beside the
+model, for this kind of processor. `export.py` does this where it runs. Run it where the network is
+served if that processor is of another kind: OpenVINO's int8 masks of the same file had a mean Dice
+of 0.9994 with those of float32 on an Intel processor with AMX, and of 0.997 on an AMD processor.
 """
 
 import json
@@ -27,118 +28,119 @@ from utils import UserError, atomic
 class Config:
     """What is compared, on which images."""
 
-    images: str  # a file or folder of images such as the model will see, but not those that it was trained on
+    images: str  # a file or folder of images like those to come, none that the model trained on
     model: str = "export/unet.onnx"  # what export.py wrote
-    checked: int = 20  # how many of them
+    checked: int = 20  # how many images
 
 
-def mean_dice(truth: np.ndarray, found: np.ndarray, classes: int) -> float:
-    """Average the Dice of class ids (H, W) over the classes that are there, in one at least; NaN if none is."""
-    scores = []
-    for i in range(1, classes + 1):
-        pair = truth == i, found == i
-        if both := sum(int(mask.sum()) for mask in pair):
-            scores.append(2 * int((pair[0] & pair[1]).sum()) / both)
-    return float(np.mean(scores)) if scores else float("nan")
-
-
-def measure_precisions(
-    model: Path, metadata: dict[str, Any], paths: Sequence[Path]
-) -> tuple[dict[str, float], int]:
-    """Give for each engine and reduced precision that run here the mean Dice of their masks with those of float32.
-
-    model: an ONNX file, its int8 version beside it. Gives also how many images were compared: one that cannot be read,
-    or in which float32 finds nothing, is named and left out.
-    """
-    exact, integers = (
-        path.read_bytes() for path in (model, model.with_name(f"{model.stem}-int8.onnx"))
-    )
-    runs = {"onnxruntime int8": engines.open_onnxruntime(integers)}
-    if engines.has_openvino():
-        runs["openvino int8"] = engines.open_openvino(integers)
-    if engines.has_bfloat16():
-        runs["openvino bfloat16"] = engines.open_openvino(exact, precision="bfloat16")
-    scores: dict[str, list[float]] = {name: [] for name in runs}
-    reference, window, count = engines.open_onnxruntime(exact), metadata.get("window", ""), 0
-    for path in paths:
-        try:
-            found = compare_engines(
-                formats.read_scan(path, window), metadata, [reference, *runs.values()]
-            )
-        except UserError as error:
-            print(f"{path}: {error}; left out")
-            continue
-        count += 1
-        for name, dice in zip(runs, found, strict=True):
-            scores[name].append(dice)
-    return {name: float(np.mean(values)) for name, values in scores.items() if values}, count
-
-
-def compare_engines(
-    scan: Scan, metadata: dict[str, Any], networks: Sequence[engines.Engine]
-) -> list[float]:
-    """Give the Dice of each network's masks with the first one's, averaged over the slices in which either has any.
-
-    Raises UserError where the first one's are all empty.
-    """
-    rows, empty = [], True
-    size, window = networks[0].input_shape[:2], metadata.get("window", "")
-    for picture in preprocess.prepare_scan(scan, size, metadata["channels"], window):
-        prepared = picture[None].astype(np.float32) / 255
-        truth, *found = (
-            postprocess.decide(
-                preprocess.restore(one.run(prepared)[0], scan.pixels.shape[1:3]), metadata
-            )
-            for one in networks
+def main(config: Config) -> None:
+    """Measure, print, and write the result into the manifest. Raises UserError."""
+    if config.checked < 1:
+        raise UserError(f"checked is {config.checked}; expected at least 1")
+    model, source = Path(config.model), Path(config.images)
+    _, metadata, _ = engines.load_engine(model, "onnxruntime", "float32")
+    paths = list_images(source)[: config.checked]
+    print(f"comparing the masks of {len(paths)} image(s)", flush=True)
+    dice, count = measure_precisions(model, metadata, paths)
+    if not count:
+        raise UserError(
+            f"none of the {len(paths)} files shows anything to compare; name others with --images"
         )
-        rows.append([mean_dice(truth, ids, len(metadata["classes"])) for ids in found])
-        empty = empty and not truth.any()
-    if empty:
-        raise UserError("nothing is found in it")
-    return np.nanmean(rows, axis=0).tolist()
-
-
-def print_precisions(precisions: dict[str, float]) -> None:
-    """Print what may be used."""
-    for name, dice in precisions.items():
-        told = (
-            "may be used"
-            if dice >= engines.MIN_DICE_VS_FLOAT32
-            else f"not used, as less than {engines.MIN_DICE_VS_FLOAT32}"
-        )
-        print(f"{name:22} Dice {dice:.5f} with the masks of float32, {told}")
+    print_precisions(dice)
+    place = model.with_name("manifest.json")
+    manifest = json.loads(place.read_text())
+    results = manifest.setdefault("precisions", {})
+    results[utils.kind_of_cpu()] = {**dice, "images": f"{count}, {source.name}"}
+    with atomic(place) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2))
+    print(f"written to {place} for {utils.kind_of_cpu()}")
 
 
 def list_images(source: Path) -> list[Path]:
-    """List the images of a folder, or one file. Raises UserError where there are none."""
+    """List the images of a folder, or one file. Raises UserError if there are none."""
     paths = [source] if source.is_file() else sorted(filter(is_image, source.glob("*")))
     if not paths:
         raise UserError(f"no images at {source}; name a file or folder of some with --images")
     return paths
 
 
-def main(config: Config) -> None:
-    """Measure, tell, and note it in the manifest. Raises UserError."""
-    if config.checked < 1:
-        raise UserError(f"checked is {config.checked}; expected at least 1")
-    model, source = Path(config.model), Path(config.images)
-    metadata = engines.load_engine(model, "onnxruntime", "float32")[1]
-    paths = list_images(source)[: config.checked]
-    (precisions, count), place = (
-        measure_precisions(model, metadata, paths),
-        model.with_name("manifest.json"),
-    )
-    if not count:
-        raise UserError(
-            f"none of the {len(paths)} files shows anything to compare; name others with --images"
-        )
-    print_precisions(precisions)
-    manifest = json.loads(place.read_text())
-    noted = {**precisions, "images": f"{count}, {source.name}"}
-    manifest.setdefault("precisions", {})[utils.kind_of_cpu()] = noted
-    with atomic(place) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2))
-    print(f"{place} has this for {utils.kind_of_cpu()} now")
+def measure_precisions(
+    model: Path, metadata: dict[str, Any], paths: Sequence[Path]
+) -> tuple[dict[str, float], int]:
+    """Measure each engine and reduced precision that runs here.
+
+    model: an ONNX file, its int8 version beside it. Returns the mean Dice of their masks with those
+    of float32, and the number of images compared. An image that cannot be read, or in which float32
+    finds nothing, is named and left out.
+    """
+    exact, int8 = model.read_bytes(), engines.int8_path(model).read_bytes()
+    networks = {"onnxruntime int8": engines.open_onnxruntime(int8)}
+    if engines.has_openvino():
+        networks["openvino int8"] = engines.open_openvino(int8)
+    if engines.has_bfloat16():
+        networks["openvino bfloat16"] = engines.open_openvino(exact, precision="bfloat16")
+    reference = engines.open_onnxruntime(exact)
+    scores = []
+    for path in paths:
+        try:
+            scan = formats.read_scan(path, metadata.get("window", ""))
+            scores.append(compare_masks(scan, metadata, reference, list(networks.values())))
+        except UserError as error:
+            print(f"{path}: {error}; left out")
+    means = np.mean(scores, axis=0).tolist() if scores else []
+    return dict(zip(networks, means, strict=False)), len(scores)
+
+
+def compare_masks(
+    scan: Scan,
+    metadata: dict[str, Any],
+    reference: engines.Engine,
+    networks: Sequence[engines.Engine],
+) -> list[float]:
+    """Return the Dice of each network's masks with the reference's, averaged over the slices.
+
+    Slices in which neither finds anything do not count. Raises UserError if the reference finds
+    nothing in the whole scan.
+    """
+    size, shape = reference.input_shape[:2], scan.pixels.shape[1:3]
+    window = metadata.get("window", "")
+    num_classes = len(metadata["classes"])
+
+    def find(network: engines.Engine, image: np.ndarray) -> np.ndarray:
+        probs = preprocess.restore(network.run(image)[0], shape)
+        return postprocess.decide(probs, metadata)
+
+    rows, is_empty = [], True
+    for prepared in preprocess.prepare_scan(scan, size, metadata["channels"], window):
+        image = prepared[None].astype(np.float32) / 255
+        truth = find(reference, image)
+        is_empty = is_empty and not truth.any()
+        rows.append([mean_dice(truth, find(one, image), num_classes) for one in networks])
+    if is_empty:
+        raise UserError("nothing is found in it")
+    return np.nanmean(rows, axis=0).tolist()
+
+
+def mean_dice(truth: np.ndarray, found: np.ndarray, num_classes: int) -> float:
+    """Average the Dice of class ids (H, W) over the classes that occur; NaN if none does.
+
+    `metrics.py` has the same, but needs Keras.
+    """
+    scores = []
+    for class_id in range(1, num_classes + 1):
+        true_pixels, found_pixels = truth == class_id, found == class_id
+        total = int(true_pixels.sum()) + int(found_pixels.sum())
+        if total:
+            scores.append(2 * int((true_pixels & found_pixels).sum()) / total)
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def print_precisions(dice: dict[str, float]) -> None:
+    """Print which engines and precisions are allowed."""
+    for name, value in dice.items():
+        allowed = value >= engines.MIN_DICE_VS_FLOAT32
+        verdict = "allowed" if allowed else f"not used, below {engines.MIN_DICE_VS_FLOAT32}"
+        print(f"{name:22} Dice {value:.5f} with the masks of float32: {verdict}")
 
 
 if __name__ == "__main__":

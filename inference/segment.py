@@ -1,24 +1,15 @@
-"""Use a trained model: score the test images and draw panels, or segment any file or folder.
+"""Segment decoded images with one model or several: from a `Scan` to class ids on its own grid.
 
-    python predict.py                                  the run's test images: results/<stem>.png, results/metrics.csv
-    python predict.py --data-dir DIR                   every pair of another data set, likewise
-    python predict.py --model "files/run/fold*/model.h5" …             several models, averaged
-    python predict.py --input PATH --output DIR        masks DIR/<stem>.png, panels DIR/panels/<stem>.png
-
-Masks have the image's own size and kind: PNG or TIFF (0/255 for one class), NIfTI, DICOM SEG, with the
-training masks' values. A bad file is reported and the others are done; the exit code is then 2.
+Windows and their Gaussian weights: nnU-Net (Isensee et al. 2021, methods, "inference").
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from imaging import preprocess
 from imaging.labels import mirrored_channels
 from imaging.scan import Scan
@@ -27,191 +18,226 @@ from inference import postprocess
 
 @dataclass(frozen=True)
 class Options:
-    """How to run the network; `predict.Config` has these fields too."""
+    """How to run the network."""
 
-    batch_size: int = 8
-    tile: bool = False
-    uncertainty: bool = False
+    batch_size: int = 8  # slices at once
+    tile: bool = False  # windows at the image's own resolution instead of one scaled image
+    uncertainty: bool = False  # also compute where the votes differ
+    probabilities: bool = False  # also return the probabilities, which need much memory
+
+
+DEFAULT_OPTIONS = Options()
 
 
 class Network(Protocol):
     """What computes probabilities: a Keras model or an `engines.Engine`."""
 
-    def predict_on_batch(self, prepared: np.ndarray) -> np.ndarray:
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
         """Turn images (N, h, w, C) float32 in [0, 1] into probabilities (N, h, w, K)."""
 
 
 Member = tuple[Network, dict[str, Any]]  # a network and its metadata
 
 
-class Segmentation(NamedTuple):
-    """What is found in one image."""
-
-    probs: np.ndarray  # (H, W, K) float32, at the image's own size
-    uncertainty: (
-        np.ndarray | None
-    )  # (H, W) float32, standard deviation over the votes, if asked for
-    disagreement: float  # mean over the votes of 1 - Dice(vote, decision), if asked for, else NaN
-
-
-def run_network(model: Network, prepared: np.ndarray) -> np.ndarray:
-    """Run the network: prepared images (N, H, W, C) uint8 → probabilities (N, H, W, K) float32."""
-    return np.asarray(model.predict_on_batch(prepared.astype(np.float32) / 255), np.float32)
-
-
-def padded_size(shape: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """Give the smallest size (H, W) that holds `shape` and that windows overlapping by half cover exactly."""
-    return tuple(
-        side + max(0, -(-(whole - side) // (side // 2))) * (side // 2)
-        for whole, side in zip(shape, window, strict=True)
-    )
-
-
-def sliding_window(
-    model: Network, prepared: np.ndarray, window: tuple[int, int], batch_size: int = 8
-) -> np.ndarray:
-    """Do as `infer` for images of a `tiled_size`: windows (h, w) that overlap by half, their middles counting most.
-
-    A Gaussian of an eighth of the window weighs them (nnU-Net, Isensee et al. 2021).
-    """
-    bell = [
-        np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 8)) ** 2) for side in window
-    ]
-    weight = np.maximum(np.outer(*bell), 1e-4).astype(np.float32)[
-        ..., None
-    ]  # (h, w, 1); corners must count a little
-    sizes = zip(prepared.shape[1:3], window, strict=True)
-    starts = list(
-        itertools.product(*(range(0, whole - side + 1, side // 2) for whole, side in sizes))
-    )
-    places = [
-        (n, np.s_[y : y + window[0], x : x + window[1]])
-        for n in range(len(prepared))
-        for y, x in starts
-    ]
-    total, seen = None, np.zeros((*prepared.shape[:3], 1), np.float32)
-    for first in range(0, len(places), batch_size):
-        some = places[first : first + batch_size]
-        probs = run_network(model, np.stack([prepared[n][place] for n, place in some]))
-        total = (
-            np.zeros((*prepared.shape[:3], probs.shape[-1]), np.float32) if total is None else total
-        )
-        for (n, place), prob in zip(some, probs, strict=True):
-            total[n][place] += weight * prob
-            seen[n][place] += weight
-    return total / seen
-
-
-def collect_votes(
-    members: Sequence[Member], prepared: np.ndarray, config: Options
-) -> tuple[np.ndarray, int]:
-    """Ask every model, and again in the mirror where its file says so: votes (V, N, H, W, K), how many of them count.
-
-    For the uncertainty of a single model the mirror is asked in any case; its vote then does not count.
-    """
-    votes, extra = [], []
-    for model, metadata in members:
-        window = tuple(metadata["image_size"])
-        run = (
-            partial(sliding_window, window=window, batch_size=config.batch_size)
-            if config.tile
-            else run_network
-        )
-        votes.append(run(model, prepared))
-        swapped = mirrored_channels(metadata["classes"])
-        if metadata.get("mirror") or (config.uncertainty and len(members) == 1):
-            mirrored = run(model, np.ascontiguousarray(prepared[:, :, ::-1]))[:, :, ::-1]
-            mirrored = mirrored if len(swapped) == 2 else mirrored[..., swapped]
-            (votes if metadata.get("mirror") else extra).append(mirrored)
-    return np.stack(votes + extra), len(votes)
-
-
-def disagreement(votes: np.ndarray, decided: np.ndarray, threshold: float) -> float:
-    """Average 1 - Dice between the foreground of each vote (V, H, W, K) and the decided class ids (H, W)."""
-    found = [postprocess.to_ids(vote, threshold) for vote in votes]
-    sums = [int((ids > 0).sum() + (decided > 0).sum()) for ids in found]
-    hits = [int(((ids == decided) & (ids > 0)).sum()) for ids in found]
-    return float(
-        np.mean(
-            [1 - 2 * hit / total if total else 0.0 for hit, total in zip(hits, sums, strict=True)]
-        )
-    )
-
-
-def prepare_inputs(scan: Scan, size: tuple[int, int], metadata: dict[str, Any]) -> np.ndarray:
-    """Make the network's inputs of a scan's slices, with their neighbours where the model wants them: (S, h, w, C)."""
-    prepared = preprocess.prepare_scan(scan, size, metadata["channels"], metadata.get("window", ""))
-    count, last = metadata.get("neighbours", 0), len(prepared) - 1
-    near = [
-        prepared[np.clip(np.arange(last + 1) + step, 0, last)] for step in range(-count, count + 1)
-    ]
-    return np.concatenate(near, axis=-1)
-
-
-def segment_scans(
-    members: Sequence[Member], scans: Sequence[Scan], config: Options = Options()
-) -> Iterator[Segmentation]:
-    """Segment decoded scans of any sizes, slice after slice, each at its own size."""
-    metadata = members[0][1]
-    if config.tile:
-        for scan in scans:
-            for prepared in prepare_inputs(scan, scan.pixels.shape[1:3], metadata):
-                yield segment_tiled(members, prepared, config)
-        return
-    size = tuple(metadata["image_size"])
-    shapes = [scan.pixels.shape[1:3] for scan in scans for _ in scan.pixels]
-    prepared = np.concatenate(
-        [prepare_inputs(scan, size, metadata) for scan in scans] or [np.zeros(0)]
-    )
-    for start in range(0, len(prepared), config.batch_size):
-        votes, counted = collect_votes(members, prepared[start : start + config.batch_size], config)
-        for i, shape in enumerate(
-            shapes[start : start + config.batch_size]
-        ):  # one by one: they may be large
-            probs, spread, apart = aggregate(votes[:, i], counted, config, metadata)
-            spread = (
-                None if spread is None else preprocess.restore(spread[..., None], shape)[..., 0]
-            )
-            yield Segmentation(preprocess.restore(probs, shape), spread, apart)
-
-
-def segment_tiled(members: Sequence[Member], prepared: np.ndarray, config: Options) -> Segmentation:
-    """Segment a prepared slice (H, W, C) at its own resolution, padded with zeros so that windows cover it."""
-    metadata, (height, width) = members[0][1], prepared.shape[:2]
-    canvas = padded_size((height, width), tuple(metadata["image_size"]))
-    padded = np.pad(prepared, ((0, canvas[0] - height), (0, canvas[1] - width), (0, 0)))
-    votes, counted = collect_votes(members, padded[None], config)
-    return Segmentation(*aggregate(votes[:, 0, :height, :width], counted, config, metadata))
-
-
-def aggregate(
-    votes: np.ndarray, counted: int, config: Options, metadata: dict[str, Any]
-) -> Segmentation:
-    """Average the first `counted` votes (V, H, W, K) of an image; where asked for, tell how far all votes are apart."""
-    probs = votes[:counted].mean(0)
-    if not config.uncertainty:
-        return Segmentation(probs, None, float("nan"))
-    apart = disagreement(
-        votes, postprocess.to_ids(probs, metadata["threshold"]), metadata["threshold"]
-    )
-    return Segmentation(probs, votes.std(0).max(-1), apart)
-
-
 class Prediction(NamedTuple):
     """What is found in one scan."""
 
-    ids: np.ndarray  # (S, H, W) class ids
-    uncertainty: np.ndarray | None  # (S, H, W), if asked for
-    disagreement: float  # mean over the slices
+    ids: np.ndarray  # (S, H, W) uint8 class ids
+    uncertainty: np.ndarray | None  # (S, H, W) float32: standard deviation over the votes
+    disagreement: float  # 1 - Dice between votes and result, mean over votes and slices, or NaN
+    probs: np.ndarray | None  # (S, H, W, K) float32
 
 
-def to_volume(results: Iterator[Segmentation], count: int, metadata: dict[str, Any]) -> Prediction:
-    """Take the next `count` slices of `segment`, decided and put together."""
-    ids, spreads, apart = [], [], []
-    for result in itertools.islice(results, count):
-        ids.append(postprocess.decide(result.probs, metadata))
-        spreads.append(result.uncertainty)
-        apart.append(result.disagreement)
+def segment_scans(
+    members: Sequence[Member], scans: Sequence[Scan], options: Options = DEFAULT_OPTIONS
+) -> list[Prediction]:
+    """Segment scans of any sizes with the mean of all members; slices of several share a batch.
+
+    Only the class ids are kept of all slices: probabilities are at the image's own size, and
+    restored one slice at a time.
+    """
+    metadata = members[0][1]
+    if options.tile:
+        return [segment_tiled(members, scan, options) for scan in scans]
+    size = tuple(metadata["image_size"])
+    prepared, shapes = [], []
+    for scan in scans:
+        prepared += list(prepare_inputs(scan, size, metadata))
+        shapes += [scan.pixels.shape[1:3]] * len(scan.pixels)
+    slices = []
+    for start in range(0, len(prepared), options.batch_size):
+        batch = np.stack(prepared[start : start + options.batch_size])
+        votes, num_averaged = collect_votes(members, batch, options)
+        for i in range(len(batch)):
+            result = aggregate(votes[:, i], num_averaged, metadata, options, shapes[start + i])
+            slices.append(result)
+    remaining = iter(slices)
+    return [to_volume(list(itertools.islice(remaining, len(scan.pixels)))) for scan in scans]
+
+
+def segment_tiled(members: Sequence[Member], scan: Scan, options: Options) -> Prediction:
+    """Segment a scan at its own resolution, padded with zeros so that windows cover it."""
+    metadata = members[0][1]
+    height, width = scan.pixels.shape[1:3]
+    canvas = padded_size((height, width), tuple(metadata["image_size"]))
+    padding = ((0, canvas[0] - height), (0, canvas[1] - width), (0, 0))
+    slices = []
+    for prepared in prepare_inputs(scan, (height, width), metadata):
+        votes, num_averaged = collect_votes(members, np.pad(prepared, padding)[None], options)
+        inside = votes[:, 0, :height, :width]
+        slices.append(aggregate(inside, num_averaged, metadata, options, (height, width)))
+    return to_volume(slices)
+
+
+def prepare_inputs(scan: Scan, size: tuple[int, int], metadata: dict[str, Any]) -> np.ndarray:
+    """Make the network's inputs (S, h, w, C) uint8 of a scan's slices.
+
+    C counts also the slices before and after, if the model uses them.
+    """
+    prepared = preprocess.prepare_scan(scan, size, metadata["channels"], metadata.get("window", ""))
+    neighbours = metadata.get("neighbours", 0)
+    numbers = np.arange(len(prepared))
+    shifted = []
+    for step in range(-neighbours, neighbours + 1):
+        shifted.append(prepared[np.clip(numbers + step, 0, len(prepared) - 1)])
+    return np.concatenate(shifted, axis=-1)
+
+
+# ------------------------------------------------------------------------- running the network
+
+
+def run_network(network: Network, prepared: np.ndarray) -> np.ndarray:
+    """Run the network: prepared images (N, H, W, C) uint8 → probabilities (N, H, W, K) float32."""
+    images = prepared.astype(np.float32) / 255
+    return np.asarray(network.predict_on_batch(images), np.float32)
+
+
+def padded_size(shape: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest (H, W) that holds `shape` and that half-overlapping windows cover."""
+    size = []
+    for length, side in zip(shape, window, strict=True):
+        step = side // 2
+        num_steps = -(-max(0, length - side) // step)  # rounded up
+        size.append(side + num_steps * step)
+    return size[0], size[1]
+
+
+def sliding_window(
+    network: Network, prepared: np.ndarray, window: tuple[int, int], batch_size: int = 8
+) -> np.ndarray:
+    """Run the network window by window: images (N, H, W, C) uint8 → (N, H, W, K) float32.
+
+    H and W are those of `padded_size`. Windows (h, w) overlap by half; where they overlap, the
+    pixels in their middle count most.
+    """
+    weight = gaussian_weight(window)
+    rows = range(0, prepared.shape[1] - window[0] + 1, window[0] // 2)
+    columns = range(0, prepared.shape[2] - window[1] + 1, window[1] // 2)
+    places = []
+    for number, y, x in itertools.product(range(len(prepared)), rows, columns):
+        places.append((number, slice(y, y + window[0]), slice(x, x + window[1])))
+    total = None
+    weights = np.zeros((*prepared.shape[:3], 1), np.float32)
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        probs = run_network(network, np.stack([prepared[place] for place in batch]))
+        if total is None:
+            total = np.zeros((*prepared.shape[:3], probs.shape[-1]), np.float32)
+        for place, window_probs in zip(batch, probs, strict=True):
+            total[place] += weight * window_probs
+            weights[place] += weight
+    return total / weights
+
+
+def gaussian_weight(window: tuple[int, int]) -> np.ndarray:
+    """Return a window's weights (h, w, 1): a Gaussian, its sigma an eighth of each side."""
+    bells = []
+    for side in window:
+        distance = np.arange(side) - (side - 1) / 2
+        bells.append(np.exp(-0.5 * (distance / (side / 8)) ** 2))
+    # Corners must count a little: an image's own corner lies in one window only.
+    return np.maximum(np.outer(*bells), 1e-4).astype(np.float32)[..., None]
+
+
+# ---------------------------------------------------------------------------- votes and result
+
+
+def collect_votes(
+    members: Sequence[Member], prepared: np.ndarray, options: Options
+) -> tuple[np.ndarray, int]:
+    """Run every member, and again on the mirrored images if its metadata asks for that.
+
+    Returns votes (V, N, H, W, K) and how many of them, the first ones, are averaged. The
+    uncertainty of a single model needs a mirrored vote in any case, which is not averaged then.
+    """
+    averaged, others = [], []
+    for network, metadata in members:
+        averaged.append(run_member(network, metadata, prepared, options))
+        if metadata.get("mirror"):
+            averaged.append(run_mirrored(network, metadata, prepared, options))
+        elif options.uncertainty and len(members) == 1:
+            others.append(run_mirrored(network, metadata, prepared, options))
+    return np.stack(averaged + others), len(averaged)
+
+
+def run_member(
+    network: Network, metadata: dict[str, Any], prepared: np.ndarray, options: Options
+) -> np.ndarray:
+    """Compute the probabilities of whole images, or window by window with `options.tile`."""
+    if not options.tile:
+        return run_network(network, prepared)
+    return sliding_window(network, prepared, tuple(metadata["image_size"]), options.batch_size)
+
+
+def run_mirrored(
+    network: Network, metadata: dict[str, Any], prepared: np.ndarray, options: Options
+) -> np.ndarray:
+    """Compute the probabilities of mirrored images, mirrored back, left and right exchanged."""
+    mirrored = np.ascontiguousarray(prepared[:, :, ::-1])
+    probs = run_member(network, metadata, mirrored, options)[:, :, ::-1]
+    order = mirrored_channels(metadata["classes"])
+    return probs if len(order) == 2 else probs[..., order]  # one class has one channel
+
+
+def aggregate(
+    votes: np.ndarray,
+    num_averaged: int,
+    metadata: dict[str, Any],
+    options: Options,
+    shape: tuple[int, int],
+) -> Prediction:
+    """Decide one slice of size `shape` (H, W) by the mean of its first votes (V, h, w, K)."""
+    mean = votes[:num_averaged].mean(0)
+    probs = preprocess.restore(mean, shape)
+    ids = postprocess.decide(probs, metadata)
+    spread, apart = None, float("nan")
+    if options.uncertainty:
+        spread = preprocess.restore(votes.std(0).max(-1)[..., None], shape)[..., 0]
+        decided = postprocess.to_ids(mean, metadata["threshold"])
+        apart = disagreement(votes, decided, metadata["threshold"])
+    return Prediction(ids, spread, apart, probs if options.probabilities else None)
+
+
+def disagreement(votes: np.ndarray, decided: np.ndarray, threshold: float) -> float:
+    """Average 1 - Dice between each vote (V, H, W, K) and the decided class ids (H, W)."""
+    values = []
+    for vote in votes:
+        ids = postprocess.to_ids(vote, threshold)
+        total = int((ids > 0).sum() + (decided > 0).sum())
+        hits = int(((ids == decided) & (ids > 0)).sum())
+        values.append(1 - 2 * hits / total if total else 0.0)
+    return float(np.mean(values))
+
+
+def to_volume(slices: Sequence[Prediction]) -> Prediction:
+    """Join the predictions of a scan's slices."""
+
+    def stack(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+        return None if arrays[0] is None else np.stack(arrays)
+
     return Prediction(
-        np.stack(ids), None if spreads[0] is None else np.stack(spreads), float(np.mean(apart))
+        np.stack([one.ids for one in slices]),
+        stack([one.uncertainty for one in slices]),
+        float(np.mean([one.disagreement for one in slices])),
+        stack([one.probs for one in slices]),
     )

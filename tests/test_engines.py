@@ -18,8 +18,8 @@ import utils
 from dataset.phantoms import draw_phantom
 from imaging import pictures, preprocess
 from imaging.scan import Scan
-from inference import engines, postprocess, segment
-from inference.bundled import BUNDLED_MODEL
+from inference import engines, segment
+from inference.models import BUNDLED_MODEL
 from utils import UserError
 
 BOX = ROOT / BUNDLED_MODEL
@@ -48,10 +48,7 @@ def masks(config):
     ]
     members = predict.load_members(config)
     scans = [Scan(picture.reshape(1, *picture.shape[:2], 1)) for picture in pictures]
-    return [
-        postprocess.decide(result.probs, members[0][1])
-        for result in segment.segment_scans(members, scans, config)
-    ]
+    return [found.ids[0] for found in segment.segment_scans(members, scans, config.options)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import utils
 from dataset.phantoms import draw_phantom
 from imaging import pictures
 from inference import engines, precision_check
-from inference.bundled import BUNDLED_MODEL
+from inference.models import BUNDLED_MODEL
 from utils import UserError
 
 BOX = ROOT / BUNDLED_MODEL

@@ -16,7 +16,7 @@ from dataset.layouts import Pair
 from imaging import formats, pictures, plots, preprocess
 from imaging.labels import output_channels
 from imaging.scan import Scan
-from inference import postprocess, segment
+from inference import segment
 from model import build_unet
 from utils import UserError
 
@@ -24,6 +24,12 @@ from utils import UserError
 def scan(image):
     """Make a scan of one image (H, W, C)."""
     return Scan(image[None])
+
+
+def probabilities(members, image, **options):
+    """Return the probabilities (H, W, K) of one image (H, W, C)."""
+    kept = segment.Options(probabilities=True, **options)
+    return segment.segment_scans(members, [scan(image)], kept)[0].probs[0]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +62,13 @@ def test_the_test_subset_is_scored_and_drawn(run, tmp_path, script):
     assert set(metrics.METRICS) <= set(table)
     for image in tested:
         panel = formats.read_image(tmp_path / "results" / f"{Path(image).stem}.png")
-        assert panel.shape[1] > 2.5 * panel.shape[0]  # three pictures side by side
+        assert panel.shape[1] > 2.8 * panel.shape[0]  # four pictures side by side
+    assert done.stdout.startswith(f"model: {run / 'model.h5'}")
+    assert f"scoring {len(tested)} test images (Keras, float32)" in done.stdout
     assert "95 % interval" in done.stdout and f"{table.dice.mean():.4f}" in done.stdout
+    worst = table.loc[table.dice.idxmin()]
+    assert f"lowest Dice: {worst.dice:.4f}, {worst.image}" in done.stdout
+    assert f"next: python export.py --model {run / 'model.h5'}" in done.stdout
 
 
 def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
@@ -66,7 +77,7 @@ def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
     pairs, _ = data.find_pairs(phantoms)
     table, problems = predict.score_pairs(members, pairs[:5])
     assert problems == [] and table.dice.mean() > 0.5
-    predict.segment_files(members, phantoms / "CXR_png", tmp_path)
+    predict.segment_files(members, list((phantoms / "CXR_png").iterdir()), tmp_path)
     for pair, row in zip(pairs[:5], table.itertuples(), strict=True):
         truth = sum(cv2.imread(str(path), 0).astype(int) for path in pair.masks) > 0
         found = cv2.imread(str(tmp_path / f"{pair.stem}.png"), cv2.IMREAD_UNCHANGED)
@@ -78,10 +89,10 @@ def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
 @pytest.mark.parametrize("size", [(16, 16), (17, 301), (333, 100), (1000, 900)])
 def test_masks_have_the_images_own_size(run, tmp_path, size):
     members = [utils.load_model(run / "model.h5")]
-    pictures.write_picture(
-        tmp_path / "in" / "x.jpg", np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    )
-    assert predict.segment_files(members, tmp_path / "in" / "x.jpg", tmp_path / "out") == (1, [])
+    path = tmp_path / "in" / "x.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    pictures.write_picture(path, pixels)
+    assert predict.segment_files(members, [path], tmp_path / "out") == (1, [])
     assert formats.read_image(tmp_path / "out" / "x.png").shape == (*size, 1)
     assert (tmp_path / "out" / "panels" / "x.png").is_file()
 
@@ -92,12 +103,13 @@ def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     image = formats.read_image(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
     large = preprocess.resize(image, (512, 512))
-    results = segment.segment_scans(members, [scan(image), scan(large)])
-    small_ids, large_ids = (postprocess.to_ids(result.probs, 0.5) for result in results)
+    unclean = [(members[0][0], members[0][1] | {"clean": None})]
+    results = segment.segment_scans(unclean, [scan(image), scan(large)])
+    small_ids, large_ids = (result.ids[0] for result in results)
     assert small_ids.any()
     enlarged = preprocess.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
-    assert next(segment.segment_scans(members, [scan(padded)])).probs.shape == (256, 384, 1)
+    assert probabilities(members, padded).shape == (256, 384, 1)
 
 
 def test_bad_files_are_named_and_the_others_done(run, discs, tmp_path, script):
@@ -150,7 +162,7 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
     np.testing.assert_allclose(
         table.dice, (table["dice: left lung"] + table["dice: right lung"]) / 2
     )
-    predict.segment_files(members, phantoms / "CXR_png", tmp_path / "out")
+    predict.segment_files(members, list((phantoms / "CXR_png").iterdir()), tmp_path / "out")
     ids = formats.read_image(tmp_path / "out" / "phantom_0000.png")
     assert set(np.unique(ids)) <= {0, 1, 2}
 
@@ -189,29 +201,75 @@ def test_the_images_are_never_overwritten(run, discs):
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_an_output_that_is_a_file_is_told_in_a_line(run, discs, tmp_path, script):
+@pytest.mark.parametrize("change", [{"input": "nowhere"}, {"data_dir": "nowhere"}, {}])
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path, change):
     (tmp_path / "taken").write_text("")
-    done = script(
-        tmp_path,
-        "predict.py",
-        "--model",
-        run / "model.h5",
-        "--input",
-        discs / "images",
-        "--output",
-        "taken",
-    )
-    assert (
-        done.returncode == 2 and "Traceback" not in done.stderr and "error: taken: " in done.stderr
-    )
+    for output in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        config = predict.Config(model="nowhere.h5", output=str(output), **change)
+        with pytest.raises(UserError, match="taken is a file; expected a folder for --output"):
+            predict.main(config)
+
+
+# ---------------------------------------------------------------------------------------- panels
+
+
+def count_colour(panel, colour):
+    return (panel == colour).all(-1).sum()
 
 
 def test_a_long_thin_image_gets_a_panel_of_bearable_size(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4000, 16, 1), dtype=np.uint8)
-    plots.draw_panel(
-        tmp_path / "a.png", scan(image), {"prediction": np.zeros((1, 4000, 16), np.uint8)}
-    )
+    mask = np.zeros((1, 4000, 16), np.uint8)
+    plots.draw_panel(tmp_path / "a.png", scan(image), mask, ["lung"], "a.png")
     assert max(formats.read_image(tmp_path / "a.png").shape) < 2000
+
+
+def test_missed_and_wrong_pixels_have_colours_of_their_own(tmp_path):
+    truth, found = np.zeros((2, 1, 100, 100), np.uint8)
+    truth[0, 10:40, 10:40] = 1
+    found[0, 60:80, 60:80] = 1
+    place, image = tmp_path / "a.png", picture(shape=(100, 100))
+    plots.draw_panel(place, scan(image), found, ["a"], "a", found)
+    same = formats.read_image(place)
+    plots.draw_panel(place, scan(image), found, ["a"], "a", truth)
+    drawn = formats.read_image(place)
+    missed = count_colour(drawn, plots.MISSED) - count_colour(same, plots.MISSED)
+    extra = count_colour(drawn, plots.EXTRA) - count_colour(same, plots.EXTRA)
+    scale = (plots.TILE_SIDE / 100) ** 2
+    assert missed == pytest.approx(30**2 * scale, rel=0.05)
+    assert extra == pytest.approx(20**2 * scale, rel=0.05)
+
+
+def test_several_classes_get_a_legend(tmp_path):
+    ids = np.zeros((1, 64, 64), np.uint8)
+    for names in (["a"], ["a", "b"], [f"a rather long name {i}" for i in range(30)]):
+        plots.draw_panel(tmp_path / f"{len(names)}.png", scan(picture()), ids, names, "x")
+    one, two, many = (formats.read_image(tmp_path / f"{i}.png") for i in (1, 2, 30))
+    assert not count_colour(one, plots.COLOURS[1]) and count_colour(two, plots.COLOURS[1])
+    assert many.shape[0] > two.shape[0] > one.shape[0]  # a long legend takes several lines
+    assert many.shape[1] == one.shape[1]
+
+
+@pytest.mark.parametrize("title", ["Röntgen_肺_Ωж.png", "line\nbreak", "\udcff.png", "x" * 999, ""])
+def test_any_file_name_can_be_a_title(tmp_path, title):
+    ids = np.zeros((1, 40, 50), np.uint8)
+    plots.draw_panel(tmp_path / "a.png", scan(picture()), ids, [title or "a", "b"], title)
+    assert formats.read_image(tmp_path / "a.png").shape[1] < 1100
+
+
+def test_curves_show_the_later_epochs(tmp_path):
+    epochs = np.arange(1, 81)
+    dice = 0.97 - 0.9 * np.exp(-epochs / 4)
+    low, high = plots.interesting_range([pd.Series(dice)])
+    assert low > 0.9 and high > dice.max()
+    log = pd.DataFrame({"epoch": epochs, "loss": 1 - dice, "dice": dice, "seconds": 1.0})
+    more = log.assign(val_loss=1 - dice, val_dice=dice, learning_rate=0.1)
+    widths = []
+    for number, table in enumerate((log, more, log[:1], more.assign(val_loss=np.nan))):
+        plots.draw_curves(table, tmp_path / f"{number}.png")
+        widths.append(formats.read_image(tmp_path / f"{number}.png").shape[1])
+    assert widths == [1000, 1500, 1000, 1500]  # the third picture is the learning rate
+    assert plots.curves_title(more) == "best epoch 80 of 80, validation Dice 0.9700"
 
 
 def test_a_model_without_its_split(run, tmp_path):
@@ -246,42 +304,56 @@ def picture(seed=0, shape=(40, 50)):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 1), dtype=np.uint8)
 
 
-SURE = predict.Config(uncertainty=True)
+WITH_UNCERTAINTY = segment.Options(uncertainty=True, probabilities=True)
 
 
 def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     members = [make_member(tmp_path, "a.h5"), make_member(tmp_path, "bb.h5")]
-    together = next(segment.segment_scans(members, [scan(picture())], SURE))
-    alone = [next(segment.segment_scans([member], [scan(picture())])).probs for member in members]
-    np.testing.assert_allclose(together.probs, np.mean(alone, axis=0), atol=1e-5)
+    together = segment.segment_scans(members, [scan(picture())], WITH_UNCERTAINTY)[0]
+    alone = [probabilities([member], picture()) for member in members]
+    np.testing.assert_allclose(together.probs[0], np.mean(alone, axis=0), atol=1e-5)
     spread = np.std(alone, axis=0)[..., 0]
-    np.testing.assert_allclose(together.uncertainty, spread, atol=0.05)  # resized before, not after
+    np.testing.assert_allclose(
+        together.uncertainty[0], spread, atol=0.05
+    )  # resized before, not after
     assert together.disagreement >= 0
 
 
 def test_asking_for_the_uncertainty_changes_no_mask(tmp_path):
     member = make_member(tmp_path)
-    asked, plain = (
-        next(segment.segment_scans([member], [scan(picture())], config))
-        for config in (SURE, predict.Config())
-    )
-    np.testing.assert_array_equal(asked.probs, plain.probs)
-    assert (
-        asked.uncertainty.max() > 0 and plain.uncertainty is None and np.isnan(plain.disagreement)
-    )
+    asked = segment.segment_scans([member], [scan(picture())], WITH_UNCERTAINTY)[0]
+    plain = segment.segment_scans([member], [scan(picture())])[0]
+    np.testing.assert_array_equal(asked.probs[0], probabilities([member], picture()))
+    np.testing.assert_array_equal(asked.ids, plain.ids)
+    assert asked.uncertainty.max() > 0
+    assert plain.uncertainty is None and np.isnan(plain.disagreement) and plain.probs is None
+
+
+def test_scans_of_a_chunk_share_batches_and_keep_their_slices(tmp_path):
+    """Scans of several sizes and numbers of slices give what each gives alone."""
+    members = [make_member(tmp_path)]
+    scans = []
+    for number, shape in enumerate([(3, 40, 50), (1, 64, 20), (4, 33, 33)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (*shape, 1), dtype=np.uint8)
+        scans.append(Scan(pixels))
+    kept = segment.Options(batch_size=3, uncertainty=True, probabilities=True)
+    together = segment.segment_scans(members, scans, kept)
+    for one, found in zip(scans, together, strict=True):
+        alone = segment.segment_scans(members, [one], kept)[0]
+        assert found.ids.shape == found.uncertainty.shape == one.pixels.shape[:3]
+        np.testing.assert_allclose(found.probs, alone.probs, atol=1e-5)
+    assert segment.segment_scans(members, []) == []
 
 
 def test_mirroring_is_symmetric(tmp_path):
     """With mirroring, the mirrored image gets the mirrored probabilities, left and right changing places."""
     member = make_member(tmp_path, classes=("left lung", "right lung"), mirror=True)
     image = picture(shape=(32, 32))
-    straight, mirrored = (
-        next(segment.segment_scans([member], [scan(x)])).probs
-        for x in (image, image[:, ::-1].copy())
-    )
+    straight = probabilities([member], image)
+    mirrored = probabilities([member], image[:, ::-1].copy())
     np.testing.assert_allclose(mirrored[:, ::-1][..., [0, 2, 1]], straight, atol=1e-5)
     one_way = [(member[0], member[1] | {"mirror": False})]
-    unlike = next(segment.segment_scans(one_way, [scan(image)])).probs
+    unlike = probabilities(one_way, image)
     assert not np.allclose(unlike, straight, atol=1e-4)
 
 
@@ -339,7 +411,7 @@ def test_uncertainty_adds_a_column_a_panel_and_a_rank_correlation(run, tmp_path,
     assert table.disagreement.between(0, 1).all() and table.disagreement.std() > 0
     assert "rank correlation of disagreement with 1 - Dice" in capsys.readouterr().out
     panel = formats.read_image(tmp_path / "with" / f"{Path(table.image[0]).stem}.png")
-    assert panel.shape[1] > 3.5 * panel.shape[0]  # four pictures side by side
+    assert panel.shape[1] > 3.8 * panel.shape[0]  # five pictures side by side
 
 
 def test_models_that_do_not_go_together_are_told(tmp_path):
@@ -417,9 +489,7 @@ def test_tiles_give_masks_of_the_images_own_size(tmp_path):
     make_member(tmp_path)
     for shape in ((33, 33), (150, 90), (20, 90)):  # at its own resolution: no pixel is enlarged
         members = [make_member(tmp_path)]
-        probs = next(
-            segment.segment_scans(members, [scan(picture(shape=shape))], predict.Config(tile=True))
-        ).probs
+        probs = probabilities(members, picture(shape=shape), tile=True)
         padded = np.zeros((1, *segment.padded_size(shape, (32, 32)), 1), np.uint8)
         padded[0, : shape[0], : shape[1]] = preprocess.prepare_image(picture(shape=shape), shape, 1)
         direct = segment.sliding_window(make_member(tmp_path)[0], padded, (32, 32))[

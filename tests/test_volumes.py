@@ -91,7 +91,8 @@ def test_a_volume_is_in_one_subset_and_trains_slice_by_slice(trained):
 def test_volumes_are_found_and_scored_in_millimetres(trained, tmp_path):
     config = predict.Config(model=str(trained / "model.h5"))
     pairs, _ = predict.pairs_to_score(config)
-    table, problems = predict.score_pairs(predict.load_members(config), pairs, config, tmp_path)
+    members = predict.load_members(config)
+    table, problems = predict.score_pairs(members, pairs, config.options, tmp_path)
     assert problems == [] and len(table) == len(pairs) >= 2
     assert table.dice.min() >= 0.9
     for name in CLASSES.split(","):
