@@ -260,7 +260,7 @@ def full_scale_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
 
 
 def pretrained_unet(x: KerasTensor, settings: Settings, backbone: Backbone) -> KerasTensor:
-    """U-Net with an encoder of keras.applications; a block adds the finest level, which it lacks."""
+    """U-Net with an encoder of keras.applications; a block adds the level that it lacks."""
     finest = conv_block(x, settings, settings.filters, "decoder_input")
     features = [finest, *encode_pretrained(x, backbone, settings.encoder_weights)]
     return decode(features, settings, conv_block)
