@@ -29,7 +29,7 @@ import predict
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
 from imaging import plots
-from inference.bundled import BUNDLED_MODEL
+from inference.models import BUNDLED_MODEL
 from model import build_unet
 from utils import UserError
 

@@ -51,17 +51,20 @@ class ExportedModel:
     output_name: str
     output_channels: int
 
-    def read(self, content: bytes) -> Prepared:
-        """Decode an image file of one slice and prepare it. Raises UserError, TooLarge."""
-        check_declared_pixels(content)
-        scan = formats.decode_scan(content)
+    def read(self, content: bytes, max_bytes: int = MAX_BYTES) -> Prepared:
+        """Decode an image file of one slice and prepare it. Raises UserError, TooLarge.
+
+        max_bytes: of the decoded image.
+        """
+        check_declared_pixels(content, max_bytes)
+        scan = formats.decode_scan(content, max_bytes)
         shape, window = scan.pixels.shape[1:3], self.metadata.get("window", "")
         if len(scan.pixels) != 1:
             raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
         if max(shape) > MAX_SIDE:
             raise UserError(f"{shape[0]}x{shape[1]} pixels; expected at most {MAX_SIDE} a side")
         # The memory that its mask needs: probabilities in float32, and copies of them.
-        check_declared_bytes(*shape, 4 * max(4, 2 * self.output_channels + 2))
+        check_declared_bytes(max_bytes, *shape, 4 * max(4, 2 * self.output_channels + 2))
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
         size, channels = self.input_shape[:2], self.metadata["channels"]
@@ -76,16 +79,13 @@ class ExportedModel:
         return Prediction(ids, confidence, prepared.spacing_mm)
 
 
-def check_declared_pixels(content: bytes) -> None:
-    """Raise TooLarge if the header of a PNG, JPEG or BMP file declares too many pixels."""
-    if not content.startswith((b"\x89PNG", b"\xff\xd8", b"BM")):
-        return
-    found = pictures.declared_pixels(content)
-    max_pixels = scan_module.MAX_BYTES / 16  # 16 bits, four channels, a copy
-    if found > max_pixels:
+def check_declared_pixels(content: bytes, max_bytes: int) -> None:
+    """Raise TooLarge if a picture's header declares more pixels than `max_bytes` can hold."""
+    megapixels = pictures.declared_pixels(content) / 2**20
+    max_megapixels = max_bytes / pictures.BYTES_PER_PIXEL / 2**20
+    if megapixels > max_megapixels:
         raise TooLarge(
-            f"{found / 2**20:.1f} megapixels; expected at most {max_pixels / 2**20:g} "
-            "(--max-megapixels)"
+            f"{megapixels:.1f} megapixels; expected at most {max_megapixels:g} (--max-megapixels)"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import cv2
 
 import serving
+from inference.exported_model import TooLarge
 from serving.errors import Problem
 from utils import UserError, first_line
 
@@ -39,6 +40,8 @@ def call_safely(call: Callable[..., T], *args: Any) -> T:
     """Call, in a worker. What another library said of an error may quote the file; it does not leave the worker."""
     try:
         return call(*args)
+    except TooLarge as error:
+        raise Problem(413, str(error)) from None
     except UserError as error:
         said = error.__context__
         raise Problem(
