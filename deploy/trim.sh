@@ -1,13 +1,14 @@
 #!/bin/sh
-# Take out of the packages in the folder $1 what the service never loads, a quarter of them: tests, ONNX Runtime's library
-# for other languages, and codecs of formats that images.py and medical.py do not read.
+# Remove what the service never loads from the packages in folder $1. It is a quarter of their size:
+# tests, ONNX Runtime's library for other languages, and codecs that imaging/ does not use.
 set -eu
 cd "$1"
 find . -type d -name tests -prune -exec rm -r {} +
 rm onnxruntime/capi/libonnxruntime.so.*
 cd imagecodecs
-find . -name '_*.so' ! -name '_shared*' ! -name '_imcd.*' ! -name '_jpeg8.*' ! -name '_jpegls.*' ! -name '_jpeg2k.*' \
-  ! -name '_zlib.*' ! -name '_deflate.*' ! -name '_ccitt.*' -delete
+find . -name '_*.so' ! -name '_shared*' ! -name '_imcd.*' ! -name '_jpeg8.*' ! -name '_jpegls.*' \
+  ! -name '_jpeg2k.*' ! -name '_zlib.*' ! -name '_deflate.*' ! -name '_ccitt.*' -delete
+# Libraries that no codec is linked to any more.
 for library in ../imagecodecs.libs/*; do
   ldd ./*.so | grep -q "${library##*/}" || rm "$library"
 done

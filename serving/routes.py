@@ -26,6 +26,8 @@ PUBLIC_PATHS = (
     "/v2/health/live",
     "/v2/health/ready",
 )
+V2_MODEL = f"/v2/models/{MODEL}"
+V2_VERSION = f"{V2_MODEL}/versions/{VERSION}"
 # What GET /v1/model shows of the model's metadata.
 SHOWN_METADATA = (
     "classes",
@@ -66,7 +68,9 @@ def live() -> dict[str, bool]:
 
 @health.get("/readyz", **openapi.OBJECT)
 @health.get("/v2/health/ready", **openapi.OBJECT)
-@health.get("/ping", **openapi.OBJECT)
+@health.get(f"{V2_MODEL}/ready", **openapi.OBJECT)
+@health.get(f"{V2_VERSION}/ready", **openapi.OBJECT)
+@health.get("/ping", **openapi.OBJECT)  # SageMaker
 def ready(request: Request) -> dict[str, bool]:
     """Say whether the service takes requests."""
     if not get_service(request).ready:
@@ -156,12 +160,10 @@ async def read_image(request: Request) -> bytes:
 
 # ------------------------------------------------------------------- Open Inference Protocol (v2)
 
-v2 = APIRouter(prefix="/v2")
-V2_MODEL = f"/models/{MODEL}"
-V2_VERSION = f"{V2_MODEL}/versions/{VERSION}"
+v2 = APIRouter()
 
 
-@v2.get("", **openapi.OBJECT)
+@v2.get("/v2", **openapi.OBJECT)
 def server() -> dict[str, Any]:
     """Return the name and the extensions of the server."""
     return {"name": "unet", "version": VERSION, "extensions": ["binary_tensor_data"]}
@@ -189,9 +191,6 @@ async def infer(request: Request) -> Response:
     body, headers = await get_service(request).infer(await request.body(), json_length)
     return Response(body, headers=headers)
 
-
-v2.add_api_route(f"{V2_MODEL}/ready", ready, methods=["GET"], **openapi.OBJECT)
-v2.add_api_route(f"{V2_VERSION}/ready", ready, methods=["GET"], **openapi.OBJECT)
 
 # --------------------------------------------------------------- TensorFlow Serving and Vertex AI
 

@@ -63,6 +63,10 @@ MAY_BE_LATE = {
     # ours, because they load Keras
     "data",
     "metrics",
+    # not on Windows
+    "resource",
+    # ours, because it needs requirements-serve.txt
+    "serving",
 }
 
 
