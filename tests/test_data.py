@@ -1,4 +1,5 @@
-import json
+"""Layouts, reading, the cache, splits."""
+
 import os
 import re
 import shutil
@@ -12,20 +13,16 @@ import pandas as pd
 import pydicom
 import pytest
 from conftest import ROOT
-from PIL import Image
 from pydicom.data import data_manager
 
 import data
 from dataset import layouts, loading
-from dataset.batches import Batches
-from dataset.cache import Dataset
-from dataset.channels import detect_channels
 from dataset.layouts import SUBSETS, Layout, Pair
 from dataset.loading import Preprocessing
 from dataset.reading import read_ids
 from dataset.split_table import read_split, write_split
 from imaging import formats, pictures, preprocess
-from imaging.labels import class_names, mask_values, mirrored_channels
+from imaging.labels import class_names, mask_values
 from utils import UserError
 
 
@@ -187,63 +184,6 @@ except SystemExit as end:
     code = 2 if "nowhere" in command else 0
     assert f"loaded: [] {code}" in done.stdout, done.stdout + done.stderr
     assert code == 0 or "nowhere is not a folder; expected" in done.stderr
-
-
-# ---------------------------------------------------------------------------------- grey or colour
-
-
-def write_pictures(folder, kinds):
-    for i, kind in enumerate(kinds):
-        picture = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        if kind != "colour":
-            picture[..., 1:] = picture[..., :1]
-        if kind == "grey":
-            picture = picture[..., :1]
-        if kind == "alpha":
-            picture = np.concatenate([picture, 255 - picture[..., :1]], axis=-1)
-        path = folder / f"{i}.png"
-        if kind == "text":
-            path.write_text("no picture")
-        else:
-            cv2.imwrite(str(path), picture)
-    return [Pair(folder / f"{i}.png", ()) for i in range(len(kinds))]
-
-
-@pytest.mark.parametrize(
-    ("kinds", "channels"),
-    [
-        (["grey"] * 3, 1),
-        (["equal channels"] * 3, 1),
-        (["alpha"] * 3, 1),
-        (["colour"] * 3, 3),
-        (["colour", "grey", "colour"], 3),
-        (["colour", "grey", "grey"], 1),
-        (["text", "colour", "text"], 3),
-        (["text"], 1),
-        ([], 1),
-    ],
-)
-def test_channels_follow_from_what_most_images_show(tmp_path, kinds, channels):
-    assert detect_channels(write_pictures(tmp_path, kinds)) == channels
-
-
-def test_a_grey_jpeg_is_grey_and_few_images_are_read(tmp_path, monkeypatch):
-    picture = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
-    Image.fromarray(picture).convert("RGB").save(tmp_path / "0.jpg", quality=70)
-    reads = []
-    decode = formats.decode_scan
-    monkeypatch.setattr(formats, "decode_scan", lambda *args: reads.append(1) or decode(*args))
-    assert detect_channels([Pair(tmp_path / "0.jpg", ())] * 1000) == 1 and len(reads) == 5
-
-
-def test_check_reports_the_channels(discs, tmp_path, capsys):
-    for path in (discs / "images").iterdir():
-        picture = np.repeat(formats.read_image(path), 3, axis=-1)
-        picture[..., 0] //= 2
-        cv2.imwrite(str(path), picture)
-    data.check(discs, output=tmp_path / "page")
-    assert "colour     yes, so 3" in capsys.readouterr().out
-    assert json.loads((tmp_path / "page" / "report.json").read_text())["channels"] == 3
 
 
 # --------------------------------------------------------------------------------------- problems
@@ -652,156 +592,3 @@ def test_the_split_is_reread_as_it_was_written(phantoms, discs, tmp_path):
         reread, again = read_split(tmp_path / "split.csv")
         assert again == subsets
         assert [(p.image, p.masks) for p in reread] == [(p.image, p.masks) for p in pairs]
-
-
-# ---------------------------------------------------------------------------------------- batches
-
-
-def make_dataset(pictures, ids):
-    ids = np.asarray(ids)
-    return join(
-        pictures, np.stack([255 * (ids == i) for i in range(1, max(1, ids.max()) + 1)], axis=-1)
-    )
-
-
-def join(pictures, masks):
-    pictures, each = np.asarray(pictures, np.uint8), np.arange(len(masks))
-    rows = np.concatenate(
-        [part.astype(np.uint8).reshape(len(each), -1) for part in (pictures, masks)], axis=1
-    )
-    return Dataset(rows, each, each, pictures.shape[1:3], pictures.shape[-1], pd.DataFrame())
-
-
-def test_image_and_mask_are_augmented_alike():
-    """The image shows its own mask: wherever both went, they still agree."""
-    y, x = np.mgrid[:64, :64]
-    disc = ((y - 40) ** 2 + (x - 24) ** 2 < 14**2).astype(np.uint8)
-    dataset = make_dataset([30 + 180 * disc[..., None]] * 24, [disc] * 24)
-    batch = Batches(dataset, np.arange(24), ["disc"], 24, "mild", seed=0)
-    pictures, masks = batch[0]
-    assert pictures.dtype == masks.dtype == np.float32 and pictures.shape == masks.shape == (
-        24,
-        64,
-        64,
-        1,
-    )
-    assert masks.min() == pictures.min() == 0 and masks.max() == 1 and pictures.max() <= 1
-    moved = 0
-    for picture, mask in zip(pictures[..., 0], np.round(masks[..., 0]), strict=True):
-        middle = (picture[mask == 1].mean() + picture[mask == 0].mean()) / 2
-        overlap = (
-            2 * ((picture > middle) & (mask == 1)).sum() / ((picture > middle).sum() + mask.sum())
-        )
-        assert overlap > 0.9
-        moved += np.mean(mask != disc) > 0.01
-    assert moved > 20
-
-
-def test_a_mirrored_left_lung_becomes_a_right_one():
-    picture = np.full((32, 32, 1), 10, np.uint8)
-    picture[:, 4:14], picture[:, 18:28] = 100, 220
-    ids = np.zeros((32, 32), np.uint8)
-    ids[:, 4:14], ids[:, 18:28] = 2, 1  # the patient's right lung on the image's left
-    batch = Batches(
-        make_dataset([picture] * 40, [ids] * 40),
-        np.arange(40),
-        ["left lung", "right lung"],
-        40,
-        "mild",
-    )
-    pictures, masks = batch[0]
-    columns = np.arange(32)
-    mirrored = 0
-    for image, mask in zip(pictures[..., 0], masks, strict=True):
-        left, right = ((mask[..., k].sum(0) * columns).sum() / mask[..., k].sum() for k in (1, 2))
-        assert left > right, "the left lung must stay on the image's right"
-        mirrored += image[:, :16].mean() > image[:, 16:].mean()
-    assert 8 < mirrored < 32
-
-
-def test_what_a_mirror_makes_of_class_names():
-    assert mirrored_channels(["lung"]).tolist() == [0, 1]
-    assert mirrored_channels(["left lung", "heart", "Right lung"]).tolist() == [0, 3, 2, 1]
-    for names in (
-        ["leftlung", "rightlung"],
-        ["LeftLung", "RightLung"],
-        ["lung_left", "lung_right"],
-    ):
-        assert mirrored_channels(names).tolist() == [0, 2, 1]
-    for names in (["left lung", "heart"], ["leftlung"], ["heart", "lungLeft"]):
-        assert mirrored_channels(names) is None
-    assert mirrored_channels(["bright spot"]).tolist() == [0, 1]
-
-
-def test_batches_follow_from_seed_and_epoch_alone():
-    rng = np.random.default_rng(0)
-    dataset = make_dataset(rng.integers(0, 256, (10, 32, 32, 1)), rng.integers(0, 2, (10, 32, 32)))
-    one, two = (Batches(dataset, np.arange(10), ["x"], 4, "mild", seed=5) for _ in range(2))
-    assert len(one) == 3 and len(one[2][0]) == 2
-    np.testing.assert_array_equal(two[1][0], one[1][0])
-    first = one[0][0]
-    one.on_epoch_end()
-    two.epoch = 1
-    assert not np.array_equal(first, one[0][0])
-    np.testing.assert_array_equal(two[2][0], one[2][0])
-
-
-def test_validation_is_neither_shuffled_nor_augmented():
-    rng = np.random.default_rng(0)
-    dataset = make_dataset(rng.integers(0, 256, (5, 32, 32, 1)), rng.integers(0, 3, (5, 32, 32)))
-    pictures, masks = Batches(dataset, np.array([4, 2]), ["a", "b"], 4)[0]
-    np.testing.assert_allclose(pictures, dataset.images[[4, 2]] / 255, rtol=1e-6)
-    assert masks.shape == (2, 32, 32, 3)
-    np.testing.assert_array_equal(masks[..., 1:], dataset.masks[[4, 2]] / 255)
-    np.testing.assert_allclose(masks.sum(-1), 1)
-
-
-def test_a_border_pixel_has_shares_of_several_classes():
-    masks = np.zeros((1, 8, 8, 2), np.uint8)
-    masks[0, 0, 0] = 51, 102
-    dataset = join(np.zeros((1, 8, 8, 1)), masks)
-    batch = Batches(dataset, np.arange(1), ["a", "b"], 1)[0][1]
-    np.testing.assert_allclose(batch[0, 0, 0], [0.4, 0.2, 0.4], atol=1e-6)
-
-
-@pytest.mark.parametrize("strength", ["mild", "strong", "free"])
-def test_augmented_masks_keep_borders_within_pixels(strength):
-    y, x = np.mgrid[:64, :64]
-    disc = (y - 30) ** 2 + (x - 30) ** 2 < 14**2
-    dataset = make_dataset(np.full((8, 64, 64, 1), 99), [disc] * 8)
-    masks = Batches(dataset, np.arange(8), ["disc"], 8, strength)[0][1]
-    assert ((masks > 0.05) & (masks < 0.95)).sum() > 8 * 30
-
-
-def test_few_images_are_shown_again_in_an_epoch():
-    dataset = make_dataset(
-        [np.full((8, 8, 1), i, np.uint8) for i in range(3)], [np.zeros((8, 8), np.uint8)] * 3
-    )
-    batches = Batches(dataset, np.arange(3), ["x"], 4, "none", at_least=10)
-    shown = np.concatenate([np.round(255 * batches[i][0][:, 0, 0, 0]) for i in range(len(batches))])
-    assert len(batches) == 3 and len(shown) == 10
-    assert sorted(np.bincount(shown.astype(int)).tolist()) == [3, 3, 4]
-
-
-def test_strong_augmentation_changes_image_and_mask_together():
-    """A bright square stays under its mask. Sometimes the picture is inverted."""
-    picture, ids = np.full((64, 64, 1), 40, np.uint8), np.zeros((64, 64), np.uint8)
-    picture[20:44, 20:44], ids[20:44, 20:44] = 220, 1
-    dataset = make_dataset([picture] * 60, [ids] * 60)
-    pictures, masks = Batches(dataset, np.arange(60), ["x"], 60, "strong", seed=3)[0]
-    apart = [x[m > 0].mean() - np.median(x[m == 0]) for x, m in zip(pictures, masks, strict=True)]
-    assert 40 < sum(value > 0 for value in apart) < 60
-    assert len({int(mask.sum()) for mask in masks}) > 20
-
-
-def test_the_steps_of_an_augmentation_are_drawn_apart(tmp_path):
-    """A flip says nothing about the exposure. With one seed all steps would draw the same."""
-    picture = np.tile(np.arange(64, 128, dtype=np.uint8), (64, 1))
-    rows = np.tile(np.concatenate([picture.ravel(), np.zeros(64 * 64, np.uint8)]), (256, 1))
-    dataset = Dataset(rows, np.arange(256), np.arange(256), (64, 64), 1, pd.DataFrame())
-    batches = Batches(dataset, np.arange(256), ["x"], 256, "mild")
-    pictures = batches[0][0][..., 0]
-    mirrored = pictures[:, :, :32].mean((1, 2)) > pictures[:, :, 32:].mean((1, 2))
-    brightness = pictures[:, 16:48, 16:48].mean((1, 2))
-    assert 90 < mirrored.sum() < 166
-    assert abs(np.corrcoef(mirrored, np.abs(brightness - np.median(brightness)))[0, 1]) < 0.25
