@@ -173,7 +173,7 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
         ({"input": "nowhere"}, "nowhere does not exist; --input takes an image file or a folder"),
         ({"model": "nowhere.h5"}, "no model at nowhere.h5; run `python train.py` first"),
         ({"subset": "holdout"}, "subset is 'holdout'; expected one of train, val, test"),
-        ({"input": "."}, "has no image; expected files ending in .png"),
+        ({"input": "."}, "has no image; expected files ending in .dcm"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
         ({"input": ".", "data_dir": "."}, "expected one of them"),
     ],
