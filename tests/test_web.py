@@ -93,7 +93,7 @@ def test_a_file_that_is_no_image_is_told(page, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     page.set_input_files("#file", tmp_path / "notes.png")
     page.wait_for_selector("#status.error")
-    assert "Not done: unreadable" in page.inner_text("#status")
+    assert "Failed: unreadable" in page.inner_text("#status")
     assert page.locator("#result").is_hidden()
 
 
@@ -139,7 +139,7 @@ def test_a_late_answer_is_not_drawn_over_another_image(page, xray, phantoms, tmp
     page.route("**/v1/segment", lambda route: held.append(route) if not held else route.continue_())
     page.set_input_files("#file", first)  # its answer is held back
     page.wait_for_function(
-        "() => document.getElementById('status').textContent.startsWith('Working')"
+        "() => document.getElementById('status').textContent.startsWith('Segmenting')"
     )
     page.set_input_files("#file", second)
     page.wait_for_selector("#result:not([hidden])")
