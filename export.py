@@ -1,41 +1,49 @@
-"""Export a model for servers: `python export.py` turns files/model.h5 into export/ and checks that masks stay the same.
+"""Export a model for servers, and check that its masks stay the same.
 
-    export/unet/1/         SavedModel in TensorFlow Serving's layout. Signatures: serving_default takes prepared images
-                           and gives probabilities; encoded takes image files (PNG, JPEG, BMP) and gives masks as PNG
-    export/unet.onnx       the network for ONNX Runtime, prepared images in, probabilities out, metadata as metadata
-    export/unet-int8.onnx  the same in 8-bit integers, calibrated on training images
-    export/manifest.json   metadata, SHA-256 of every file, how many pixels agree with files/model.h5, and for each reduced
-                           precision the mean Dice of its masks with those of float32 on this kind of processor: of the
-                           run's validation images where it has some, or those named, never of those that calibrated
+    python export.py                                files/model.h5 → export/
+    python export.py --model files/lungs.h5         the pretrained lung model
+
+    export/unet.onnx        the network for ONNX Runtime and OpenVINO: prepared images in,
+                            probabilities out, with the model's metadata
+    export/unet-int8.onnx   the same in 8-bit integers, calibrated on training images
+    export/unet/1/          SavedModel for TensorFlow Serving, with two signatures. serving_default
+                            takes prepared images and returns probabilities; encoded takes image
+                            files (PNG, JPEG, BMP) and returns masks as PNG
+    export/manifest.json    metadata, checksums, the share of pixels that agree with the model
+                            file, and how well masks of reduced precision agree on this processor
 
 Needs `pip install -r requirements-export.txt` and the TensorFlow backend.
+--verbose also shows what TensorFlow says.
 """
 
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
-import keras
 import numpy as np
-import pandas as pd
-from keras import ops
 
-import predict
 import utils
 from dataset.phantoms import make_phantoms
+from dataset.split_table import read_split
 from imaging import formats, preprocess
 from imaging.labels import mirrored_channels
-from inference import engines, postprocess, precision_check, segment
+from inference import engines, postprocess, precision_check
 from inference.inputs import list_inputs
+from inference.onnx_export import write_int8, write_onnx
+from inference.segment import Options, prepare_inputs, segment_scans
 from utils import UserError, atomic
 
-GREY = (0.299, 0.587, 0.114)  # weights of red, green, blue, as OpenCV's
+if TYPE_CHECKING:
+    import keras
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")  # TensorFlow decodes no others
+MIN_AGREEMENT = 0.9999  # share of pixels
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as in OpenCV
 
 
 @dataclass(frozen=True)
@@ -43,186 +51,188 @@ class Config:
     """What is exported, and checked on which images."""
 
     model: str = "files/model.h5"  # the model file
-    out_dir: str = "export"  # where it goes
-    images: str = (
-        ""  # a file or folder to check on; "" takes images of the model's run, or phantoms
+    out_dir: str = "export"  # where to write
+    # A file or folder to check on. "" uses images of the model's run, or draws phantoms.
+    images: str = ""
+    checked: int = 20  # how many images; as many more calibrate the integers
+
+
+class Images(NamedTuple):
+    """Which images are used for what."""
+
+    agreement: list[Path]  # test images: the formats' masks are compared with the model file's
+    precision: list[Path]  # validation images: reduced precision is compared with float32
+    calibration: list[Path]  # training images, none of them above: ranges of the integers
+    source: str  # where the validation images come from
+
+
+def export(config: Config) -> dict[str, Any]:
+    """Write all formats and the manifest; return the manifest.
+
+    Raises UserError if the masks of a format are not those of the model file.
+    """
+    model, metadata = load_checked(config)
+    images = choose_images(config)
+    out_dir = Path(config.out_dir)
+    print(f"exporting {config.model} to {out_dir}", flush=True)
+
+    # Write.
+    network = with_mirror(model, metadata)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_onnx(network, metadata, out_dir / "unet.onnx")
+    write_saved_model(network, metadata, out_dir / "unet" / "1")
+    prepared = [read_prepared(path, metadata) for path in images.calibration]
+    write_int8(out_dir / "unet.onnx", out_dir / "unet-int8.onnx", prepared)
+
+    # Check.
+    agreement = measure_agreement(model, metadata, out_dir, images.agreement)
+    for name, share in agreement.items():
+        print(f"{name:22} {share:.4%} of the pixels as in {config.model}")
+    if min(agreement["saved_model"], agreement["onnx"]) < MIN_AGREEMENT:
+        raise UserError(
+            f"{out_dir}: the masks of a format are not those of {config.model}; do not serve it"
+        )
+    precisions, count = precision_check.measure_precisions(
+        out_dir / "unet.onnx", metadata, images.precision
     )
-    checked: int = 20  # how many of them; so many more calibrate the integers
+    precision_check.print_precisions(precisions)
+
+    # The manifest comes last: without it nothing is served.
+    manifest = {
+        "facts": metadata,
+        "model_sha256": file_sha256(Path(config.model)),
+        "sha256": checksums(out_dir),
+        "agreement": {"images": len(images.agreement), **agreement},
+        "precisions": {utils.kind_of_cpu(): {**precisions, "images": f"{count}, {images.source}"}},
+    }
+    with atomic(out_dir / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2))
+    print(f"written to {out_dir}: unet.onnx, unet-int8.onnx, unet/1, manifest.json")
+    own = "" if config.out_dir == Config.out_dir else f" --model {out_dir / 'unet.onnx'}"
+    print(f"next: python serve.py{own}")
+    return manifest
 
 
-def with_mirror(model: keras.Model, metadata: dict[str, Any]) -> keras.Model:
-    """Build the network that gives what `predict.py` decides on: averaged with the mirror where the metadata say so."""
+def load_checked(config: Config) -> tuple["keras.Model", dict[str, Any]]:
+    """Load the model. Raises UserError for a config that cannot work."""
+    if config.checked < 1:
+        raise UserError(f"checked is {config.checked}; expected at least 1")
+    metadata = utils.load_metadata(config.model)  # a wrong file is refused before Keras is loaded
+    if metadata.get("neighbours"):
+        raise UserError(
+            f"{config.model} uses neighbouring slices, which servers of single images do not have"
+        )
+    utils.load_keras()
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"KERAS_BACKEND is {keras.backend.backend()}; expected tensorflow, which writes "
+            "SavedModels"
+        )
+    return utils.load_model(config.model)
+
+
+def with_mirror(model: "keras.Model", metadata: dict[str, Any]) -> "keras.Model":
+    """Build the network to export: averaged with the mirrored image, if the metadata ask for it."""
+    import keras
+    from keras import ops
+
     inputs = keras.Input(model.input_shape[1:], name="image")
     probs = model(inputs)
     if metadata.get("mirror"):
         mirrored = ops.flip(model(ops.flip(inputs, axis=2)), axis=2)
         order = mirrored_channels(metadata["classes"])
-        probs = (
-            probs
-            + (mirrored if len(order) == 2 else ops.take(mirrored, order.astype("int32"), axis=-1))
-        ) / 2
-    return keras.Model(inputs, keras.layers.Identity(name="probabilities", dtype="float32")(probs))
+        if len(order) > 2:  # left and right are exchanged; a single class has one channel
+            mirrored = ops.take(mirrored, order.astype("int32"), axis=-1)
+        probs = (probs + mirrored) / 2
+    outputs = keras.layers.Identity(name="probabilities", dtype="float32")(probs)
+    network = keras.Model(inputs, outputs)
+    network(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports what was called
+    return network
 
 
-# -------------------------------------------------------------------------------------------------------------- ONNX
+# ---------------------------------------------------------------------------------------- images
 
 
-def write_onnx(network: keras.Model, metadata: dict[str, Any], path: Path) -> None:
-    """Write the network with its metadata as metadata; a batch may have any size. Raises UserError without ONNX."""
-    try:
-        import onnx
-        import tf2onnx  # noqa: F401 (Keras needs it)
-    except ImportError as error:
+def choose_images(config: Config) -> Images:
+    """Choose the images to check on. Raises UserError if there are too few."""
+    limit = config.checked
+    candidates = list_pictures(config, "val")
+    # Some of the same images may have to calibrate.
+    precision = candidates[: min(limit, max(1, len(candidates) // 2))]
+    others = [path for path in list_pictures(config, "train") if path not in precision]
+    if not others:
         raise UserError(
-            f"{error.name} is not installed: pip install -r requirements-export.txt"
-        ) from None
-    with atomic(path) as temporary:
-        network.export(temporary, format="onnx", verbose=False)
-        graph = onnx.load(temporary)
-        for value in (graph.graph.input[0], graph.graph.output[0]):
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-        rename_output(graph, "probabilities")
-        onnx.helper.set_model_props(
-            graph, {name: json.dumps(value) for name, value in metadata.items()}
+            f"{precision[0]} is the only image; expected another one to calibrate the integers on"
         )
-        onnx.checker.check_model(graph, full_check=True)
-        onnx.save(graph, temporary)
+    source = "phantoms"
+    if config.images:
+        source = Path(config.images).name
+    elif split_path(config).is_file():
+        source = "of the split.csv beside the model"
+    return Images(list_pictures(config, "test")[:limit], precision, others[-limit:], source)
 
 
-def rename_output(graph: Any, name: str) -> None:
-    """Give the network's only output a name that clients can guess."""
-    old = graph.graph.output[0].name
-    graph.graph.output[0].name = name
-    for node in graph.graph.node:
-        node.output[:] = [name if output == old else output for output in node.output]
+def list_pictures(config: Config, subset: str) -> list[Path]:
+    """List the pictures that `config` names, else a subset of the model's run, else phantoms.
 
-
-def write_int8(source: Path, path: Path, prepared: Sequence[np.ndarray]) -> None:
-    """Write an ONNX file's network in 8-bit integers of the ranges that `prepared` images (1, h, w, C) show."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    name = engines.open_onnxruntime(source.read_bytes()).input_name
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = iter([{name: image} for image in prepared])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.feeds, None)
-
-    with atomic(path) as temporary, tempfile.TemporaryDirectory() as folder:
-        fused = Path(folder) / "fused.onnx"
-        quant_pre_process(source, fused, skip_symbolic_shape=True)
-        quantize_static(fused, temporary, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
-
-
-# -------------------------------------------------------------------------------------------------------- SavedModel
-# The second signature does what images.py does, in TensorFlow's operations, for a client that has only a file.
-
-
-def _box(shape: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-    """Give height and width, and top and left, of an image of `shape` in a canvas of `size`: see `images.fit`."""
-    import tensorflow as tf
-
-    scale = tf.reduce_min(tf.constant(size, tf.float64) / tf.cast(shape, tf.float64))
-    inner = tf.cast(tf.round(tf.cast(shape, tf.float64) * scale), tf.int32)
-    inner = tf.clip_by_value(inner, 1, size)
-    return inner, (tf.constant(size) - inner) // 2
-
-
-def _resize(image: Any, size: Any) -> Any:
-    """Resize (H, W, C) float32: see `images.resize`."""
-    import tensorflow as tf
-
-    shrinks = tf.reduce_any(size < tf.shape(image)[:2])
-    method = tf.image.ResizeMethod
-    return tf.cond(
-        shrinks,
-        lambda: tf.image.resize(image, size, method.AREA),
-        lambda: tf.image.resize(image, size, method.BILINEAR),
-    )
-
-
-def _prepare(content: Any, metadata: dict[str, Any]) -> tuple[Any, Any]:
-    """Decode an image file and prepare it (H, W, C) as `images.prepare_scan` does; its own size too."""
-    import tensorflow as tf
-
-    size, channels = tuple(metadata["image_size"]), metadata["channels"]
-    image = tf.io.decode_image(content, dtype=tf.uint16, expand_animations=False)
-    image.set_shape((None, None, None))
-    image = tf.cast(image[..., :3], tf.float32)
-    if channels == 1:
-        image = tf.cond(
-            tf.shape(image)[-1] == 3,
-            lambda: tf.reduce_sum(image * GREY, -1, keepdims=True),
-            lambda: image[..., :1],
-        )
+    If the run has no image in this subset, all its images are taken.
+    """
+    if config.images:
+        paths, _ = list_inputs(Path(config.images))
+    elif split_path(config).is_file():
+        pairs, subsets = read_split(split_path(config))
+        images = [pair.image for pair in pairs]
+        chosen = [image for image, other in zip(images, subsets, strict=True) if other == subset]
+        paths = chosen or images
     else:
-        image = image * tf.ones(channels)
-    shape = tf.shape(image)[:2]
-    inner, start = _box(shape, size)
-    small = _resize(image, inner)
-    if metadata.get("window"):
-        centre, width = preprocess.parse_window(metadata["window"])
-        deep = (
-            tf.strings.substr(content, 24, 1) == b"\x10"
-        )  # a PNG of 16 bits; 8 bits were stretched to 16
-        unit = tf.where(deep, 1.0, 65535 / 255)
-        low, high = unit * (centre - width / 2), unit * (centre + width / 2)
-    else:
-        ranked = tf.sort(tf.reshape(small, [-1]))
-        places = (
-            tf.constant(preprocess.PERCENTILES) / 100 * tf.cast(tf.size(ranked) - 1, tf.float32)
-        )
-        below = tf.cast(tf.floor(places), tf.int32)
-        above = tf.minimum(below + 1, tf.size(ranked) - 1)
-        share = places - tf.floor(places)
-        levels = tf.gather(ranked, below) * (1 - share) + tf.gather(ranked, above) * share
-        flat = levels[1] <= levels[0]
-        low, high = tf.where(flat, ranked[0], levels[0]), tf.where(flat, ranked[-1], levels[1])
-    stretched = tf.math.divide_no_nan(small - low, high - low)
-    steps = tf.round(255 * tf.clip_by_value(stretched, 0, 1)) / 255
-    rest = tf.constant(size) - inner - start
-    padding = [[start[0], rest[0]], [start[1], rest[1]], [0, 0]]
-    return tf.ensure_shape(tf.pad(steps, padding), (*size, channels)), shape
+        paths = sorted((make_phantoms("", 2 * config.checked, seed=1) / "CXR_png").iterdir())
+    paths = [path for path in paths if path.suffix.lower() in PICTURES]
+    if not paths:
+        raise UserError("no PNG, JPEG or BMP file to check the formats on; name some with --images")
+    return paths
 
 
-def _to_png(probs: Any, shape: Any, metadata: dict[str, Any]) -> Any:
-    """Bring probabilities (h, w, K) back to an image's own size, decide, encode the mask as PNG."""
+def split_path(config: Config) -> Path:
+    """Return where the split of the model's run would be."""
+    return Path(config.model).with_name("split.csv")
+
+
+def read_prepared(path: Path, metadata: dict[str, Any]) -> np.ndarray:
+    """Read an image and prepare it: (1, h, w, C) float32 in [0, 1]."""
+    scan = formats.read_scan(path)
+    prepared = prepare_inputs(scan, tuple(metadata["image_size"]), metadata)
+    return prepared.astype(np.float32) / 255
+
+
+# ------------------------------------------------------------------------------------ SavedModel
+# The signature `encoded` does what imaging/preprocess.py does, in TensorFlow's operations.
+
+
+def write_saved_model(network: "keras.Model", metadata: dict[str, Any], path: Path) -> None:
+    """Write both signatures to the folder `path`, whole or not at all."""
+    import keras
     import tensorflow as tf
 
-    inner, start = _box(shape, tuple(metadata["image_size"]))
-    part = probs[start[0] : start[0] + inner[0], start[1] : start[1] + inner[1]]
-    whole = _resize(part, shape)
-    if len(metadata["classes"]) == 1:
-        ids = 255 * tf.cast(whole >= metadata["threshold"], tf.uint8)
-    else:
-        ids = tf.cast(tf.argmax(whole, -1), tf.uint8)[..., None]
-    return tf.io.encode_png(ids)
-
-
-def write_saved_model(network: keras.Model, metadata: dict[str, Any], path: Path) -> None:
-    """Write the signatures to the folder `path`, whole or not at all."""
-    import tensorflow as tf
+    def segment_file(content: Any) -> Any:
+        prepared, shape = prepare_in_graph(content, metadata)
+        return mask_png_in_graph(network(prepared[None])[0], shape, metadata)
 
     def encoded(contents: Any) -> dict[str, Any]:
-        def one(content: Any) -> Any:
-            prepared, shape = _prepare(content, metadata)
-            return _to_png(network(prepared[None])[0], shape, metadata)
+        return {"mask_png": tf.map_fn(segment_file, contents, fn_output_signature=tf.string)}
 
-        return {"mask_png": tf.map_fn(one, contents, fn_output_signature=tf.string)}
+    def serving_default(images: Any) -> dict[str, Any]:
+        return {"probabilities": network(images)}
 
     archive = keras.export.ExportArchive()
     archive.track(network)
-    images_in = tf.TensorSpec(network.input_shape, tf.float32, name="images")
-    archive.add_endpoint(
-        "serving_default", lambda images: {"probabilities": network(images)}, [images_in]
-    )
-    if metadata.get("window") != "file":  # which only DICOM has, that TensorFlow cannot read
-        archive.add_endpoint(
-            "encoded", encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")]
-        )
+    images = tf.TensorSpec(network.input_shape, tf.float32, name="images")
+    archive.add_endpoint("serving_default", serving_default, [images])
+    # Only DICOM files propose a window, and TensorFlow does not read them.
+    if metadata.get("window") != "file":
+        contents = tf.TensorSpec([None], tf.string, name="image_bytes")
+        archive.add_endpoint("encoded", encoded, [contents])
     temporary = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     archive.write_out(str(temporary), verbose=False)
@@ -230,153 +240,167 @@ def write_saved_model(network: keras.Model, metadata: dict[str, Any], path: Path
     temporary.rename(path)
 
 
-# ------------------------------------------------------------------------------------------------------------ parity
+def prepare_in_graph(content: Any, metadata: dict[str, Any]) -> tuple[Any, Any]:
+    """Decode an image file and prepare it like `preprocess.prepare_scan`.
 
-
-def choose_files(config: Config, subset: str) -> list[Path]:
-    """List the images that are there to check on: those named, else a subset of the model's run, else phantoms.
-
-    A run without images in the subset gives all of its.
+    Returns the network's input (h, w, C) in [0, 1] and the image's own height and width.
     """
-    split = Path(config.model).parent / "split.csv"
-    if config.images:
-        paths, _ = list_inputs(Path(config.images))
-    elif split.is_file():
-        table = pd.read_csv(split)
-        chosen = table.image[table.subset == subset]
-        paths = [Path(image) for image in (chosen if len(chosen) else table.image)]
+    import tensorflow as tf
+
+    size, channels = tuple(metadata["image_size"]), metadata["channels"]
+    image = decode_in_graph(content, channels)
+    shape = tf.shape(image)[:2]
+    inner, start = letterbox_in_graph(shape, size)
+    small = resize_in_graph(image, inner)
+    if metadata.get("window"):
+        low, high = window_in_graph(content, metadata["window"])
     else:
-        paths = sorted((make_phantoms("", 2 * config.checked, seed=1) / "CXR_png").iterdir())
-    paths = [path for path in paths if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp")]
-    if not paths:
-        raise UserError("no PNG, JPEG or BMP file to check the formats on; name some with --images")
-    return paths
+        low, high = percentiles_in_graph(small)
+    stretched = tf.clip_by_value(tf.math.divide_no_nan(small - low, high - low), 0, 1)
+    rounded = tf.round(255 * stretched) / 255
+    end = tf.constant(size) - inner - start
+    padded = tf.pad(rounded, [[start[0], end[0]], [start[1], end[1]], [0, 0]])
+    return tf.ensure_shape(padded, (*size, channels)), shape
 
 
-def compare(
-    model: keras.Model, metadata: dict[str, Any], out_dir: Path, paths: Sequence[Path]
+def decode_in_graph(content: Any, channels: int) -> Any:
+    """Decode an image file: (H, W, channels) float32, 8 bits stretched to 16."""
+    import tensorflow as tf
+
+    image = tf.io.decode_image(content, dtype=tf.uint16, expand_animations=False)
+    image.set_shape((None, None, None))
+    image = tf.cast(image[..., :3], tf.float32)  # without alpha
+    if channels > 1:
+        return image * tf.ones(channels)
+    return tf.cond(
+        tf.shape(image)[-1] == 3,
+        lambda: tf.reduce_sum(image * GREY_WEIGHTS, -1, keepdims=True),
+        lambda: image[..., :1],
+    )
+
+
+def letterbox_in_graph(shape: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    """Return height and width, and top and left, of an image of `shape` in a canvas of `size`.
+
+    The same as `preprocess.letterbox`.
+    """
+    import tensorflow as tf
+
+    shape = tf.cast(shape, tf.float64)
+    scale = tf.reduce_min(tf.constant(size, tf.float64) / shape)
+    inner = tf.clip_by_value(tf.cast(tf.round(shape * scale), tf.int32), 1, size)
+    return inner, (tf.constant(size) - inner) // 2
+
+
+def resize_in_graph(image: Any, size: Any) -> Any:
+    """Resize (H, W, C) float32 like `preprocess.resize`."""
+    import tensorflow as tf
+
+    method = tf.image.ResizeMethod
+    return tf.cond(
+        tf.reduce_any(size < tf.shape(image)[:2]),
+        lambda: tf.image.resize(image, size, method.AREA),
+        lambda: tf.image.resize(image, size, method.BILINEAR),
+    )
+
+
+def window_in_graph(content: Any, window: str) -> tuple[Any, Any]:
+    """Return the grey levels that become 0 and 1 by a window "centre,width"."""
+    import tensorflow as tf
+
+    centre, width = preprocess.parse_window(window)
+    has_16_bits = tf.strings.substr(content, 24, 1) == b"\x10"  # in the header of a PNG
+    unit = tf.where(has_16_bits, 1.0, 65535 / 255)
+    return unit * (centre - width / 2), unit * (centre + width / 2)
+
+
+def percentiles_in_graph(small: Any) -> tuple[Any, Any]:
+    """Return the grey levels that become 0 and 1 by percentiles, like `np.percentile`."""
+    import tensorflow as tf
+
+    ordered = tf.sort(tf.reshape(small, [-1]))
+    last = tf.size(ordered) - 1
+    places = tf.constant(preprocess.PERCENTILES) / 100 * tf.cast(last, tf.float32)
+    below = tf.cast(tf.floor(places), tf.int32)
+    above = tf.minimum(below + 1, last)
+    fraction = places - tf.floor(places)
+    levels = tf.gather(ordered, below) * (1 - fraction) + tf.gather(ordered, above) * fraction
+    is_flat = levels[1] <= levels[0]
+    low = tf.where(is_flat, ordered[0], levels[0])
+    return low, tf.where(is_flat, ordered[-1], levels[1])
+
+
+def mask_png_in_graph(probs: Any, shape: Any, metadata: dict[str, Any]) -> Any:
+    """Restore probabilities (h, w, K) to the image's own size, decide, encode the mask as PNG."""
+    import tensorflow as tf
+
+    inner, start = letterbox_in_graph(shape, tuple(metadata["image_size"]))
+    inside = probs[start[0] : start[0] + inner[0], start[1] : start[1] + inner[1]]
+    restored = resize_in_graph(inside, shape)
+    if len(metadata["classes"]) == 1:
+        ids = 255 * tf.cast(restored >= metadata["threshold"], tf.uint8)
+    else:
+        ids = tf.cast(tf.argmax(restored, -1), tf.uint8)[..., None]
+    return tf.io.encode_png(ids)
+
+
+# --------------------------------------------------------------------------------------- checking
+
+
+def measure_agreement(
+    model: "keras.Model", metadata: dict[str, Any], out_dir: Path, paths: Sequence[Path]
 ) -> dict[str, float]:
-    """Give the share of pixels, over all images, in which each format's mask is that of the model file.
+    """Return the share of pixels in which each format's masks are those of the model file.
 
-    The network's masks are compared as `predict.py` writes them; those of image files without cleaning, which
-    TensorFlow cannot do.
+    Masks are compared as `predict.py` writes them. Those of image files are compared without
+    cleaning, which TensorFlow does not do.
     """
     import tensorflow as tf
 
     saved = tf.saved_model.load(out_dir / "unet" / "1")
-    run_onnx = engines.open_onnxruntime((out_dir / "unet.onnx").read_bytes()).run
-    plain = metadata | {"clean": None}
-    config = predict.Config(batch_size=1)
-    same: dict[str, list[float]] = {"saved_model": [], "onnx": []}
+    onnx = engines.open_onnxruntime((out_dir / "unet.onnx").read_bytes())
+    shares: dict[str, list[float]] = {"saved_model": [], "onnx": []}
     for path in paths:
         scan = formats.read_scan(path)
-        prepared = (
-            segment.prepare_inputs(scan, tuple(metadata["image_size"]), metadata).astype(np.float32)
-            / 255
-        )
-        probs = next(segment.segment_scans([(model, metadata)], [scan], config)).probs
-        shape = scan.pixels.shape[1:3]
-        found = {
-            "saved_model": saved.signatures["serving_default"](images=tf.constant(prepared))[
-                "probabilities"
-            ].numpy(),
-            "onnx": run_onnx(prepared),
-        }
-        for name, values in found.items():
-            ids = postprocess.decide(preprocess.restore(values[0], shape), metadata)
-            same[name].append(float(np.mean(ids == postprocess.decide(probs, metadata))))
-        if "encoded" not in saved.signatures:
-            continue
-        content = saved.signatures["encoded"](image_bytes=tf.constant([path.read_bytes()]))[
-            "mask_png"
-        ].numpy()[0]
-        mask = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        scale = 255 if len(metadata["classes"]) == 1 else 1
-        same.setdefault("saved_model, encoded", []).append(
-            float(np.mean(mask == scale * postprocess.decide(probs, plain)))
-        )
-    return {name: float(np.mean(shares)) for name, shares in same.items()}
+        options = Options(batch_size=1, probabilities=True)
+        expected = segment_scans([(model, metadata)], [scan], options)[0]
+        images = read_prepared(path, metadata)
+        answer = saved.signatures["serving_default"](images=tf.constant(images))
+        probs = {"saved_model": answer["probabilities"].numpy(), "onnx": onnx.run(images)}
+        for name, values in probs.items():
+            restored = preprocess.restore(values[0], scan.pixels.shape[1:3])
+            ids = postprocess.decide(restored, metadata)
+            shares[name].append(float(np.mean(ids == expected.ids[0])))
+        if "encoded" in saved.signatures:
+            plain = postprocess.decide(expected.probs[0], metadata | {"clean": None})
+            ids = read_encoded(saved, path, len(metadata["classes"]))
+            shares.setdefault("saved_model, encoded", []).append(float(np.mean(ids == plain)))
+    return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
-def checksum(path: Path) -> str:
-    """Give a file's SHA-256."""
+def read_encoded(saved: Any, path: Path, num_classes: int) -> np.ndarray:
+    """Let a SavedModel segment an image file: class ids (H, W)."""
+    import tensorflow as tf
+
+    answer = saved.signatures["encoded"](image_bytes=tf.constant([path.read_bytes()]))
+    png = np.frombuffer(answer["mask_png"].numpy()[0], np.uint8)
+    mask = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+    return mask // 255 if num_classes == 1 else mask
+
+
+def checksums(out_dir: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file but the manifest, by their paths."""
+    found = {}
+    for path in sorted(out_dir.rglob("*")):
+        if path.is_file() and path.name != "manifest.json":
+            found[path.relative_to(out_dir).as_posix()] = file_sha256(path)
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def export(config: Config) -> dict[str, Any]:
-    """Write all formats and the manifest; return it. Raises UserError if a format's masks are not the model's."""
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"KERAS_BACKEND is {keras.backend.backend()}; expected tensorflow, which writes SavedModels"
-        )
-    model, metadata = utils.load_model(config.model)
-    if metadata.get("neighbours"):
-        raise UserError(
-            f"{config.model} looks at neighbouring slices, which servers of single images do not have"
-        )
-    if config.checked < 1:
-        raise UserError(f"checked is {config.checked}; expected at least 1")
-    out_dir, paths = Path(config.out_dir), choose_files(config, "test")[: config.checked]
-    out_dir.mkdir(parents=True, exist_ok=True)
-    network = with_mirror(model, metadata)
-    network(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports only what was called
-    write_onnx(network, metadata, out_dir / "unet.onnx")
-    write_saved_model(network, metadata, out_dir / "unet" / "1")
-    size = tuple(metadata["image_size"])
-    measured = choose_files(config, "val")
-    measured = measured[
-        : min(config.checked, max(1, len(measured) // 2))
-    ]  # some must be left to calibrate on
-    others = [path for path in choose_files(config, "train") if path not in measured][
-        -config.checked :
-    ]
-    if not others:
-        raise UserError(
-            f"{measured[0]} is the only image; expected another one to calibrate the integers on"
-        )
-    shown = [formats.read_scan(path) for path in others]
-    prepared = [
-        segment.prepare_inputs(scan, size, metadata).astype(np.float32) / 255 for scan in shown
-    ]
-    write_int8(out_dir / "unet.onnx", out_dir / "unet-int8.onnx", prepared)
-    split = Path(config.model).with_name("split.csv").is_file()
-    source = (
-        Path(config.images).name
-        if config.images
-        else "of the split.csv beside the model"
-        if split
-        else "phantoms"
-    )
-    agreement = compare(model, metadata, out_dir, paths)
-    precisions, count = precision_check.measure_precisions(
-        out_dir / "unet.onnx", metadata, measured
-    )
-    files = sorted(
-        path for path in out_dir.rglob("*") if path.is_file() and path.name != "manifest.json"
-    )
-    manifest = {
-        "facts": metadata,
-        "model_sha256": checksum(Path(config.model)),
-        "sha256": {path.relative_to(out_dir).as_posix(): checksum(path) for path in files},
-        "agreement": {"images": len(paths), **agreement},
-        "precisions": {utils.kind_of_cpu(): {**precisions, "images": f"{count}, {source}"}},
-    }
-    for name, share in agreement.items():
-        print(
-            f"{name:22} {share:.4%} of the pixels as {config.model} has them, {len(paths)} images"
-        )
-    precision_check.print_precisions(precisions)
-    if min(agreement["saved_model"], agreement["onnx"]) < 0.9999:
-        raise UserError(
-            f"{out_dir}: a format's masks are not those of {config.model}; do not serve it"
-        )
-    with atomic(out_dir / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2))
-    print(
-        f"{out_dir}: unet/1 for TensorFlow Serving, unet.onnx for ONNX Runtime and OpenVINO, manifest.json"
-    )
-    return manifest
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def cluster():
     running.stop()
 
 
-def test_machines_tell_their_processors(cluster):
+def test_machines_name_their_processors(cluster):
     code = "from inference import archive; archive.connect(); print(archive.kinds_of_cpu())"
     asked = subprocess.run(
         [sys.executable, "-c", code],
@@ -90,14 +90,14 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
 
 
 def test_plan_gives_each_mask_one_image():
-    wanted, problems = archive.plan(
+    wanted, problems = archive.plan_masks(
         ["b/x.nii.gz", "a/x.PNG", "a/x.dcm", "a/.y.png", "notes.txt", "x.png"]
     )
     assert wanted == {"a/x.png": "a/x.PNG", "b/x.png": "b/x.nii.gz", "x.png": "x.png"}
     assert list(problems) == ["a/x.dcm"]
 
 
-def test_what_cannot_be_is_told(script, exported, phantoms, tmp_path):  # noqa: F811
+def test_mistakes_get_a_line(script, exported, phantoms, tmp_path):  # noqa: F811
     model = ("--model", exported / "unet.onnx")
     inside = script(
         tmp_path,
@@ -138,7 +138,7 @@ def test_what_cannot_be_is_told(script, exported, phantoms, tmp_path):  # noqa: 
     assert strange.returncode == 2 and "cannot be opened" in strange.stderr
 
 
-def test_all_machines_compute_in_a_precision_that_each_may_use(exported, monkeypatch, capsys):  # noqa: F811
+def test_all_machines_compute_in_a_precision_that_each_allows(exported, monkeypatch, capsys):  # noqa: F811
     def load(path, engine, precision, threads):
         return (
             SimpleNamespace(
@@ -158,8 +158,8 @@ def test_all_machines_compute_in_a_precision_that_each_may_use(exported, monkeyp
     )  # this machine alone, which load asked for
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert archive.load_for_all(config)[0].precision == "float32"
-    assert "openvino bfloat16 may not be used on here, there" in capsys.readouterr().out
-    with pytest.raises(UserError, match="take --precision float32"):
+    assert "openvino bfloat16 is not allowed on here, there" in capsys.readouterr().out
+    with pytest.raises(UserError, match="use --precision float32"):
         archive.load_for_all(replace(config, precision="bfloat16"))
     monkeypatch.setattr(archive.engines, "MIN_DICE_VS_FLOAT32", 0.0)
     assert archive.load_for_all(config)[0].precision == "bfloat16"

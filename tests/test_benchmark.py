@@ -13,7 +13,7 @@ from benchmarks.speed import __main__ as speed_main
 from benchmarks.speed.training import PRODUCT, flops, operation_row, rate_rows
 from benchmarks.table import TABLE, make_row, write_rows
 from benchmarks.timing import isolated_processes, run_interleaved, steps_per_second
-from inference.bundled import BUNDLED_MODEL
+from inference.models import BUNDLED_MODEL
 from utils import UserError
 
 

@@ -36,7 +36,7 @@ def test_it_is_small_and_says_what_it_is(members):
 
 def test_the_exported_files_are_of_that_model():
     manifest = json.loads((ROOT / "files" / "lungs" / "manifest.json").read_text())
-    assert manifest["model_sha256"] == export.checksum(BUNDLED) and manifest[
+    assert manifest["model_sha256"] == export.file_sha256(BUNDLED) and manifest[
         "facts"
     ] == utils.load_metadata(BUNDLED)
     assert (ROOT / BUNDLED_MODEL).stat().st_size <= 8 * 2**20

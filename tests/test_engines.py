@@ -1,4 +1,4 @@
-"""Exported networks: every engine and precision gives the masks of float32, and what may not be used is refused."""
+"""Exported networks: each engine and precision gives the masks of float32, or is refused."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ from inference import engines, segment
 from inference.models import BUNDLED_MODEL
 from utils import UserError
 
-BOX = ROOT / BUNDLED_MODEL
+BUNDLED = ROOT / BUNDLED_MODEL
 KINDS = [
     ("onnxruntime", "float32"),
     ("onnxruntime", "int8"),
@@ -58,10 +58,10 @@ def from_keras():
 
 @pytest.mark.parametrize(("engine", "precision"), KINDS)
 def test_every_engine_finds_what_keras_finds(engine, precision, from_keras, tmp_path):
-    """Nearly, where the precision is reduced: how near is for the gate to say, which is opened here."""
+    """Nearly, in reduced precision. The manifest is changed so that every precision is allowed."""
     skip_unless_here(engine, precision)
-    shutil.copytree(BOX.parent, tmp_path / "box")
-    place = tmp_path / "box" / "manifest.json"
+    shutil.copytree(BUNDLED.parent, tmp_path / "exported")
+    place = tmp_path / "exported" / "manifest.json"
     measured = {utils.kind_of_cpu(): {f"{engine} {precision}": 1.0}}
     place.write_text(json.dumps(json.loads(place.read_text()) | {"precisions": measured}))
     found = masks(
@@ -92,8 +92,8 @@ def test_auto_takes_bfloat16_only_where_it_may(monkeypatch):
         "onnxruntime",
         "int8",
     )
-    for precision, told in (("bfloat16", "0.9989"), ("int8", "0.9800")):
-        with pytest.raises(UserError, match=f"{told}; expected at least 0.999"):
+    for precision, dice in (("bfloat16", "0.9989"), ("int8", "0.9800")):
+        with pytest.raises(UserError, match=f"{dice}; expected at least 0.999"):
             engines.choose_engine("auto", precision, bad)
         with pytest.raises(UserError, match="is not measured"):
             engines.choose_engine("auto", precision, {})
@@ -112,7 +112,7 @@ def test_auto_takes_bfloat16_only_where_it_may(monkeypatch):
             engines.choose_engine(engine, precision, dice)
 
 
-def test_wrong_names_are_told():
+def test_wrong_names_are_refused():
     for change, told in (
         (("tensorrt", "auto"), "engine is 'tensorrt'"),
         (("auto", "fp8"), "precision is 'fp8'"),
@@ -124,45 +124,47 @@ def test_wrong_names_are_told():
             predict.Config(model=str(ROOT / "files" / "lungs.h5"), engine="openvino")
         )
     with pytest.raises(UserError, match="averages with the mirrored image itself"):
-        predict.load_members(predict.Config(model=str(BOX), uncertainty=True))
+        predict.load_members(predict.Config(model=str(BUNDLED), uncertainty=True))
 
 
-def test_changed_or_lacking_files_are_told(tmp_path):
+def test_changed_or_missing_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"run `python export\.py"):
         engines.load_engine(tmp_path / "unet.onnx")
     with pytest.raises(UserError, match=r"lungs\.h5 is no \.onnx file"):
         engines.load_engine(ROOT / "files" / "lungs.h5")
-    shutil.copytree(BOX.parent, tmp_path / "box")
-    integers = tmp_path / "box" / "unet-int8.onnx"
+    shutil.copytree(BUNDLED.parent, tmp_path / "exported")
+    integers = tmp_path / "exported" / "unet-int8.onnx"
     integers.write_bytes(integers.read_bytes()[:-1] + b"?")
-    manifest = json.loads((tmp_path / "box" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "exported" / "manifest.json").read_text())
     manifest["precisions"] = {utils.kind_of_cpu(): {"onnxruntime int8": 1.0}}
-    (tmp_path / "box" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "exported" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="unet-int8.onnx has checksum"):
-        engines.load_engine(tmp_path / "box" / "unet.onnx", precision="int8")
-    with pytest.raises(UserError, match="is run by --precision int8"):
+        engines.load_engine(tmp_path / "exported" / "unet.onnx", precision="int8")
+    with pytest.raises(UserError, match="name its float32 file with --precision int8"):
         engines.load_engine(integers)
     integers.unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        engines.load_engine(tmp_path / "box" / "unet.onnx", precision="int8")
+        engines.load_engine(tmp_path / "exported" / "unet.onnx", precision="int8")
     for damaged in (
         [],
         {"facts": manifest["facts"]},
         manifest | {"sha256": {}},
         manifest | {"precisions": 3},
     ):
-        (tmp_path / "box" / "manifest.json").write_text(json.dumps(damaged))
+        (tmp_path / "exported" / "manifest.json").write_text(json.dumps(damaged))
         with pytest.raises(UserError):
-            engines.load_engine(tmp_path / "box" / "unet.onnx")
+            engines.load_engine(tmp_path / "exported" / "unet.onnx")
 
 
 def test_files_are_segmented_without_keras(tmp_path, script, monkeypatch):
     pictures.write_picture(tmp_path / "a.png", draw_phantom(np.random.default_rng(4))[0])
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nfor name in ('keras', 'pandas', 'scipy.stats', 'sklearn'):\n    sys.modules[name] = None\n"
+        "import sys\n"
+        "for name in ('keras', 'pandas', 'scipy.stats', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    flags = "--model", BOX, "--input", "a.png", "--output", "out", "--no-panels"
+    flags = "--model", BUNDLED, "--input", "a.png", "--output", "out", "--no-panels"
     done = script(tmp_path, "predict.py", *flags)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "a.png").is_file() and not (tmp_path / "out" / "panels").exists()
@@ -195,9 +197,9 @@ def test_the_service_has_all_that_it_imports(tmp_path):
     assert {path.name for path in tmp_path.glob("*.py")} == set(copied)
 
 
-def test_nothing_tells_microsoft_or_google(tmp_path):
-    """ONNX Runtime and OpenVINO keep a file of what they send; quantisation must not make one either."""
-    code = "import engines, onnxruntime.quantization; engines.has_bfloat16()"
+def test_nothing_is_sent_to_microsoft_or_google(tmp_path):
+    """ONNX Runtime and OpenVINO keep a file of what they send; so does quantization."""
+    code = "from inference import engines; import onnxruntime.quantization; engines.has_bfloat16()"
     environment = {
         name: value
         for name, value in os.environ.items()

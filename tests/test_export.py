@@ -1,4 +1,4 @@
-"""Export: SavedModel and ONNX give the masks of the model file, from arrays and from image files."""
+"""Export: SavedModel and ONNX give the masks of the model file, from arrays and from files."""
 
 import dataclasses
 import json
@@ -17,18 +17,18 @@ import export
 import predict
 import utils
 from imaging import formats, preprocess
-from inference import engines, segment
+from inference import engines, onnx_export, segment
 from model import build_unet
 from utils import UserError
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow writes SavedModels"
 )
-BOX = ROOT / "files" / "lungs.h5"
+BUNDLED = ROOT / "files" / "lungs.h5"
 
 
 def pictures(folder: Path) -> Path:
-    """One picture of each kind: 8 and 16 bit, grey and colour, wide and tall, smaller and larger than the network."""
+    """One picture of each kind: 8 and 16 bit, grey and colour, wide and tall, small and large."""
     rng = np.random.default_rng(0)
     smooth = cv2.GaussianBlur(rng.uniform(0, 1, (300, 400)).astype(np.float32), (0, 0), 12)
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
@@ -47,19 +47,19 @@ def pictures(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory, phantoms):
-    """The model in the box, exported and checked on phantoms: its folder."""
-    folder = tmp_path_factory.mktemp("box") / "export"
+def exported(tmp_path_factory, phantoms):
+    """The folder of the pretrained model, exported and checked on phantoms."""
+    folder = tmp_path_factory.mktemp("exported") / "export"
     export.export(
         export.Config(
-            model=str(BOX), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=4
+            model=str(BUNDLED), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=4
         )
     )
     return folder
 
 
-def test_the_masks_of_the_box_stay_the_same(box):
-    agreement = json.loads((box / "manifest.json").read_text())["agreement"]
+def test_the_masks_stay_the_same(exported):
+    agreement = json.loads((exported / "manifest.json").read_text())["agreement"]
     assert agreement["images"] == 4
     assert (
         min(agreement["saved_model"], agreement["onnx"]) >= 0.9999
@@ -67,22 +67,22 @@ def test_the_masks_of_the_box_stay_the_same(box):
     )
 
 
-def test_the_manifest_tells_what_was_written(box):
-    manifest = json.loads((box / "manifest.json").read_text())
-    assert manifest["model_sha256"] == export.checksum(BOX) and manifest[
+def test_the_manifest_tells_what_was_written(exported):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["model_sha256"] == export.file_sha256(BUNDLED) and manifest[
         "facts"
-    ] == utils.load_metadata(BOX)
+    ] == utils.load_metadata(BUNDLED)
     assert {"unet.onnx", "unet/1/saved_model.pb"} < set(manifest["sha256"])
     for name, digest in manifest["sha256"].items():
-        assert export.checksum(box / name) == digest
+        assert export.file_sha256(exported / name) == digest
 
 
-def test_onnx_holds_the_facts_and_takes_any_batch(box):
-    graph = onnx.load(box / "unet.onnx")
+def test_onnx_holds_the_facts_and_takes_any_batch(exported):
+    graph = onnx.load(exported / "unet.onnx")
     onnx.checker.check_model(graph, full_check=True)
     facts = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
-    assert facts == utils.load_metadata(BOX)
-    run = engines.open_onnxruntime((box / "unet.onnx").read_bytes()).run
+    assert facts == utils.load_metadata(BUNDLED)
+    run = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run
     batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
     together = run(batch)
     np.testing.assert_allclose(
@@ -90,10 +90,10 @@ def test_onnx_holds_the_facts_and_takes_any_batch(box):
     )
 
 
-def test_tensorflows_own_tool_sees_both_signatures(box):
+def test_tensorflows_own_tool_sees_both_signatures(exported):
     tool = Path(sys.executable).with_name("saved_model_cli")
     shown = subprocess.run(
-        [tool, "show", "--dir", box / "unet" / "1", "--all"],
+        [tool, "show", "--dir", exported / "unet" / "1", "--all"],
         capture_output=True,
         text=True,
         check=True,
@@ -116,7 +116,7 @@ def test_every_kind_of_model_and_picture(tmp_path, names, channels, more):
     model = build_unet((*size, channels), 1 if len(names) == 1 else 3, 4, 2)
     model.layers[-1].set_weights(
         [10 * weights for weights in model.layers[-1].get_weights()]
-    )  # decided masks
+    )  # so that masks are decided
     facts = utils.make_metadata(names, size, channels, **more)
     path = tmp_path / "model.h5"
     utils.save_model(model, path, facts)
@@ -129,13 +129,14 @@ def test_every_kind_of_model_and_picture(tmp_path, names, channels, more):
     for picture in folder.iterdir():
         scan = formats.read_scan(picture)
         prepared = segment.prepare_inputs(scan, size, facts).astype(np.float32) / 255
-        probs = next(segment.segment_scans(members, [scan])).probs
+        kept = segment.Options(probabilities=True)
+        probs = segment.segment_scans(members, [scan], kept)[0].probs[0]
         np.testing.assert_allclose(
             preprocess.restore(run(prepared)[0], probs.shape[:2]), probs, atol=1e-4
         )
 
 
-def test_what_cannot_be_exported_is_told(tmp_path, monkeypatch):
+def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     model = build_unet((16, 16, 3), 1, 2, 1)
     utils.save_model(
         model, tmp_path / "near.h5", utils.make_metadata(["x"], (16, 16), 1, neighbours=1)
@@ -152,7 +153,7 @@ def test_what_cannot_be_exported_is_told(tmp_path, monkeypatch):
         export.export(export.Config(model=str(tmp_path / "m.h5"), out_dir=str(tmp_path / "out")))
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
-        export.write_onnx(model, {}, tmp_path / "a.onnx")
+        onnx_export.write_onnx(model, {}, tmp_path / "a.onnx")
 
 
 def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monkeypatch):
@@ -164,10 +165,10 @@ def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monke
         )
 
     monkeypatch.setattr(engines, "open_onnxruntime", empty)
-    with pytest.raises(UserError, match="a format's masks are not those of"):
+    with pytest.raises(UserError, match="the masks of a format are not those of"):
         export.export(
             export.Config(
-                model=str(BOX),
+                model=str(BUNDLED),
                 out_dir=str(tmp_path / "out"),
                 images=str(phantoms / "CXR_png"),
                 checked=1,

@@ -52,6 +52,7 @@ MAY_BE_LATE = {
     "pandas",
     "PIL",
     "pydicom",
+    "pyarrow",
     "ray",
     "scipy",
     "sklearn",

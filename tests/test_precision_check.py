@@ -1,4 +1,4 @@
-"""What one kind of processor may do says nothing of another: the gate is measured on each."""
+"""Reduced precision is checked on each kind of processor: one says nothing about another."""
 
 import json
 import shutil
@@ -15,14 +15,14 @@ from inference import engines, precision_check
 from inference.models import BUNDLED_MODEL
 from utils import UserError
 
-BOX = ROOT / BUNDLED_MODEL
+BUNDLED = ROOT / BUNDLED_MODEL
 
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """The model in the box, measured on another kind of processor only, and two images, one of them damaged."""
-    shutil.copytree(BOX.parent, tmp_path / "box")
-    place = tmp_path / "box" / "manifest.json"
+    """The pretrained model, measured on another kind of processor; two images, one damaged."""
+    shutil.copytree(BUNDLED.parent, tmp_path / "exported")
+    place = tmp_path / "exported" / "manifest.json"
     manifest = json.loads(place.read_text())
     manifest["precisions"] = {
         "another": dict.fromkeys(("onnxruntime int8", "openvino int8", "openvino bfloat16"), 1.0)
@@ -30,12 +30,12 @@ def elsewhere(tmp_path):
     place.write_text(json.dumps(manifest))
     pictures.write_picture(tmp_path / "scans" / "a.png", draw_phantom(np.random.default_rng(0))[0])
     (tmp_path / "scans" / "b.png").write_bytes(b"\x89PNG?")
-    return tmp_path / "box" / "unet.onnx"
+    return tmp_path / "exported" / "unet.onnx"
 
 
 def test_what_was_measured_elsewhere_does_not_count(elsewhere):
     assert engines.load_engine(elsewhere)[0].precision == "float32"
-    with pytest.raises(UserError, match=r"is not measured; .* run python gate\.py"):
+    with pytest.raises(UserError, match="is not measured; .* run python -m inference"):
         engines.load_engine(elsewhere, "onnxruntime", "int8")
 
 

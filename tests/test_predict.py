@@ -98,7 +98,7 @@ def test_masks_have_the_images_own_size(run, tmp_path, size):
 
 
 def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
-    """Prediction undoes its own geometry: the mask of an enlarged image is the enlarged mask, nearly."""
+    """The mask of an enlarged image is nearly the enlarged mask."""
     members = [utils.load_model(run / "model.h5")]
     image = formats.read_image(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
@@ -178,7 +178,7 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
         ({"input": ".", "data_dir": "."}, "expected one of them"),
     ],
 )
-def test_mistakes_are_told_in_a_line(run, tmp_path, monkeypatch, change, message):
+def test_mistakes_get_a_line(run, tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         predict.main(predict.Config(**{"model": str(run / "model.h5"), **change}))
@@ -287,7 +287,7 @@ def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
     assert len(table) == 2 and len(problems) == 1 and "gone.png: cannot be opened" in problems[0]
 
 
-# ---------------------------------------------------------------------------------- ensembles, mirroring, uncertainty
+# -------------------------------------------------------------- ensembles, mirroring, uncertainty
 
 
 def make_member(tmp_path, name="m.h5", classes=("lung",), **facts):
@@ -346,7 +346,7 @@ def test_scans_of_a_chunk_share_batches_and_keep_their_slices(tmp_path):
 
 
 def test_mirroring_is_symmetric(tmp_path):
-    """With mirroring, the mirrored image gets the mirrored probabilities, left and right changing places."""
+    """The mirrored image gets the mirrored probabilities, left and right exchanged."""
     member = make_member(tmp_path, classes=("left lung", "right lung"), mirror=True)
     image = picture(shape=(32, 32))
     straight = probabilities([member], image)
@@ -414,7 +414,7 @@ def test_uncertainty_adds_a_column_a_panel_and_a_rank_correlation(run, tmp_path,
     assert panel.shape[1] > 3.8 * panel.shape[0]  # five pictures side by side
 
 
-def test_models_that_do_not_go_together_are_told(tmp_path):
+def test_models_that_do_not_fit_together_are_refused(tmp_path):
     make_member(tmp_path, "a.h5")
     make_member(tmp_path, "bb.h5", classes=("heart",))
     with pytest.raises(
@@ -430,12 +430,12 @@ def test_models_that_do_not_go_together_are_told(tmp_path):
     assert len(predict.load_members(predict.Config(model=f"{tmp_path}/a*.h5,{tmp_path}/a.h5"))) == 2
 
 
-# --------------------------------------------------------------------------------------------------------------- tiles
+# ------------------------------------------------------------------------------------------ tiles
 
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory):
-    """A trained network for any size, and its twin for 64x64: what they say differs at the image's rim only."""
+    """A trained network for any size, and its twin for 64x64, which differs at the rim only."""
     keras.utils.set_random_seed(0)
     whole = build_unet((None, None, 1), filters=4, depth=2)
     rng = np.random.default_rng(0)
@@ -450,7 +450,7 @@ def translator(tmp_path_factory):
 
 @pytest.mark.parametrize("shape", [(192, 160), (64, 192)])
 def test_windows_leave_no_seam(translator, shape):
-    """On a constant and on a periodic image the blended result is the whole image's, away from its rim."""
+    """Away from the rim, windows give a constant or periodic image the whole image's result."""
     whole, window = translator
     y, x = np.mgrid[: shape[0], : shape[1]]
     constant = np.full((1, *shape, 1), 180, np.uint8)
@@ -472,7 +472,7 @@ def test_windows_cover_exactly(shape, size):
 
 
 def test_windows_of_a_network_that_looks_at_one_pixel_are_exact():
-    """Nothing is lost or counted twice: for a 1x1 convolution, windows and the whole image are the same."""
+    """For a 1x1 convolution, windows and the whole image give the same: nothing counts twice."""
     inputs = keras.Input((None, None, 1))
     pixel = keras.Model(
         inputs, keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer="ones")(inputs)

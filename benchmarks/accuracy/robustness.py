@@ -15,7 +15,7 @@ from benchmarks.accuracy.trainings import write_table
 from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging.scan import Scan
-from inference import postprocess, segment
+from inference import segment
 from inference.segment import Member
 from training.run_folder import NON_TRAINING_FIELDS
 from utils import UserError, atomic
@@ -53,10 +53,9 @@ def score_corrupted(
         scans.append(Scan(image[None]))
         truths.append(truth)
     rows = []
-    results = segment.segment_scans(members, scans, config)
+    results = segment.segment_scans(members, scans, config.options)
     for name, truth, result in zip(CORRUPTIONS, truths, results, strict=True):
-        predicted = postprocess.decide(result.probs, metadata)
-        scores = metrics.score_classes(truth, predicted, names)
+        scores = metrics.score_classes(truth, result.ids[0], names)
         rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
     return rows
 
@@ -71,7 +70,7 @@ def uncertainty(run: Path) -> None:
     """
     tables = []
     for config, members, pairs in load_folds(run, uncertainty=True):
-        tables.append(predict.score_pairs(members, pairs, config)[0])
+        tables.append(predict.score_pairs(members, pairs, config.options)[0])
     table = pd.concat(tables)[["image", "dice", "disagreement"]]
     path = Path(f"results/uncertainty-{run.absolute().name}.csv")
     with atomic(path) as temporary:

@@ -14,7 +14,7 @@ import utils
 from benchmarks.scripts import is_installed, python_command, wait_until
 from benchmarks.table import make_row, write_rows
 from dataset.phantoms import make_phantoms
-from inference.bundled import BUNDLED_MODEL
+from inference.models import BUNDLED_MODEL
 from utils import UserError
 
 # Prints the cluster's address and the two nodes' process ids. The first line that it reads removes

@@ -17,7 +17,7 @@ from benchmarks.table import make_row, write_rows
 from benchmarks.timing import isolated_processes, run_interleaved, steps_per_second
 from dataset.phantoms import make_phantoms
 from inference import engines
-from inference.bundled import BUNDLED_MODEL
+from inference.models import BUNDLED_MODEL
 from utils import UserError
 
 REFERENCE = "onnxruntime float32"

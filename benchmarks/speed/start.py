@@ -12,7 +12,7 @@ from benchmarks.table import make_row, write_rows
 from benchmarks.timing import run_interleaved
 from dataset.phantoms import draw_phantom
 from imaging import pictures, preprocess
-from inference.bundled import BUNDLED_MODEL
+from inference.models import BUNDLED_MODEL
 
 SIZE = 512  # pixels of the image
 
