@@ -24,8 +24,18 @@ def batch(classes=1):
     return x, y if classes == 1 else np.concatenate([1 - y, y], axis=-1)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(BACKBONES)))
 def test_it_trains_is_saved_and_predicts_the_same(name, tmp_path):
+    check_architecture(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_pretrained_encoder_trains_is_saved_and_predicts_the_same(name, tmp_path):
+    check_architecture(name, tmp_path)
+
+
+def check_architecture(name, tmp_path):
     network = build_unet(SHAPE, 2, filters=2, depth=3, architecture=name)
     network.compile(keras.optimizers.AdamW(1e-3), metrics.bce_dice_loss, run_eagerly=True)
     x, y = batch(2)

@@ -31,6 +31,7 @@ def cluster():
     running.stop()
 
 
+@pytest.mark.slow
 def test_machines_name_their_processors(cluster):
     code = "from inference import archive; archive.connect(); print(archive.kinds_of_cpu())"
     asked = subprocess.run(
@@ -44,6 +45,7 @@ def test_machines_name_their_processors(cluster):
     assert repr({utils.kind_of_cpu()}) in asked.stdout, asked.stdout + asked.stderr
 
 
+@pytest.mark.slow
 def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_path):  # noqa: F811
     scans, out = tmp_path / "scans", tmp_path / "masks"
     files = sorted((phantoms / "CXR_png").iterdir())
@@ -97,6 +99,7 @@ def test_plan_gives_each_mask_one_image():
     assert list(problems) == ["a/x.dcm"]
 
 
+@pytest.mark.slow
 def test_mistakes_get_a_line(script, exported, phantoms, tmp_path):  # noqa: F811
     model = ("--model", exported / "unet.onnx")
     inside = script(
@@ -138,6 +141,7 @@ def test_mistakes_get_a_line(script, exported, phantoms, tmp_path):  # noqa: F81
     assert strange.returncode == 2 and "cannot be opened" in strange.stderr
 
 
+@pytest.mark.slow
 def test_all_machines_compute_in_a_precision_that_each_allows(exported, monkeypatch, capsys):  # noqa: F811
     def load(path, engine, precision, threads):
         return (

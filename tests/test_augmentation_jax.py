@@ -128,6 +128,7 @@ def test_without_augmentation_they_are_equal(dataset, names):
                 np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_the_same_images(dataset):
     first, again, other = (
         augmentation_jax.DeviceBatches(dataset, np.arange(3), ["a", "b"], 3, "mild", seed=seed)

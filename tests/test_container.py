@@ -125,6 +125,7 @@ def test_linters_find_nothing(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # noqa: F811
     path, truth = xray
     content, port, keys, log = (
@@ -202,6 +203,7 @@ def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # 
     )  # so a read-only file system will do
 
 
+@pytest.mark.slow
 def test_the_image_holds_what_it_needs_and_little_more(image):
     added = weigh(image.root) - image.base_bytes
     print(

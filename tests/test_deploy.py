@@ -42,6 +42,7 @@ def test_alerts_fire_when_they_should_and_only_then():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_dashboard_and_the_alerts_ask_for_metrics_that_are_there(exported, tmp_path, xray):  # noqa: F811
     running = Running(exported, tmp_path)
     try:
@@ -125,6 +126,7 @@ def proxy(exported, tmp_path):  # noqa: F811
             replica.stop()
 
 
+@pytest.mark.slow
 def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tmp_path, xray):  # noqa: F811
     (one, two), client = proxy
     assert client.get("/metrics").status_code == 404
@@ -172,6 +174,7 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
     )
 
 
+@pytest.mark.slow
 def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
     prometheus = tool("prometheus", "prometheus")
     running, port = Running(exported, tmp_path), free_port()

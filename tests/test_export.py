@@ -90,6 +90,7 @@ def test_onnx_holds_the_facts_and_takes_any_batch(exported):
     )
 
 
+@pytest.mark.slow
 def test_tensorflows_own_tool_sees_both_signatures(exported):
     tool = Path(sys.executable).with_name("saved_model_cli")
     shown = subprocess.run(
@@ -102,6 +103,7 @@ def test_tensorflows_own_tool_sees_both_signatures(exported):
         assert name in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "channels", "more"),
     [
@@ -156,6 +158,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
         onnx_export.write_onnx(model, {}, tmp_path / "a.onnx")
 
 
+@pytest.mark.slow
 def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monkeypatch):
     true = engines.open_onnxruntime
 

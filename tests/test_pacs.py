@@ -22,6 +22,8 @@ import metrics
 from dataset.reading import read_ids
 from imaging import formats
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path("/usr/share/orthanc/plugins")  # where Debian's packages put them
 
 

@@ -140,6 +140,7 @@ def test_another_data_set_is_scored_whole(run, phantoms, tmp_path):
     assert len(pd.read_csv(tmp_path / "here" / "metrics.csv")) == 16
 
 
+@pytest.mark.slow
 def test_several_classes_are_written_as_ids(phantoms, tmp_path):
     config = train.Config(
         data_dir=str(phantoms),
@@ -366,6 +367,7 @@ def test_disagreement_is_one_minus_dice():
     assert segment.disagreement(votes[1:], 0 * decided, 0.5) == 0
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_scored_on_images_that_no_member_saw(run, tmp_path):
     """Two runs of other splits share some test images, or none: then it is said."""
     table = pd.read_csv(run / "split.csv")

@@ -1,3 +1,5 @@
+import pytest
+
 """On real images: the folder named by UNET_DATA (skipped without it, required in CI)."""
 
 import numpy as np
@@ -33,6 +35,7 @@ def test_sunnybrook_is_split_by_its_index(real):
     )
 
 
+@pytest.mark.slow
 def test_a_short_training_on_montgomery(real, tmp_path):
     """Eight epochs at 64x64 find lungs; the README's figure takes the full command."""
     config = train.Config(

@@ -105,6 +105,7 @@ def test_the_command_is_quoted_for_a_shell():
     assert words[6:] == ["--window=-600,1500", "--out-dir", "files/mine"]
 
 
+@pytest.mark.slow
 def test_check_then_the_command_it_prints(discs, tmp_path, script):
     done = script(tmp_path, "data.py", "check", discs)
     assert done.returncode == 0, done.stderr

@@ -297,6 +297,7 @@ def test_a_compressed_body_is_named_as_such(service):
     assert answer.status_code == 415 and "Content-Encoding" in answer.json()["detail"]
 
 
+@pytest.mark.slow
 def test_large_bodies_at_a_time_are_bounded(exported, tmp_path):
     running = Running(exported, tmp_path, "--max-body-mb", "1")
     head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n" + bytes(
@@ -323,6 +324,7 @@ def test_large_bodies_at_a_time_are_bounded(exported, tmp_path):
         running.stop()
 
 
+@pytest.mark.slow
 def test_keys_are_asked_for_before_the_body(exported, tmp_path):
     (tmp_path / "keys").write_text(f"# for tests\n{hashlib.sha256(b'open sesame').hexdigest()}\n")
     running = Running(exported, tmp_path, "--keys", str(tmp_path / "keys"))
@@ -344,6 +346,7 @@ def test_keys_are_asked_for_before_the_body(exported, tmp_path):
         running.stop()
 
 
+@pytest.mark.slow
 def test_nothing_of_a_patient_is_left_anywhere(exported, tmp_path, tmp_path_factory, xray):
     running, place = Running(exported, tmp_path), tmp_path_factory.mktemp("sent") / "sent.dcm"
     resource.prlimit(
@@ -449,6 +452,7 @@ def test_requests_together_get_the_answers_they_get_alone(service, phantoms):
     assert float(shown["sum"]) > float(shown["count"])  # some were computed together
 
 
+@pytest.mark.slow
 def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp_path, xray):
     running = Running(exported, tmp_path, "--max-concurrent-requests", "2")
     content = xray[0].read_bytes()
@@ -469,6 +473,7 @@ def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp
         running.stop()
 
 
+@pytest.mark.slow
 def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
     running = Running(exported, tmp_path, "--drain-s", "5", "--threads", "1")
     route, body = (
@@ -502,6 +507,7 @@ def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
     assert running.process.wait(30) in (0, -signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script):
     for name in ("unet.onnx", "manifest.json"):
         (tmp_path / name).write_bytes((exported / name).read_bytes())
@@ -556,6 +562,7 @@ def test_ctrl_c_ends_it_without_a_traceback(exported, tmp_path):
     assert "stopping" in running.log.read_text() and "Traceback" not in running.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(service, xray):
     for child in (
         Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
@@ -572,6 +579,7 @@ def test_the_service_loads_no_keras():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_tls_and_client_certificates(exported, tmp_path):
     import ssl
 
@@ -604,6 +612,7 @@ def test_tls_and_client_certificates(exported, tmp_path):
         running.stop()
 
 
+@pytest.mark.slow
 def test_openvino_serves_too_and_leaves_nothing(exported, xray, tmp_path):
     """The file of its telemetry, for one, in $HOME."""
     pytest.importorskip("openvino")

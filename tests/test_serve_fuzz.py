@@ -29,6 +29,8 @@ from test_fuzz import (
 )
 from test_serve import HERE, Running, exported, xray  # noqa: F401 (fixtures)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def service(exported, tmp_path_factory):  # noqa: F811

@@ -93,6 +93,7 @@ def test_a_run_folder_holds_everything(small, tmp_path):
     assert (folder / "curves.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     """The model file's Dice, recomputed from the file on the validation images, is the log's best."""
     config = dataclasses.replace(small, epochs=6, learning_rate=0.05)
@@ -167,6 +168,7 @@ def test_a_finished_run_is_not_run_again(small, tmp_path, capsys):
     assert (tmp_path / "run" / "model.h5").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_with_the_run(small, tmp_path):
     train.train(small)
     log = train.train(dataclasses.replace(small, epochs=5))
@@ -204,6 +206,7 @@ def test_ctrl_c_loses_no_finished_epoch(small, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(without_time(log), without_time(expected), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, capsys):
     train.train(small)
     old = (tmp_path / "run" / "model.h5").read_bytes()
@@ -451,6 +454,7 @@ def test_a_run_in_several_parts_is_a_run_in_one(
     assert whole[1]["epoch"] == again[1]["epoch"] and whole[1].get("clean") == again[1].get("clean")
 
 
+@pytest.mark.slow
 def test_without_validation_images_the_last_epoch_is_kept(small, tmp_path):
     log = train.train(dataclasses.replace(small, val_fraction=0.0, test_fraction=0.0))
     assert "val_dice" not in log

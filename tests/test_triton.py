@@ -16,6 +16,8 @@ from tritonclient.http import (
     InferRequestedOutput,
 )
 
+pytestmark = pytest.mark.slow
+
 ask = InferenceServerClient.generate_request_body
 LENGTH = "Inference-Header-Content-Length"
 SHAPE = (1, 192, 192, 1)

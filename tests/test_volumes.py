@@ -83,11 +83,13 @@ def trained(volumes, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_volume_is_in_one_subset_and_trains_slice_by_slice(trained):
     split = pd.read_csv(trained / "split.csv")
     assert len(split) == 12 and split.image.is_unique
 
 
+@pytest.mark.slow
 def test_volumes_are_found_and_scored_in_millimetres(trained, tmp_path):
     config = predict.Config(model=str(trained / "model.h5"))
     pairs, _ = predict.pairs_to_score(config)
@@ -113,6 +115,7 @@ def test_distances_are_in_millimetres():
         ] == pytest.approx(1.6)
 
 
+@pytest.mark.slow
 def test_masks_lie_in_the_world_where_the_object_lies_however_it_is_stored(
     trained, volumes, tmp_path
 ):
@@ -212,6 +215,7 @@ def test_the_window_decides_what_is_told_apart(volumes, window, inside):
     assert (liver - tissue > 25) == inside
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_sixteen_bits_find_what_eight_bits_lose(tmp_path):
     """The object is 100 grey levels of 65536 brighter than its surroundings: below one of 256."""

@@ -9,6 +9,8 @@ from test_serve import Running, exported, xray  # noqa: F401 (fixtures)
 
 from imaging import formats, plots
 
+pytestmark = pytest.mark.slow
+
 sync = pytest.importorskip("playwright.sync_api")
 
 
