@@ -40,7 +40,7 @@ PREPARATION = "letterbox, percentiles 0.5-99.5"
 
 
 class UserError(ValueError):
-    """Something the user can fix: the message says what was found, what was expected, what to do."""
+    """The user can fix this: the message says what was found, what was expected, what to do."""
 
 
 # ------------------------------------------------------------------------------------ command line

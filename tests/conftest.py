@@ -1,4 +1,6 @@
-"""Shared fixtures: small synthetic data sets, a small training config, the real data where there is some."""
+"""Shared fixtures: small synthetic data sets, a small training config, the real data where there
+is some.
+"""
 
 import os
 import subprocess
@@ -22,7 +24,9 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def discs(tmp_path: Path) -> Path:
-    """Twelve grey images with a bright disc, in the images/ + masks/ layout, of various sizes; free to be damaged."""
+    """Twelve grey images with a bright disc, in the images/ + masks/ layout, of various sizes;
+    free to be damaged.
+    """
     for i in range(12):
         rng = np.random.default_rng(i)
         height, width = 40 + 3 * i, 60 - i
@@ -58,7 +62,9 @@ def script():
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The folder named by UNET_DATA, holding montgomery/ and sunnybrook/; required in CI, else the test is skipped."""
+    """The folder named by UNET_DATA, holding montgomery/ and sunnybrook/; required in CI, else the
+    test is skipped.
+    """
     folder = Path(os.environ.get("UNET_DATA", "no UNET_DATA"))
     if not (folder / "montgomery").is_dir():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(

@@ -1,4 +1,6 @@
-"""Serve an ONNX file by NVIDIA's Triton until stdin ends: MODEL.onnx PORT. Runs in a Python of its own."""
+"""Serve an ONNX file by NVIDIA's Triton until stdin ends: MODEL.onnx PORT. Runs in a Python of its
+own.
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every architecture by name: it trains, is saved, is read without our code and predicts the same."""
+"""Every architecture trains, is saved, is read without our code and predicts the same."""
 
 import functools
 import http.server
@@ -91,7 +91,7 @@ def test_unknown_names_are_clear_errors(change, message):
 def test_a_pretrained_encoder_needs_sides_it_can_halve_five_times(side):
     with pytest.raises(
         UserError,
-        match=rf"image size {side} is not a multiple of 32 \(a pretrained encoder halves it .*; take 64",
+        match=rf"image size {side} is not a multiple of 32 \(a pretrained .*; take 64",
     ):
         build_unet((side, side, 1), architecture="mobilenetv3")
 
@@ -130,7 +130,9 @@ def test_grey_is_colour_thrice():
 
 @pytest.fixture
 def server(tmp_path):
-    """A web server on loopback that offers tmp_path/served; the address and the list of what was asked for."""
+    """A web server on loopback that offers tmp_path/served; the address and the list of what was
+    asked for.
+    """
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):

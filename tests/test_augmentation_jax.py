@@ -1,4 +1,6 @@
-"""Batches made on the device are those of albumentations: each step beside its own, and all together by their mean."""
+"""Batches made on the device are those of albumentations: each step beside its own, and all
+together by their mean.
+"""
 
 import subprocess
 import sys
@@ -21,7 +23,9 @@ A = pytest.importorskip("albumentations")
 
 @pytest.fixture(scope="module")
 def scene():
-    """A picture (64, 96, 1) and a mask (64, 96, 2) of two discs, smooth enough to be resampled alike, uint8."""
+    """A picture (64, 96, 1) and a mask (64, 96, 2) of two discs, smooth enough to be resampled
+    alike, uint8.
+    """
     y, x = np.mgrid[:64, :96].astype(np.float32)
     masks = [
         1 / (1 + np.exp(np.hypot(x - cx, y - cy) - r)) for cx, cy, r in ((30, 28, 14), (64, 36, 18))

@@ -1,4 +1,6 @@
-"""What builds and runs the image: linted, and tried without Docker, by Debian's buildah on a stand-in base image."""
+"""What builds and runs the image: linted, and tried without Docker, by Debian's buildah on a
+stand-in base image.
+"""
 
 import functools
 import hashlib
@@ -49,7 +51,9 @@ def weigh(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
-    """The image of deploy/Dockerfile as it stands, except that its base is Debian's Python: Docker Hub may be far."""
+    """The image of deploy/Dockerfile as it stands, except that its base is Debian's Python: Docker
+    Hub may be far.
+    """
     program, debootstrap = tool("buildah", "buildah crun"), tool("debootstrap", "debootstrap")
     if os.geteuid():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
@@ -207,7 +211,8 @@ def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # 
 def test_the_image_holds_what_it_needs_and_little_more(image):
     added = weigh(image.root) - image.base_bytes
     print(
-        f"{added / 1e6:.0f} MB on a stand-in of {image.base_bytes / 1e6:.0f} MB; the real base has about 130 MB"
+        f"{added / 1e6:.0f} MB on a stand-in of {image.base_bytes / 1e6:.0f} MB; "
+        "the real base has about 130 MB"
     )
     assert added < ADDED_MB * 1e6
     packages = next(image.root.glob("venv/lib/python3*/site-packages"))

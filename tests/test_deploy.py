@@ -1,4 +1,6 @@
-"""What stands in deploy/, tried with the real tools: nginx before two replicas, Prometheus and its alerts."""
+"""What stands in deploy/, tried with the real tools: nginx before two replicas, Prometheus and its
+alerts.
+"""
 
 import hashlib
 import json
@@ -73,7 +75,9 @@ def test_compose_and_kubernetes_files_name_what_exists():
 
 @pytest.fixture
 def proxy(exported, tmp_path):  # noqa: F811
-    """Two replicas behind nginx, set up by deploy/nginx.conf: the replicas and a client's address and trust."""
+    """Two replicas behind nginx, set up by deploy/nginx.conf: the replicas and a client's address
+    and trust.
+    """
     import trustme
 
     nginx = tool("nginx", "nginx-light")
@@ -137,7 +141,10 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
         secure.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert secure.recv(100).startswith(b"HTTP/1.1 401")
     assert client.get("/livez", headers={"X-API-Key": ""}).status_code == 200
-    script = f'wrk.headers["X-API-Key"] = "key"; wrk.method = "POST"; wrk.body = io.open("{xray[0]}", "rb"):read("*a")'
+    script = (
+        'wrk.headers["X-API-Key"] = "key"; wrk.method = "POST"; '
+        f'wrk.body = io.open("{xray[0]}", "rb"):read("*a")'
+    )
     (tmp_path / "post.lua").write_text(script)
     load = [tool("wrk", "wrk"), "-t1", "-c4", "-d15s", "--timeout=30s", "-s", tmp_path / "post.lua"]
     with subprocess.Popen(

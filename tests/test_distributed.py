@@ -47,7 +47,9 @@ def as_torchrun(port, processes, rank):
 
 
 def start(folder, discs, *more, processes=2, launcher=by_hand):
-    """Start `train.py` in so many processes on a free port of the loopback; their output goes to files."""
+    """Start `train.py` in so many processes on a free port of the loopback; their output goes to
+    files.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,7 +91,9 @@ def log(folder):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(discs, tmp_path):
-    """Loss, batch normalization, validation on a number of images that is odd: to the rounding of float32."""
+    """Loss, batch normalization, validation on a number of images that is odd: to the rounding of
+    float32.
+    """
     for name, processes in (("one", 1), ("two", 2)):
         more = ("--epochs", 3, "--val-fraction", 0.34)
         assert (
@@ -132,7 +136,9 @@ def test_one_is_killed_and_all_go_on(discs, tmp_path, victim):
 
 
 def test_shares_are_the_batch():
-    """Put together, the processes' parts are what one process would see; each image counts once in validation."""
+    """Put together, the processes' parts are what one process would see; each image counts once in
+    validation.
+    """
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (7, 2 * 32 * 32), dtype=np.uint8)
     dataset = Dataset(rows, np.arange(7), np.arange(7), (32, 32), 1, pd.DataFrame())

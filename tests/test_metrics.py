@@ -206,7 +206,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_nsd_counts_border_pixels_within_the_tolerance():
-    """Two squares, one shifted by three pixels: of each border, count by hand what lies within two pixels."""
+    """Two squares, one shifted by three pixels: of each border, count by hand what lies within two
+    pixels.
+    """
     truth, found = np.zeros((2, 40, 40), np.uint8)
     truth[10:20, 10:20] = 1
     found[10:20, 13:23] = 1

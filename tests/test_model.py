@@ -8,7 +8,9 @@ from model import build_unet
 
 
 def test_the_papers_size_has_the_papers_parameters():
-    """31 million: Ronneberger's network, its convolutions' biases replaced by batch normalization's two vectors."""
+    """31 million: Ronneberger's network, its convolutions' biases replaced by batch
+    normalization's two vectors.
+    """
     model = build_unet((512, 512, 1), 1, filters=64, depth=4)
     trained = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     assert trained == 31_036_481
@@ -60,7 +62,9 @@ def test_the_picture_is_drawn_from_the_built_graph(tmp_path):
 
 
 def test_every_pixel_sees_far_and_every_weight_learns():
-    """The gradient reaches all weights, and a corner's output depends on the far side of the image."""
+    """The gradient reaches all weights, and a corner's output depends on the far side of the
+    image.
+    """
     model = build_unet((32, 32, 1), filters=4, depth=3)
     model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
     before = [ops.convert_to_numpy(weight) for weight in model.trainable_weights]

@@ -1,4 +1,6 @@
-"""A round trip through a real PACS: Orthanc takes an X-ray and our segmentation by DICOMweb, and lists both."""
+"""A round trip through a real PACS: Orthanc takes an X-ray and our segmentation by DICOMweb, and
+lists both.
+"""
 
 import io
 import json
@@ -29,7 +31,9 @@ PLUGINS = Path("/usr/share/orthanc/plugins")  # where Debian's packages put them
 
 @pytest.fixture(scope="module")
 def pacs(tmp_path_factory):
-    """Orthanc on loopback with its DICOMweb plugin: the address. Required in CI, else skipped where it is missing."""
+    """Orthanc on loopback with its DICOMweb plugin: the address. Required in CI, else skipped
+    where it is missing.
+    """
     if not shutil.which("Orthanc") or not list(PLUGINS.glob("libOrthancDicomWeb*")):
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
             "no Orthanc: apt-get install orthanc orthanc-dicomweb"
@@ -96,7 +100,9 @@ def ask(address: str, path: str) -> list[dict]:
 
 
 def write_xray(path: Path, picture: np.ndarray) -> None:
-    """Write a picture (H, W, uint8) as a radiograph: 12 bits, low values white, spacing at the detector."""
+    """Write a picture (H, W, uint8) as a radiograph: 12 bits, low values white, spacing at the
+    detector.
+    """
     now = time.strftime("%Y%m%d")
     header = pydicom.Dataset()
     header.file_meta = pydicom.dataset.FileMetaDataset()
@@ -135,7 +141,9 @@ def write_xray(path: Path, picture: np.ndarray) -> None:
 
 
 def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, tmp_path):
-    """The model in the box finds the lungs of a phantom in DICOM; both files are stored, listed and fetched."""
+    """The model in the box finds the lungs of a phantom in DICOM; both files are stored, listed
+    and fetched.
+    """
     pair = data.find_pairs(phantoms)[0][0]
     write_xray(tmp_path / "xray.dcm", formats.read_image(pair.image)[..., 0])
     done = script(
@@ -150,7 +158,8 @@ def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, 
         )  # taken, none failed
     listed = ask(pacs, f"studies/{source.StudyInstanceUID}/series")
     assert sorted(series["00080060"]["Value"][0] for series in listed) == ["CR", "SEG"]
-    place = f"studies/{made.StudyInstanceUID}/series/{made.SeriesInstanceUID}/instances/{made.SOPInstanceUID}"
+    series = f"studies/{made.StudyInstanceUID}/series/{made.SeriesInstanceUID}"
+    place = f"{series}/instances/{made.SOPInstanceUID}"
     request = urllib.request.Request(
         f"{pacs}/dicom-web/{place}",
         headers={"Accept": 'multipart/related; type="application/dicom"'},

@@ -43,7 +43,7 @@ def run(phantoms, tmp_path_factory):
             filters=4,
             depth=3,
             epochs=25,
-            batch_size=2,
+            batch_size=8,
             precision="float32",
             cache_dir="",
             out_dir=str(folder),

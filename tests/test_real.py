@@ -1,9 +1,8 @@
-import pytest
-
 """On real images: the folder named by UNET_DATA (skipped without it, required in CI)."""
 
 import numpy as np
 import pandas as pd
+import pytest
 
 import data
 import train

@@ -1,4 +1,6 @@
-"""The service, as its clients see it: a real process on loopback, asked by curl-like requests and by real clients."""
+"""The service, as its clients see it: a real process on loopback, asked by curl-like requests and
+by real clients.
+"""
 
 import asyncio
 import contextlib
@@ -333,7 +335,8 @@ def test_keys_are_asked_for_before_the_body(exported, tmp_path):
             ("127.0.0.1", running.port), 10
         ) as raw:  # the body never comes
             raw.sendall(
-                b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nX-API-Key: wrong\r\n\r\n"
+                b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+                b"X-API-Key: wrong\r\n\r\n"
             )
             assert raw.recv(100).startswith(b"HTTP/1.1 401")
         for headers in ({}, {"X-API-Key": ""}, {"Authorization": "Bearer no"}):
@@ -575,7 +578,8 @@ def test_a_worker_that_is_killed_is_replaced(service, xray):
 
 
 def test_the_service_loads_no_keras():
-    code = "import sys, serve; sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'jax', 'torch')))"
+    code = """import sys, serve, serving.app
+sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'jax', 'torch')))"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -110,7 +110,9 @@ def test_the_largest_images_at_a_time_take_a_bounded_memory(exported, tmp_path):
 
 
 def deflated_dicom() -> bytes:
-    """A DICOM file of a megabyte and a half that becomes one and a half gigabytes when it is opened."""
+    """A DICOM file of a megabyte and a half that becomes one and a half gigabytes when it is
+    opened.
+    """
     header = pydicom.dcmread(FILES / "CT_small.dcm")
     header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     whole = io.BytesIO()

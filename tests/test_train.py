@@ -95,7 +95,7 @@ def test_a_run_folder_holds_everything(small, tmp_path):
 
 @pytest.mark.slow
 def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
-    """The model file's Dice, recomputed from the file on the validation images, is the log's best."""
+    """The model file's Dice, computed again on the validation images, is the log's best."""
     config = dataclasses.replace(small, epochs=6, learning_rate=0.05)
     log = train.train(config)
     model, facts = utils.load_model(tmp_path / "run" / "model.h5")
@@ -114,7 +114,9 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.compiled
 def test_a_few_images_are_learned_by_heart(small):
-    """Twelve discs, no trick: if the network, the loss, the pairing or the order were wrong, this would not rise."""
+    """Twelve discs, no trick: if the network, the loss, the pairing or the order were wrong, this
+    would not rise.
+    """
     log = train.train(dataclasses.replace(small, epochs=40, filters=8, learning_rate=5e-3))
     assert log.val_dice.max() > 0.9
     assert log.loss.iloc[-1] < log.loss.iloc[0] / 3
@@ -143,7 +145,9 @@ class Crash(keras.callbacks.Callback):
 @pytest.mark.slow
 @pytest.mark.compiled
 def test_a_crashed_run_goes_on_as_if_nothing_had_been(small, tmp_path, monkeypatch):
-    """Weights, optimizer, learning rate, order and augmentation: the log is that of a run without a crash."""
+    """Weights, optimizer, learning rate, order and augmentation: the log is that of a run without
+    a crash.
+    """
     config = dataclasses.replace(small, epochs=5)
     expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
     fit = keras.Model.fit
@@ -188,7 +192,9 @@ class CtrlC(keras.callbacks.Callback):
 
 
 def test_ctrl_c_loses_no_finished_epoch(small, tmp_path, monkeypatch):
-    """Epochs that are finished and not yet written are written then, and the run goes on as if nothing had been."""
+    """Epochs that are finished and not yet written are written then, and the run goes on as if
+    nothing had been.
+    """
     config = dataclasses.replace(small, epochs=6, val_fraction=0.0)  # no epoch counts as better
     expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
     fit = keras.Model.fit
@@ -275,7 +281,9 @@ def test_the_split_of_a_run_is_reread(small, tmp_path):
 
 @pytest.mark.slow
 def test_kill_minus_nine_at_random_moments(small, tmp_path):
-    """Each time the same command goes on, the model loads, and in the end every epoch stands once. Five kills in CI."""
+    """Each time the same command goes on, the model loads, and in the end every epoch stands once.
+    Five kills in CI.
+    """
     config = dataclasses.replace(small, epochs=30)
     command = [sys.executable, ROOT / "train.py", *flags(config)]
     model, log = tmp_path / "run" / "model.h5", tmp_path / "run" / "log.csv"
@@ -417,7 +425,8 @@ def test_no_data_dir_means_phantoms(tmp_path, monkeypatch):
     assert pd.read_csv(tmp_path / "files" / "split.csv").image.map(os.path.exists).all()
 
 
-# ------------------------------------------------------------------------------------------ phases, other ways to start
+# ------------------------------------------------------------------------------------------
+# phases, other ways to start
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The service beside NVIDIA's Triton, which TRITON_PYTHON runs: the same requests get answers of the same form."""
+"""The service beside NVIDIA's Triton, which TRITON_PYTHON runs: the same requests get answers of
+the same form.
+"""
 
 import json
 import os

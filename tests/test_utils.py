@@ -43,7 +43,9 @@ def test_mixed_precision_is_saved_as_float32(tmp_path, precision):
 
 
 def test_a_deep_network_fits_the_files_attributes(tmp_path):
-    """HDF5 keeps small attributes in a 64 KiB header; the architecture of a deep network is larger."""
+    """HDF5 keeps small attributes in a 64 KiB header; the architecture of a deep network is
+    larger.
+    """
     utils.save_model(
         build_unet((64, 64, 1), filters=1, depth=6),
         tmp_path / "model.h5",
@@ -89,7 +91,9 @@ def test_an_unknown_precision_is_refused():
 )
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_fused_normalization_trains_as_keras_does(tmp_path, precision):
-    """8 and 16 channels take different kernels. Losses, moving averages and the file are those of Keras's own."""
+    """8 and 16 channels take different kernels. Losses, moving averages and the file are those of
+    Keras's own.
+    """
     keras.config.set_dtype_policy(precision)
     rng = np.random.default_rng(0)
     x = rng.random((4, 32, 32, 1), np.float32)

@@ -1,4 +1,6 @@
-"""The page at /, in a real browser: an image is dropped in, its mask lies over it, nothing goes elsewhere."""
+"""The page at /, in a real browser: an image is dropped in, its mask lies over it, nothing goes
+elsewhere.
+"""
 
 import os
 import shutil
@@ -16,7 +18,9 @@ sync = pytest.importorskip("playwright.sync_api")
 
 @pytest.fixture(scope="module")
 def page(exported, tmp_path_factory):  # noqa: F811
-    """The service's page in Chromium; its requests and complaints are kept in page.asked and page.said."""
+    """The service's page in Chromium; its requests and complaints are kept in page.asked and
+    page.said.
+    """
     chromium = shutil.which("chromium")
     if not chromium:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
@@ -110,7 +114,8 @@ def test_nothing_is_asked_of_anyone_else_and_nothing_is_complained_of(page):
 
 def test_it_works_by_keyboard_and_every_control_has_a_name(page, xray):  # noqa: F811
     names = page.evaluate(
-        "() => Array.from(document.querySelectorAll('input')).map(i => i.labels[0] && i.labels[0].textContent)"
+        "() => Array.from(document.querySelectorAll('input'))"
+        ".map(i => i.labels[0] && i.labels[0].textContent)"
     )
     assert all(names) and page.get_attribute("html", "lang") == "en"
     page.set_input_files("#file", xray[0])
