@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import data
 import utils
 from dataset.layouts import SUBSETS, Pair
 from dataset.reading import read_pair
@@ -161,8 +162,6 @@ def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
     Of an ensemble, the images that are in this subset in every member's run. Raises UserError.
     """
     if config.data_dir:
-        import data
-
         return data.find_pairs(config.data_dir)
     subsets = [read_subset(Path(path), config.subset) for path in model_paths(config)]
     common = set.intersection(*(set(subset) for subset in subsets))

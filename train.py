@@ -179,6 +179,8 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
         )
 
     pairs, dataset = distributed.main_process_first(load)
+    if config.neighbours and dataset.channels > 1:
+        raise UserError("neighbours is 1; expected 0, because the images are in colour")
     images = [pair.image.name for pair in pairs]
     if distributed.broadcast_from_main(lambda: images) != images:
         raise UserError("the data set holds other images here than where the main process runs")

@@ -60,9 +60,7 @@ MAY_BE_LATE = {
     "tf2onnx",
     "tifffile",
     "torch",
-    # ours, because they load Keras
-    "data",
-    "metrics",
+    "metrics",  # ours; it loads Keras
     # not on Windows
     "resource",
     # ours, because it needs requirements-serve.txt

@@ -401,6 +401,12 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
     assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err
 
 
+def test_neighbours_are_for_grey_volumes(small, monkeypatch):
+    monkeypatch.setattr(train, "detect_channels", lambda pairs: 3)
+    with pytest.raises(UserError, match="neighbours is 1; expected 0, because .* in colour"):
+        train.train(dataclasses.replace(small, neighbours=1))
+
+
 def test_an_old_flag_still_works(monkeypatch):
     for flags in (["--normalisation", "group"], ["--normalisation=group"]):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags])
