@@ -67,7 +67,7 @@ def test_the_masks_stay_the_same(exported):
     )
 
 
-def test_the_manifest_tells_what_was_written(exported):
+def test_the_manifest_lists_what_was_written(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert manifest["model_sha256"] == export.file_sha256(BUNDLED) and manifest[
         "facts"

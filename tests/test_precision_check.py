@@ -120,7 +120,7 @@ def test_its_dice_is_that_of_the_metrics_without_absent_classes():
         ({}, "AMD64", "AMD64 Intel64 Family 6 Model 143"),
     ],
 )
-def test_kinds_of_processors_are_told_apart(info, machine, expected, monkeypatch):
+def test_kinds_of_processors_are_distinguished(info, machine, expected, monkeypatch):
     monkeypatch.setattr(utils, "cpu_info", lambda: info)
     monkeypatch.setattr(utils.platform, "machine", lambda: machine)
     monkeypatch.setattr(

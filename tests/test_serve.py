@@ -456,7 +456,7 @@ def test_requests_together_get_the_answers_they_get_alone(service, phantoms):
 
 
 @pytest.mark.slow
-def test_too_many_are_told_to_come_again_and_health_is_not_refused(exported, tmp_path, xray):
+def test_too_many_get_503_and_health_is_not_refused(exported, tmp_path, xray):
     running = Running(exported, tmp_path, "--max-concurrent-requests", "2")
     content = xray[0].read_bytes()
     try:
@@ -546,7 +546,7 @@ def test_an_answer_does_not_wait_for_the_receipt_of_its_header():
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_what_cannot_start_is_told(exported, tmp_path, script):
+def test_what_cannot_start_is_a_clear_error(exported, tmp_path, script):
     model = ("--model", exported / "unet.onnx")
     (tmp_path / "keys").write_text(hashlib.sha256(b"").hexdigest())
     done = script(tmp_path, "serve.py", *model, "--keys", "keys")

@@ -413,7 +413,7 @@ def test_an_old_flag_still_works(monkeypatch):
         assert utils.parse_flags(train.Config).normalization == "group"
 
 
-def test_what_is_not_installed_is_told(capsys):
+def test_a_missing_package_is_named(capsys):
     utils.require("keras", "requirements.txt")
     with pytest.raises(SystemExit) as caught:
         utils.require("nosuch", "requirements-x.txt")
@@ -549,7 +549,7 @@ def test_mirroring_is_switched_on_when_a_run_goes_on(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_best_model_that_is_gone_is_told(small, tmp_path):
+def test_a_missing_best_model_is_named(small, tmp_path):
     log = train.train(dataclasses.replace(small, epochs=4))
     state = tmp_path / "run" / "state.weights.h5"
     with h5py.File(state, "r+") as file:

@@ -205,7 +205,7 @@ def test_slices_that_stay_on_the_disk_are_the_same(volumes, tmp_path):
 @pytest.mark.parametrize(
     ("window", "inside"), [("100,700", True), ("", False), ("3000,100", False)]
 )
-def test_the_window_decides_what_is_told_apart(volumes, window, inside):
+def test_the_window_decides_what_is_distinguished(volumes, window, inside):
     scan = formats.read_scan(sorted((volumes / "images").iterdir())[0])
     prepared = preprocess.prepare_scan(scan, (80, 96), 1, window)
     liver, tissue = (

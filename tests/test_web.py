@@ -95,7 +95,7 @@ def test_a_picture_with_an_orientation_tag_lies_as_its_mask_does(page, xray, tmp
     page.fill("#opacity", "40")
 
 
-def test_a_file_that_is_no_image_is_told(page, tmp_path):
+def test_a_file_that_is_no_image_is_named(page, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     page.set_input_files("#file", tmp_path / "notes.png")
     page.wait_for_selector("#status.error")
