@@ -177,11 +177,11 @@ class Predictor:
     def __init__(self, model: nn.Module, precision: str) -> None:
         self.model, self.precision = model.eval(), precision
 
-    def predict_on_batch(self, prepared: np.ndarray) -> np.ndarray:
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
         """Turn images (N, H, W, C) in [0, 1] into probabilities (N, H, W, 1)."""
         enabled = self.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            probs = self.model(to_torch(prepared)).sigmoid()
+            probs = self.model(to_torch(images)).sigmoid()
         return probs.permute(0, 2, 3, 1).numpy()
 
 

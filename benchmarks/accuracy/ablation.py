@@ -109,9 +109,8 @@ def score_test_images(folders: Sequence[Path], changes: dict[str, Any]) -> pd.Da
     """Score the test images by the mean of the folders' models, with changes of the metadata."""
     config = predict.Config(model=",".join(str(folder / "model.h5") for folder in folders))
     members = [(model, metadata | changes) for model, metadata in predict.load_members(config)]
-    table, problems = predict.score_pairs(
-        members, predict.pairs_to_score(config)[0], config.options
-    )
+    pairs, _ = predict.pairs_to_score(config)
+    table, problems = predict.score_pairs(members, pairs)
     if problems:
         raise UserError("\n".join(problems))
     return table

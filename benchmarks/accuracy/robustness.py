@@ -15,8 +15,7 @@ from benchmarks.accuracy.trainings import write_table
 from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging.scan import Scan
-from inference import segment
-from inference.segment import Member
+from inference.segment import Member, segment_scans
 from training.run_folder import NON_TRAINING_FIELDS
 from utils import UserError, atomic
 
@@ -32,7 +31,7 @@ def corruptions(run: Path) -> None:
     rows = []
     for config, members, pairs in load_folds(run):
         for seed, pair in enumerate(tqdm(pairs, config.model, unit="image", disable=None)):
-            rows += score_corrupted(config, members, pair, seed)
+            rows += score_corrupted(members, pair, seed)
     table = pd.DataFrame(rows).groupby("corruption", sort=False)[METRICS].mean().reset_index()
     table["loss"] = table.dice[0] - table.dice
     mean = {"corruption": "mean, without clean", **table.iloc[1:].mean(numeric_only=True)}
@@ -40,9 +39,7 @@ def corruptions(run: Path) -> None:
     write_table(table, Path(f"results/corruptions-{run.absolute().name}.csv"))
 
 
-def score_corrupted(
-    config: predict.Config, members: list[Member], pair: Pair, seed: int
-) -> list[dict[str, Any]]:
+def score_corrupted(members: list[Member], pair: Pair, seed: int) -> list[dict[str, Any]]:
     """Score one image under each corruption; a row each."""
     metadata = members[0][1]
     names = metadata["classes"]
@@ -53,9 +50,9 @@ def score_corrupted(
         scans.append(Scan(image[None]))
         truths.append(truth)
     rows = []
-    results = segment.segment_scans(members, scans, config.options)
-    for name, truth, result in zip(CORRUPTIONS, truths, results, strict=True):
-        scores = metrics.score_classes(truth, result.ids[0], names)
+    predictions = segment_scans(members, scans)
+    for name, truth, predicted in zip(CORRUPTIONS, truths, predictions, strict=True):
+        scores = metrics.score_classes(truth, predicted.ids[0], names)
         rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
     return rows
 
