@@ -65,7 +65,16 @@ def parse_flags(config_class: type[T], description: str | None = None) -> T:
         flags.append(OLD_FLAGS.get(name, name) + separator + value)
     if description is None:
         description = sys.modules[config_class.__module__].__doc__
-    return tyro.cli(config_class, args=flags, description=description)
+    return tyro.cli(config_class, prog=program(), args=flags, description=description)
+
+
+def program() -> str:
+    """Return how this script is called: `python train.py`, or `python -m benchmarks.speed`."""
+    path = Path(sys.argv[0]).resolve()
+    if path.parent == ROOT or ROOT not in path.parents:
+        return f"python {path.name}"
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "python -m " + ".".join(part for part in parts if part != "__main__")
 
 
 def hide_backend_logs() -> None:
@@ -135,7 +144,8 @@ def run_script(
 def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> None:
     """Run the one of several functions that the command line names."""
     hide_backend_logs()
-    run_cli(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=description))
+    cli = tyro.extras.subcommand_cli_from_dict
+    run_cli(lambda: cli(commands, prog=program(), description=description))
 
 
 # ------------------------------------------------------------------------------- errors and files
