@@ -113,11 +113,11 @@ def test_auto_takes_bfloat16_only_where_it_may(monkeypatch):
 
 
 def test_wrong_names_are_refused():
-    for change, told in (
+    for change, message in (
         (("tensorrt", "auto"), "engine is 'tensorrt'"),
         (("auto", "fp8"), "precision is 'fp8'"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             engines.choose_engine(*change, {})
     with pytest.raises(UserError, match=r"runs in Keras and float32; `python export\.py"):
         predict.load_members(

@@ -65,19 +65,19 @@ def test_measured_here_it_counts(elsewhere, script):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("nothing", "no images at"),
         ("scans/b.png", "none of the 1 files"),
         ("black.png", "none of the 1 files"),
     ],
 )
-def test_without_images_that_show_something_nothing_is_noted(elsewhere, source, told):
+def test_without_images_that_show_something_nothing_is_noted(elsewhere, source, message):
     folder, before = elsewhere.parent.parent, elsewhere.with_name("manifest.json").read_text()
     pictures.write_picture(
         folder / "black.png", np.zeros((64, 64), np.uint8)
     )  # two empty masks are the same in any precision
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         precision_check.main(
             precision_check.Config(images=str(folder / source), model=str(elsewhere))
         )
