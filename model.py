@@ -18,10 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import utils
+
+if __name__ == "__main__":
+    utils.load_keras()
+
 import keras
 from keras import KerasTensor, layers
 
-import utils
 from utils import UserError
 
 NORMALIZATIONS = ("batch", "group", "instance", "none")

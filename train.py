@@ -103,7 +103,9 @@ def train(config: Config) -> pd.DataFrame:
     if config.folds:
         return cross_validate(config, train_run, predict.score_run)
     log = train_run(config, Path(config.out_dir))
-    own = "" if config.out_dir == Config.out_dir else f" --model {config.out_dir}/model.h5"
+    name = Path(config.out_dir).name
+    own = f" --model {config.out_dir}/model.h5 --output results/{name}"
+    own = "" if config.out_dir == Config.out_dir else own
     print(f"next: python predict.py{own}    scores the test images and draws panels")
     return log
 

@@ -88,7 +88,9 @@ def images_and_masks(root: Path) -> Layout | None:
 
 
 LAYOUTS = (montgomery, folder_per_class, images_and_masks)  # the first that recognises it is taken
-EXPECTED = "images/ + masks/, or CXR_png/ + ManualMask/leftMask/ + ManualMask/rightMask/"
+EXPECTED = (
+    "images/ + masks/ (or masks/CLASS/), or CXR_png/ + ManualMask/leftMask/ + ManualMask/rightMask/"
+)
 
 
 def recognise(root: Path) -> Layout:

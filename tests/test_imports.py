@@ -60,7 +60,9 @@ MAY_BE_LATE = {
     "tf2onnx",
     "tifffile",
     "torch",
-    "metrics",  # ours; it loads Keras
+    # ours: they load Keras and PyTorch
+    "metrics",
+    "benchmarks",
     # not on Windows
     "resource",
     # ours, because it needs requirements-serve.txt

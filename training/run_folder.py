@@ -25,7 +25,7 @@ import utils
 from dataset.layouts import Pair
 from dataset.split_table import read_split, write_split
 from training import distributed
-from utils import UserError, atomic
+from utils import UserError, atomic, first_line
 
 CHECKPOINT_INTERVAL_S = 5.0  # minimum time between two checkpoints, except for a better epoch
 STATE = "state.weights.h5"
@@ -83,7 +83,10 @@ def is_complete(folder: Path, config: Any, history: list[Epoch]) -> bool:
         return False
     utils.update_metadata(folder / "model.h5", mirror=config.mirror)
     write_config(folder, config)
-    print(f"{folder} holds this run, finished; change a setting, or remove it to train again")
+    print(
+        f"{folder} holds this run, finished; to train again change a setting, or, after a change "
+        "of the code, name another --out-dir"
+    )
     return True
 
 
@@ -172,7 +175,13 @@ class Checkpoint(keras.callbacks.Callback):
         """Load the state of a stopped run into the compiled model that will be fitted."""
         self.set_model(model)
         if self.history:
-            model.load_weights(self.folder / STATE)
+            try:
+                model.load_weights(self.folder / STATE)
+            except ValueError as error:
+                raise UserError(
+                    f"{self.folder} holds a run of another network ({first_line(error)}); name "
+                    "another --out-dir, or remove it to start anew"
+                ) from None
             distributed.on_main_process(self.save_results)
 
     @contextmanager

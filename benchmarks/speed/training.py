@@ -9,7 +9,6 @@ import numpy as np
 
 import train
 import utils
-from benchmarks import pytorch_unet
 from benchmarks.scripts import is_installed
 from benchmarks.table import make_row, write_rows
 from benchmarks.timing import (
@@ -118,6 +117,8 @@ def make_pytorch_step(
 ) -> Seconds:
     """Build the same network in PyTorch; return the function that times its training steps."""
     import torch
+
+    from benchmarks import pytorch_unet
 
     torch.set_num_threads(utils.cores())
     precision = "bfloat16" if utils.has_amx() else "float32"
