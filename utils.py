@@ -100,7 +100,12 @@ def load_keras() -> None:
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
-            gpus()  # imports Keras and looks for devices
+            import keras
+
+            # TensorFlow complains again when it looks for devices. JAX must not look yet:
+            # several processes meet first.
+            if keras.backend.backend() == "tensorflow":
+                gpus()
         except BaseException:
             log.seek(0)
             os.write(stderr, log.read())

@@ -518,7 +518,7 @@ def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script
     content[-100] ^= 1
     (tmp_path / "unet.onnx").write_bytes(content)
     done = script(tmp_path, "serve.py", "--model", "unet.onnx")
-    assert done.returncode == 2 and "One of them was changed: export it anew" in done.stderr
+    assert done.returncode == 2 and "One of them was changed: export it again" in done.stderr
     done = script(tmp_path, "serve.py", "--model", exported / "unet.onnx", "--host", "0.0.0.0")
     assert done.returncode == 2 and "host 0.0.0.0 is open to other machines" in done.stderr
     done = script(tmp_path, "serve.py", "--model", "nothing.onnx")
