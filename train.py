@@ -144,6 +144,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         checkpoint.restore(twin)
         train_batches.epoch = checkpoint.epoch
         print(f"{model.count_params():,} parameters, {precision}, {utils.device_name()}")
+        print(f"epoch {checkpoint.epoch + 1} of {config.epochs}", flush=True)
         with checkpoint.saved_on_interrupt():
             twin.fit(
                 train_batches,
