@@ -1,5 +1,6 @@
-"""Serve an ONNX file by NVIDIA's Triton until stdin ends: MODEL.onnx PORT. Runs in a Python of its
-own.
+"""Serve an ONNX file with NVIDIA's Triton until stdin ends: real_triton.py MODEL.onnx PORT.
+
+It runs in a Python of its own, because Triton needs an older numpy.
 """
 
 import sys
@@ -17,7 +18,7 @@ sides = (session.get_inputs(), session.get_outputs())  # without the batch's axi
 tensors = [
     [Tensor(name=one.name, dtype=np.float32, shape=one.shape[1:]) for one in side] for side in sides
 ]
-# its version has known holes: loopback only
+# This version has known vulnerabilities: loopback only.
 here = {
     "http_address": "127.0.0.1",
     "allow_grpc": False,

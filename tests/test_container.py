@@ -1,6 +1,4 @@
-"""What builds and runs the image: linted, and tried without Docker, by Debian's buildah on a
-stand-in base image.
-"""
+"""The image of the service: linted, and built without Docker by Debian's buildah."""
 
 import functools
 import hashlib
@@ -43,7 +41,7 @@ class Image(NamedTuple):
     base_bytes: int
 
 
-def weigh(folder: Path) -> int:
+def size_of(folder: Path) -> int:
     return sum(
         path.lstat().st_size for path in folder.rglob("*") if path.is_symlink() or path.is_file()
     )
@@ -51,9 +49,7 @@ def weigh(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
-    """The image of deploy/Dockerfile as it stands, except that its base is Debian's Python: Docker
-    Hub may be far.
-    """
+    """The image of deploy/Dockerfile on Debian's Python, as Docker Hub may not be reachable."""
     program, debootstrap = tool("buildah", "buildah crun"), tool("debootstrap", "debootstrap")
     if os.geteuid():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
@@ -83,7 +79,7 @@ def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
             "bookworm",
             base,
         )
-        base_bytes = weigh(Path(base))
+        base_bytes = size_of(Path(base))
         buildah("config", "--env=PATH=/usr/local/bin:/usr/bin:/bin", "base")
         buildah("commit", "--quiet", "--rm", "base", "base")
         context.mkdir()
@@ -174,10 +170,10 @@ def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # 
                 inside = client.post("/v1/segment", content=file, headers={"X-API-Key": "key"})
                 same = service.client.post("/v1/segment", content=file)
                 assert inside.status_code == same.status_code, (number, inside.text)
-                told = inside.content if same.status_code == 200 else inside.json()["detail"]
-                assert told == (
-                    same.content if same.status_code == 200 else same.json()["detail"]
-                ), number
+                if same.status_code == 200:
+                    assert inside.content == same.content, number
+                else:
+                    assert inside.json()["detail"] == same.json()["detail"], number
             dicom = {"X-API-Key": "key", "Accept": "application/dicom"}
             assert (
                 client.post("/v1/segment", content=WHOLE["JPEG2000.dcm"], headers=dicom).status_code
@@ -201,7 +197,7 @@ def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # 
         > 0
     )
     assert (mask == outside).mean() > 0.9999 and metrics.score_mask(truth, mask)["dice"] > 0.9
-    assert "telemetry" not in log.read_text()  # ONNX Runtime's is on unless told otherwise
+    assert "telemetry" not in log.read_text()  # ONNX Runtime's is on by default
     assert not any(
         path.lstat().st_uid == 10001 for path in image.root.rglob("*")
     )  # so a read-only file system will do
@@ -209,10 +205,10 @@ def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # 
 
 @pytest.mark.slow
 def test_the_image_holds_what_it_needs_and_little_more(image):
-    added = weigh(image.root) - image.base_bytes
+    added = size_of(image.root) - image.base_bytes
     print(
-        f"{added / 1e6:.0f} MB on a stand-in of {image.base_bytes / 1e6:.0f} MB; "
-        "the real base has about 130 MB"
+        f"{added / 1e6:.0f} MB on a base of {image.base_bytes / 1e6:.0f} MB;"
+        " the official base has about 130 MB"
     )
     assert added < ADDED_MB * 1e6
     packages = next(image.root.glob("venv/lib/python3*/site-packages"))

@@ -1,6 +1,4 @@
-"""What stands in deploy/, tried with the real tools: nginx before two replicas, Prometheus and its
-alerts.
-"""
+"""The files in deploy/ with the real tools: nginx before two replicas, Prometheus, alerts."""
 
 import hashlib
 import json
@@ -32,7 +30,7 @@ def tool(name: str, package: str) -> str:
     return path
 
 
-def test_alerts_fire_when_they_should_and_only_then():
+def test_alerts_fire_only_when_they_should():
     promtool = tool("promtool", "prometheus")
     for command in (
         ["check", "config", "--syntax-only", "prometheus.yaml"],
@@ -45,7 +43,7 @@ def test_alerts_fire_when_they_should_and_only_then():
 
 
 @pytest.mark.slow
-def test_the_dashboard_and_the_alerts_ask_for_metrics_that_are_there(exported, tmp_path, xray):  # noqa: F811
+def test_the_metrics_of_dashboard_and_alerts_exist(exported, tmp_path, xray):  # noqa: F811
     running = Running(exported, tmp_path)
     try:
         running.client.post("/v1/segment", content=xray[0].read_bytes())
@@ -53,9 +51,9 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_are_there(exported, t
     finally:
         running.stop()
     panels = json.loads((DEPLOY / "grafana" / "unet.json").read_text())["panels"]
-    asked = " ".join(target["expr"] for panel in panels for target in panel["targets"])
-    asked += (DEPLOY / "alerts.yaml").read_text()
-    for name in set(re.findall(r"\bunet_[a-z_]+", asked)):
+    queries = " ".join(target["expr"] for panel in panels for target in panel["targets"])
+    queries += (DEPLOY / "alerts.yaml").read_text()
+    for name in set(re.findall(r"\bunet_[a-z_]+", queries)):
         assert f"\n{name}" in shown, name
 
 
@@ -75,9 +73,7 @@ def test_compose_and_kubernetes_files_name_what_exists():
 
 @pytest.fixture
 def proxy(exported, tmp_path):  # noqa: F811
-    """Two replicas behind nginx, set up by deploy/nginx.conf: the replicas and a client's address
-    and trust.
-    """
+    """Two replicas behind nginx with deploy/nginx.conf: the replicas and a client."""
     import trustme
 
     nginx = tool("nginx", "nginx-light")
@@ -141,10 +137,9 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
         secure.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert secure.recv(100).startswith(b"HTTP/1.1 401")
     assert client.get("/livez", headers={"X-API-Key": ""}).status_code == 200
-    script = (
-        'wrk.headers["X-API-Key"] = "key"; wrk.method = "POST"; '
-        f'wrk.body = io.open("{xray[0]}", "rb"):read("*a")'
-    )
+    script = f'''wrk.headers["X-API-Key"] = "key"
+wrk.method = "POST"
+wrk.body = io.open("{xray[0]}", "rb"):read("*a")'''
     (tmp_path / "post.lua").write_text(script)
     load = [tool("wrk", "wrk"), "-t1", "-c4", "-d15s", "--timeout=30s", "-s", tmp_path / "post.lua"]
     with subprocess.Popen(
@@ -166,9 +161,9 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
         time.sleep(3)
         two.process.terminate()  # what it has begun is finished
         assert two.process.wait(30) in (0, -signal.SIGTERM) and wrk.poll() is None
-        told = wrk.communicate(timeout=60)[0]
-    assert int(re.search(r"(\d+) requests in", told)[1]) > 100, told
-    assert "Non-2xx" not in told and "Socket errors" not in told, told
+        report = wrk.communicate(timeout=60)[0]
+    assert int(re.search(r"(\d+) requests in", report)[1]) > 100, report
+    assert "Non-2xx" not in report and "Socket errors" not in report, report
     large = client.post("/v1/segment", content=bytes(65 * 2**20))
     assert large.status_code == 413 and large.headers["content-type"] == "application/problem+json"
     one.process.terminate()

@@ -1,6 +1,4 @@
-"""A round trip through a real PACS: Orthanc takes an X-ray and our segmentation by DICOMweb, and
-lists both.
-"""
+"""A round trip through a real PACS: Orthanc stores an X-ray and our segmentation and lists both."""
 
 import io
 import json
@@ -31,9 +29,7 @@ PLUGINS = Path("/usr/share/orthanc/plugins")  # where Debian's packages put them
 
 @pytest.fixture(scope="module")
 def pacs(tmp_path_factory):
-    """Orthanc on loopback with its DICOMweb plugin: the address. Required in CI, else skipped
-    where it is missing.
-    """
+    """The address of Orthanc with its DICOMweb plugin. Required in CI, else the test is skipped."""
     if not shutil.which("Orthanc") or not list(PLUGINS.glob("libOrthancDicomWeb*")):
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
             "no Orthanc: apt-get install orthanc orthanc-dicomweb"
@@ -100,10 +96,7 @@ def ask(address: str, path: str) -> list[dict]:
 
 
 def write_xray(path: Path, picture: np.ndarray) -> None:
-    """Write a picture (H, W, uint8) as a radiograph: 12 bits, low values white, spacing at the
-    detector.
-    """
-    now = time.strftime("%Y%m%d")
+    """Write a picture (H, W) uint8 as a radiograph: 12 bits, low values white, known spacing."""
     header = pydicom.Dataset()
     header.file_meta = pydicom.dataset.FileMetaDataset()
     header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -111,39 +104,23 @@ def write_xray(path: Path, picture: np.ndarray) -> None:
         pydicom.uid.ComputedRadiographyImageStorage
     )
     header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    header.StudyInstanceUID, header.SeriesInstanceUID = (
-        pydicom.uid.generate_uid(),
-        pydicom.uid.generate_uid(),
-    )
-    header.PatientID, header.PatientName, header.PatientBirthDate, header.PatientSex = (
-        "7",
-        "Phantom^One",
-        "",
-        "O",
-    )
-    header.StudyDate, header.StudyTime, header.StudyID, header.AccessionNumber = (
-        now,
-        "120000",
-        "1",
-        "",
-    )
+    header.StudyInstanceUID = pydicom.uid.generate_uid()
+    header.SeriesInstanceUID = pydicom.uid.generate_uid()
+    header.PatientID, header.PatientName = "7", "Phantom^One"
+    header.PatientBirthDate, header.PatientSex = "", "O"
+    header.StudyDate, header.StudyTime = time.strftime("%Y%m%d"), "120000"
+    header.StudyID, header.AccessionNumber = "1", ""
     header.Modality, header.SeriesNumber, header.InstanceNumber = "CR", 1, 1
     header.Rows, header.Columns, header.SamplesPerPixel = *picture.shape, 1
     header.PhotometricInterpretation, header.ImagerPixelSpacing = "MONOCHROME1", [0.7, 0.7]
-    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = (
-        16,
-        12,
-        11,
-        0,
-    )
+    header.BitsAllocated, header.BitsStored, header.HighBit = 16, 12, 11
+    header.PixelRepresentation = 0
     header.PixelData = (4095 - 16 * picture.astype(np.uint16)).tobytes()
     header.save_as(path, enforce_file_format=True)
 
 
 def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, tmp_path):
-    """The model in the box finds the lungs of a phantom in DICOM; both files are stored, listed
-    and fetched.
-    """
+    """The bundled model segments a phantom in DICOM; both files are stored, listed and fetched."""
     pair = data.find_pairs(phantoms)[0][0]
     write_xray(tmp_path / "xray.dcm", formats.read_image(pair.image)[..., 0])
     done = script(
@@ -159,9 +136,8 @@ def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, 
     listed = ask(pacs, f"studies/{source.StudyInstanceUID}/series")
     assert sorted(series["00080060"]["Value"][0] for series in listed) == ["CR", "SEG"]
     series = f"studies/{made.StudyInstanceUID}/series/{made.SeriesInstanceUID}"
-    place = f"{series}/instances/{made.SOPInstanceUID}"
     request = urllib.request.Request(
-        f"{pacs}/dicom-web/{place}",
+        f"{pacs}/dicom-web/{series}/instances/{made.SOPInstanceUID}",
         headers={"Accept": 'multipart/related; type="application/dicom"'},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:

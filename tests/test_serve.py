@@ -1,6 +1,4 @@
-"""The service, as its clients see it: a real process on loopback, asked by curl-like requests and
-by real clients.
-"""
+"""The service as its clients see it: a real process on loopback, simple and real clients."""
 
 import asyncio
 import contextlib
@@ -39,18 +37,18 @@ from inference import engines
 from serving import server
 from serving.batching import Batcher
 
-BOX = ROOT / "files" / "lungs.h5"
-HERE = "/v2/models/unet"
-INPUT = (192, 192, 1)  # of the model in the box
+BUNDLED = ROOT / "files" / "lungs.h5"
+V2_MODEL = "/v2/models/unet"
+INPUT = (192, 192, 1)  # of the bundled model
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, phantoms):
-    """The model in the box, exported."""
+    """The bundled model, exported."""
     folder = tmp_path_factory.mktemp("served") / "export"
     export.export(
         export.Config(
-            model=str(BOX), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=1
+            model=str(BUNDLED), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=1
         )
     )
     return folder
@@ -77,10 +75,8 @@ class Running:
             "--port",
             str(self.port),
         ]
-        environment = {
-            key: value for key, value in os.environ.items() if key != "CI"
-        }  # ONNX Runtime is mute in CI
-        environment |= {"TMPDIR": str(folder), "HOME": str(folder)}
+        environment = os.environ | {"TMPDIR": str(folder), "HOME": str(folder)}
+        environment.pop("CI", None)  # ONNX Runtime sends no telemetry in CI
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--drain-s", "0", "--engine", "onnxruntime", *flags],
@@ -140,9 +136,11 @@ def fill(feature: dict, shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def test_a_mask_comes_in_every_form_and_is_that_of_predict(service, xray, script, tmp_path):
+def test_a_mask_comes_in_every_format_and_equals_that_of_predict(service, xray, script, tmp_path):
     path, truth = xray
-    script(tmp_path, "predict.py", "--model", BOX, "--input", path, "--output", tmp_path / "out")
+    script(
+        tmp_path, "predict.py", "--model", BUNDLED, "--input", path, "--output", tmp_path / "out"
+    )
     expected = formats.read_image(tmp_path / "out" / f"{path.stem}.png")[..., 0] > 0
     content = path.read_bytes()
     png = service.client.post("/v1/segment", content=content)
@@ -160,9 +158,8 @@ def test_a_mask_comes_in_every_form_and_is_that_of_predict(service, xray, script
         "/v1/segment", content=content, headers={"Accept": "application/geo+json"}
     ).json()
     np.testing.assert_array_equal(fill(geo["features"][0], mask.shape), mask)
-    for outer, *holes in geo["features"][0]["geometry"][
-        "coordinates"
-    ]:  # counterclockwise, as RFC 7946 has it
+    # Outer rings run counterclockwise, holes clockwise (RFC 7946).
+    for outer, *holes in geo["features"][0]["geometry"]["coordinates"]:
         assert cv2.contourArea(np.float32(outer), oriented=True) > 0 or len(outer) < 6
         assert all(cv2.contourArea(np.float32(hole), oriented=True) < 0 for hole in holes)
     assert service.client.post("/invocations", content=content).content == png.content  # SageMaker
@@ -186,10 +183,10 @@ def test_dicom_comes_back_as_a_segmentation_with_its_area(service, xray, tmp_pat
         made.Modality == "SEG"
         and metrics.score_mask(truth, made.pixel_array.squeeze())["dice"] > 0.9
     )
-    told = service.client.post(
+    described = service.client.post(
         "/v1/segment", content=content, headers={"Accept": "application/json"}
     ).json()
-    area = told["classes"][0]
+    area = described["classes"][0]
     assert area["area_mm2"] == pytest.approx(area["area_pixels"] * 0.7**2)
     refused = service.client.post(
         "/v1/segment", content=path.read_bytes(), headers={"Accept": "application/dicom"}
@@ -247,25 +244,25 @@ def test_tensorflow_servings_clients_are_answered(service, exported):
         ("/v1/segment", b"", 400),
         ("/v1/segment", b"no image", 400),
         ("/v1/segment", cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes(), 400),
-        (f"{HERE}/infer", b"", 400),
-        (f"{HERE}/infer", b"[" * 200_000, 400),
+        (f"{V2_MODEL}/infer", b"", 400),
+        (f"{V2_MODEL}/infer", b"[" * 200_000, 400),
         (
-            f"{HERE}/infer",
+            f"{V2_MODEL}/infer",
             b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,2],"data":[1]}]}',
             400,
         ),
         (
-            f"{HERE}/infer",
+            f"{V2_MODEL}/infer",
             b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,192,192,1],"data":[1]}]}',
             400,
         ),
         (
-            f"{HERE}/infer",
+            f"{V2_MODEL}/infer",
             b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1e9,192,192,1],"data":[]}]}',
             400,
         ),
-        (f"{HERE}/infer", b'{"inputs":{}}', 400),
-        (f"{HERE}/infer", b'{"inputs":[' + b"[]," * 10**6 + b"[]]}", 413),
+        (f"{V2_MODEL}/infer", b'{"inputs":{}}', 400),
+        (f"{V2_MODEL}/infer", b'{"inputs":[' + b"[]," * 10**6 + b"[]]}", 413),
         ("/v1/models/unet:predict", b'{"instances":[NaN]}', 400),
         ("/v1/models/unet:predict", b'{"instances":[' + b"0," * 10**7 + b"0]}", 413),
         ("/v1/models/unet:predict", b'{"instances":[],"inputs":[]}', 400),
@@ -277,8 +274,9 @@ def test_bad_requests_get_a_problem_and_no_traceback(service, route, content, st
     answer = service.client.post(route, content=content)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    told = answer.json()
-    assert told["status"] == status and told["detail"] and "Traceback" not in answer.text
+    problem = answer.json()
+    assert problem["status"] == status and problem["detail"]
+    assert "Traceback" not in answer.text
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(exported, tmp_path):
@@ -292,7 +290,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(exported, tmp_pat
         running.stop()
 
 
-def test_a_compressed_body_is_named_as_such(service):
+def test_a_compressed_body_is_refused(service):
     answer = service.client.post(
         "/v1/segment", content=gzip.compress(b"x"), headers={"Content-Encoding": "gzip"}
     )
@@ -300,7 +298,7 @@ def test_a_compressed_body_is_named_as_such(service):
 
 
 @pytest.mark.slow
-def test_large_bodies_at_a_time_are_bounded(exported, tmp_path):
+def test_memory_for_concurrent_large_bodies_is_limited(exported, tmp_path):
     running = Running(exported, tmp_path, "--max-body-mb", "1")
     head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n" + bytes(
         2**20 - 1
@@ -319,24 +317,22 @@ def test_large_bodies_at_a_time_are_bounded(exported, tmp_path):
             for raw in raws[:4]:
                 raw.sendall(b"\0")
                 assert raw.recv(100).startswith(b"HTTP/1.1 400")
-        assert (
-            running.client.post("/v1/segment", content=bytes(2**20)).status_code == 400
-        )  # all given back
+        # All memory was given back.
+        assert running.client.post("/v1/segment", content=bytes(2**20)).status_code == 400
     finally:
         running.stop()
 
 
 @pytest.mark.slow
-def test_keys_are_asked_for_before_the_body(exported, tmp_path):
+def test_keys_are_checked_before_the_body_is_read(exported, tmp_path):
     (tmp_path / "keys").write_text(f"# for tests\n{hashlib.sha256(b'open sesame').hexdigest()}\n")
     running = Running(exported, tmp_path, "--keys", str(tmp_path / "keys"))
     try:
-        with socket.create_connection(
-            ("127.0.0.1", running.port), 10
-        ) as raw:  # the body never comes
+        # The body never comes.
+        with socket.create_connection(("127.0.0.1", running.port), 10) as raw:
             raw.sendall(
-                b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
-                b"X-API-Key: wrong\r\n\r\n"
+                b"POST /v1/segment HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Length: 1000000\r\nX-API-Key: wrong\r\n\r\n"
             )
             assert raw.recv(100).startswith(b"HTTP/1.1 401")
         for headers in ({}, {"X-API-Key": ""}, {"Authorization": "Bearer no"}):
@@ -350,33 +346,29 @@ def test_keys_are_asked_for_before_the_body(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_of_a_patient_is_left_anywhere(exported, tmp_path, tmp_path_factory, xray):
-    running, place = Running(exported, tmp_path), tmp_path_factory.mktemp("sent") / "sent.dcm"
-    resource.prlimit(
-        running.process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20)
-    )  # a larger temporary file would fail
-    write_xray(place, formats.read_image(xray[0])[..., 0])
-    header = pydicom.dcmread(place)
+def test_no_patient_data_is_stored_or_logged(exported, tmp_path, tmp_path_factory, xray):
+    running = Running(exported, tmp_path)
+    sent = tmp_path_factory.mktemp("sent") / "sent.dcm"
+    # A larger temporary file would fail.
+    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20))
+    write_xray(sent, formats.read_image(xray[0])[..., 0])
+    header = pydicom.dcmread(sent)
     header.PatientName = header.PatientID = "Zebedee^Quux"
-    contents = [
-        b"Zebedee^Quux is no image" + bytes(2**21)
-    ]  # more than the form's parser would keep in memory
-    spoilt = [
+    # More than the form's parser would keep in memory.
+    contents = [b"Zebedee^Quux is no image" + bytes(2**21)]
+    # A wrong value in these makes libraries warn or fail, and their message may quote it.
+    damaged_fields = [
+        ("PatientComments", "LT"),
         ("PatientBirthDate", "DA"),
         ("Modality", "CS"),
         ("StudyInstanceUID", "UI"),
         ("Rows", "LO"),
-    ]
-    spoilt += [
         ("PixelSpacing", "LO"),
         ("PhotometricInterpretation", "LO"),
         ("RescaleSlope", "LO"),
         ("StudyDate", "DT"),
     ]
-    for name, kind in [
-        ("PatientComments", "LT"),
-        *spoilt,
-    ]:  # what libraries complain of, and may quote
+    for name, kind in damaged_fields:
         damaged, buffer = copy.deepcopy(header), io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -410,7 +402,7 @@ def test_nothing_of_a_patient_is_left_anywhere(exported, tmp_path, tmp_path_fact
     assert running.log.read_text() and "Zebedee" not in running.log.read_text()
 
 
-def test_batches_keep_their_limit_and_nothing_is_lost():
+def test_batches_keep_their_limit_and_no_request_is_lost():
     sizes = []
 
     def run(batch: np.ndarray) -> np.ndarray:
@@ -421,11 +413,11 @@ def test_batches_keep_their_limit_and_nothing_is_lost():
     async def ask() -> list[np.ndarray]:
         batcher = Batcher(run, max_batch=4, max_pending=100)
         batcher.start()
-        asked = [
+        requests = [
             batcher.predict(np.full((count, 1), number, np.float32))
             for number, count in enumerate([3, 2, 1, 4, 1, 3, 3])
         ]
-        answers = await asyncio.gather(*asked)
+        answers = await asyncio.gather(*requests)
         await batcher.stop()
         return answers
 
@@ -436,7 +428,7 @@ def test_batches_keep_their_limit_and_nothing_is_lost():
     assert max(sizes) <= 4 and sum(sizes) == 17 and len(sizes) < 7
 
 
-def test_requests_together_get_the_answers_they_get_alone(service, phantoms):
+def test_concurrent_requests_get_the_same_answers_as_single_ones(service, phantoms):
     contents = [path.read_bytes() for path in sorted((phantoms / "CXR_png").iterdir())[:6]]
     alone = [service.client.post("/v1/segment", content=content).content for content in contents]
     with ThreadPoolExecutor(6) as pool:
@@ -456,7 +448,7 @@ def test_requests_together_get_the_answers_they_get_alone(service, phantoms):
 
 
 @pytest.mark.slow
-def test_too_many_get_503_and_health_is_not_refused(exported, tmp_path, xray):
+def test_too_many_requests_get_503_but_health_is_answered(exported, tmp_path, xray):
     running = Running(exported, tmp_path, "--max-concurrent-requests", "2")
     content = xray[0].read_bytes()
     try:
@@ -477,12 +469,10 @@ def test_too_many_get_503_and_health_is_not_refused(exported, tmp_path, xray):
 
 
 @pytest.mark.slow
-def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
+def test_running_requests_are_finished_after_sigterm(exported, tmp_path):
     running = Running(exported, tmp_path, "--drain-s", "5", "--threads", "1")
-    route, body = (
-        "/v1/models/unet:predict",
-        json.dumps({"inputs": np.zeros((8, *INPUT)).tolist()}),
-    )  # takes a while
+    route = "/v1/models/unet:predict"
+    body = json.dumps({"inputs": np.zeros((8, *INPUT)).tolist()})  # takes a while
     expected, answers = running.client.post(route, content=body), []
 
     def ask() -> None:
@@ -493,10 +483,9 @@ def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
     for sender in senders:
         sender.start()
     for _ in range(500):
-        if (
-            float(re.search("^unet_in_flight (.*)$", running.client.get("/metrics").text, re.M)[1])
-            > 3
-        ):  # this is one
+        shown = running.client.get("/metrics").text
+        # The request for the metrics is one of them.
+        if float(re.search("^unet_in_flight (.*)$", shown, re.M)[1]) > 3:
             break
     else:
         pytest.fail("no requests in flight")
@@ -511,7 +500,7 @@ def test_what_runs_is_finished_after_sigterm(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script):
+def test_a_changed_model_and_an_unprotected_host_are_refused(exported, tmp_path, script):
     for name in ("unet.onnx", "manifest.json"):
         (tmp_path / name).write_bytes((exported / name).read_bytes())
     content = bytearray((tmp_path / "unet.onnx").read_bytes())
@@ -536,8 +525,8 @@ def test_a_changed_model_and_an_open_door_are_refused(exported, tmp_path, script
     assert done.returncode == 2 and "cannot be read as PEM" in done.stderr
 
 
-def test_an_answer_does_not_wait_for_the_receipt_of_its_header():
-    """Without TCP_NODELAY each answer of a connection that is kept took 40 ms more."""
+def test_a_body_does_not_wait_for_the_receipt_of_its_header():
+    """Without TCP_NODELAY each answer on a kept connection takes 40 ms more."""
     with (
         server.open_socket("127.0.0.1", 0) as listener,
         socket.create_connection(listener.getsockname()),
@@ -546,7 +535,7 @@ def test_an_answer_does_not_wait_for_the_receipt_of_its_header():
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_what_cannot_start_is_a_clear_error(exported, tmp_path, script):
+def test_a_service_that_cannot_start_says_why(exported, tmp_path, script):
     model = ("--model", exported / "unet.onnx")
     (tmp_path / "keys").write_text(hashlib.sha256(b"").hexdigest())
     done = script(tmp_path, "serve.py", *model, "--keys", "keys")
@@ -556,6 +545,20 @@ def test_what_cannot_start_is_a_clear_error(exported, tmp_path, script):
             done = script(tmp_path, "serve.py", *model, "--port", port)
             assert done.returncode == 2 and f"cannot listen on 127.0.0.1 port {port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_old_flag_room_still_works(script, tmp_path):
+    done = script(tmp_path, "serve.py", "--room", "0")
+    assert done.returncode == 2
+    assert "max_concurrent_requests is 0; expected above 0" in done.stderr
+
+
+def test_a_missing_package_is_named(tmp_path):
+    code = "import sys; sys.modules['fastapi'] = None; import serve; serve.serve(serve.Config())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "pip install -r requirements-serve.txt" in done.stderr
 
 
 def test_ctrl_c_ends_it_without_a_traceback(exported, tmp_path):
@@ -578,7 +581,7 @@ def test_a_worker_that_is_killed_is_replaced(service, xray):
 
 
 def test_the_service_loads_no_keras():
-    code = """import sys, serve, serving.app
+    code = """import sys, serve, serving.app, serving.server
 sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'jax', 'torch')))"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -617,8 +620,8 @@ def test_tls_and_client_certificates(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_openvino_serves_too_and_leaves_nothing(exported, xray, tmp_path):
-    """The file of its telemetry, for one, in $HOME."""
+def test_openvino_serves_too_and_writes_no_file(exported, xray, tmp_path):
+    """Its telemetry would write one to $HOME."""
     pytest.importorskip("openvino")
     path, truth = xray
     running = Running(exported, tmp_path, "--engine", "openvino", "--precision", "auto")

@@ -27,7 +27,7 @@ from test_fuzz import (
     png_bomb,
     tiff_bomb,
 )
-from test_serve import HERE, Running, exported, xray  # noqa: F401 (fixtures)
+from test_serve import V2_MODEL, Running, exported, xray  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def service(exported, tmp_path_factory):  # noqa: F811
 
 
 def memory(pid: int) -> float:
-    """The most memory that a process and its workers have had, in GiB."""
+    """The peak memory of a process and its workers, in GiB."""
     family = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
     lines = [
         line for one in family for line in Path(f"/proc/{one}/status").read_text().splitlines()
@@ -81,7 +81,7 @@ def binary_request(
     }
 
 
-def test_the_largest_images_at_a_time_take_a_bounded_memory(exported, tmp_path):  # noqa: F811
+def test_memory_for_concurrent_large_images_is_limited(exported, tmp_path):  # noqa: F811
     running = Running(exported, tmp_path, "--timeout-s", "200")
     colours = np.zeros((5600, 5600, 3), np.uint8)  # a little less than --max-megapixels
     cv2.circle(colours, (2000, 2000), 1500, (200, 90, 10), cv2.FILLED)
@@ -110,9 +110,7 @@ def test_the_largest_images_at_a_time_take_a_bounded_memory(exported, tmp_path):
 
 
 def deflated_dicom() -> bytes:
-    """A DICOM file of a megabyte and a half that becomes one and a half gigabytes when it is
-    opened.
-    """
+    """A DICOM file of 1.5 MB that becomes 1.5 GB when it is opened."""
     header = pydicom.dcmread(FILES / "CT_small.dcm")
     header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     whole = io.BytesIO()
@@ -141,7 +139,7 @@ def large_nifti() -> bytes:
 
 
 def many_frames() -> bytes:
-    """A DICOM file of ten million frames of one pixel each, which take long."""
+    """A DICOM file of ten million frames of one pixel, which takes long to decode."""
     header = pydicom.dcmread(FILES / "CT_small.dcm")
     header.Rows, header.Columns, header.NumberOfFrames, header.PixelData = (
         1,
@@ -154,7 +152,7 @@ def many_frames() -> bytes:
     return buffer.getvalue()
 
 
-def test_what_grows_or_takes_too_long_ends_with_its_request(exported, tmp_path, xray):  # noqa: F811
+def test_files_that_grow_or_take_too_long_end_with_their_request(exported, tmp_path, xray):  # noqa: F811
     running = Running(exported, tmp_path, "--timeout-s", "8")
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -173,7 +171,7 @@ def test_what_grows_or_takes_too_long_ends_with_its_request(exported, tmp_path, 
     assert "Traceback" not in running.log.read_text()
 
 
-def test_workers_do_not_stay_behind(exported, tmp_path):  # noqa: F811
+def test_workers_end_with_the_service(exported, tmp_path):  # noqa: F811
     running = Running(exported, tmp_path)
     pid = running.process.pid
     family = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -189,11 +187,11 @@ def test_workers_do_not_stay_behind(exported, tmp_path):  # noqa: F811
 
 
 def test_schemathesis_finds_no_fault(service, tmp_path):
-    place = f"http://127.0.0.1:{service.port}/openapi.json"
+    schema = f"http://127.0.0.1:{service.port}/openapi.json"
     command = [
         Path(sys.executable).with_name("schemathesis"),
         "run",
-        place,
+        schema,
         "--phases",
         "coverage,fuzzing",
         "--seed",
@@ -238,7 +236,7 @@ def test_damaged_requests(service, xray):  # noqa: F811
         length = str(rng.choice([len(content), 0, 10**9, -1, "x", "١"])).encode()
         check(
             service.client.post(
-                f"{HERE}/infer",
+                f"{V2_MODEL}/infer",
                 content=content + body[head:],
                 headers={b"Inference-Header-Content-Length": length},
             )
@@ -278,7 +276,7 @@ def test_damaged_requests(service, xray):  # noqa: F811
         b"\xff\xfe",
         b"null",
     ):
-        for route in (f"{HERE}/infer", "/v1/models/unet:predict"):
+        for route in (f"{V2_MODEL}/infer", "/v1/models/unet:predict"):
             assert service.client.post(route, content=text).status_code in (400, 413)
     assert sent >= 2000
     assert service.process.poll() is None and memory(service.process.pid) - before < 0.5

@@ -1,5 +1,6 @@
-"""The service beside NVIDIA's Triton, which TRITON_PYTHON runs: the same requests get answers of
-the same form.
+"""The service beside NVIDIA's Triton: the same requests get answers of the same form.
+
+TRITON_PYTHON names the Python that runs Triton.
 """
 
 import json
@@ -10,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_serve import HERE, exported, free_port, service  # noqa: F401 (fixtures)
+from test_serve import V2_MODEL, exported, free_port, service  # noqa: F401 (fixtures)
 from tritonclient.http import (
     InferenceServerClient,
     InferenceServerException,
@@ -67,18 +68,21 @@ def tensor(
 def post(server: str, body: bytes, length: int | None) -> httpx.Response:
     """Send it without the client, which hides headers."""
     headers = {} if length is None else {LENGTH: str(length)}
-    return httpx.post(f"http://{server}{HERE}/infer", content=body, headers=headers, timeout=60)
+    return httpx.post(f"http://{server}{V2_MODEL}/infer", content=body, headers=headers, timeout=60)
 
 
 def split(answer: httpx.Response) -> tuple[dict, np.ndarray]:
-    """Split an answer: what it tells of the numbers, and the numbers."""
+    """Split an answer into its description and its numbers."""
     assert answer.status_code == 200, answer.text
     length = int(answer.headers.get(LENGTH, len(answer.content)))
-    told, raw = json.loads(answer.content[:length]), answer.content[length:]
-    data = told["outputs"][0].pop("data", [])
+    described, raw = json.loads(answer.content[:length]), answer.content[length:]
+    data = described["outputs"][0].pop("data", [])
     assert all(type(number) is float for number in data) and bool(data) != bool(raw)
-    told |= {"headers": (LENGTH in answer.headers, answer.headers["content-type"]), "raw": len(raw)}
-    return told, np.frombuffer(raw, "<f4") if raw else np.float32(data)
+    described |= {
+        "headers": (LENGTH in answer.headers, answer.headers["content-type"]),
+        "raw": len(raw),
+    }
+    return described, np.frombuffer(raw, "<f4") if raw else np.float32(data)
 
 
 def test_real_triton_describes_itself_in_the_same_form(servers):
@@ -86,16 +90,16 @@ def test_real_triton_describes_itself_in_the_same_form(servers):
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",
-        HERE,
-        f"{HERE}/ready",
-        f"{HERE}/versions/1",
+        V2_MODEL,
+        f"{V2_MODEL}/ready",
+        f"{V2_MODEL}/versions/1",
     ):
         ours, real = (httpx.get(f"http://{server}{route}") for server in servers)
         assert ours.status_code == real.status_code == 200, route
         if route == "/v2":
             assert ours.json().keys() == real.json().keys()
             assert set(ours.json()["extensions"]) <= set(real.json()["extensions"])
-        elif real.content:  # of health nothing is told but the status
+        elif real.content:  # health has only a status
             assert ours.json() == real.json() | {"platform": "onnxruntime_onnx"}
     ours, real = (InferenceServerClient(server).get_model_config("unet") for server in servers)
     assert ours["max_batch_size"] == real["max_batch_size"]

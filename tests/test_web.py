@@ -1,6 +1,4 @@
-"""The page at /, in a real browser: an image is dropped in, its mask lies over it, nothing goes
-elsewhere.
-"""
+"""The web page in a real browser: the mask lies over the image, nothing is sent elsewhere."""
 
 import os
 import shutil
@@ -18,9 +16,7 @@ sync = pytest.importorskip("playwright.sync_api")
 
 @pytest.fixture(scope="module")
 def page(exported, tmp_path_factory):  # noqa: F811
-    """The service's page in Chromium; its requests and complaints are kept in page.asked and
-    page.said.
-    """
+    """The page in Chromium. page.requested has the URLs, page.messages what the console shows."""
     chromium = shutil.which("chromium")
     if not chromium:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
@@ -36,10 +32,10 @@ def page(exported, tmp_path_factory):  # noqa: F811
     with sync.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=flags)
         page = browser.new_page()
-        page.asked, page.said = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.requested, page.messages = [], []
+        page.on("request", lambda request: page.requested.append(request.url))
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
         page.home = f"http://127.0.0.1:{running.port}/"
         page.goto(page.home)
         yield page
@@ -80,7 +76,7 @@ def test_the_mask_lies_over_the_image(page, xray, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_a_picture_with_an_orientation_tag_lies_as_its_mask_does(page, xray, tmp_path, ending):  # noqa: F811
+def test_an_orientation_tag_turns_neither_image_nor_mask(page, xray, tmp_path, ending):  # noqa: F811
     from PIL import Image
 
     exif = Image.Exif()
@@ -95,7 +91,7 @@ def test_a_picture_with_an_orientation_tag_lies_as_its_mask_does(page, xray, tmp
     page.fill("#opacity", "40")
 
 
-def test_a_file_that_is_no_image_is_named(page, tmp_path):
+def test_a_file_that_is_not_an_image_shows_an_error(page, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     page.set_input_files("#file", tmp_path / "notes.png")
     page.wait_for_selector("#status.error")
@@ -103,16 +99,16 @@ def test_a_file_that_is_no_image_is_named(page, tmp_path):
     assert page.locator("#result").is_hidden()
 
 
-def test_nothing_is_asked_of_anyone_else_and_nothing_is_complained_of(page):
-    assert page.asked and all(
-        url.startswith((page.home, "blob:" + page.home)) for url in page.asked
+def test_the_page_requests_nothing_elsewhere_and_breaks_no_rule(page):
+    assert page.requested and all(
+        url.startswith((page.home, "blob:" + page.home)) for url in page.requested
     )
     assert not [
-        line for line in page.said if "Content Security Policy" in line or "Uncaught" in line
-    ], page.said
+        line for line in page.messages if "Content Security Policy" in line or "Uncaught" in line
+    ], page.messages
 
 
-def test_it_works_by_keyboard_and_every_control_has_a_name(page, xray):  # noqa: F811
+def test_the_page_works_by_keyboard_and_every_control_has_a_name(page, xray):  # noqa: F811
     names = page.evaluate(
         "() => Array.from(document.querySelectorAll('input'))"
         ".map(i => i.labels[0] && i.labels[0].textContent)"
