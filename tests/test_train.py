@@ -213,6 +213,56 @@ def test_ctrl_c_loses_no_finished_epoch(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_an_epoch_is_written(small, tmp_path, monkeypatch):
+    """The weights are those of the last epoch, not of an earlier one that was kept in memory."""
+    config = dataclasses.replace(small, val_fraction=0.0)
+    expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
+    save, interrupted = run_folder.Checkpoint.save, []
+
+    def save_after_ctrl_c(self):
+        if self.epoch == 3 and not interrupted:
+            interrupted.append(self.snapshot[0])
+            raise KeyboardInterrupt
+        save(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_folder, "CHECKPOINT_INTERVAL_S", 1e9)
+        patch.setattr(run_folder.Checkpoint, "save", save_after_ctrl_c)
+        train.train(config)
+    assert interrupted == [2]  # an earlier epoch was kept
+    log = train.train(config)
+    pd.testing.assert_frame_equal(without_time(log), without_time(expected), rtol=1e-4)
+    models = [utils.load_model(tmp_path / name / "model.h5")[0] for name in ("whole", "run")]
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_ctrl_c_in_a_terminal(small, tmp_path, backend):
+    config = dataclasses.replace(small, epochs=500, val_fraction=0.0)
+    command = [sys.executable, "-u", ROOT / "train.py", *flags(config)]
+    environment = os.environ | {"KERAS_BACKEND": backend}
+
+    def run_until(text):
+        """Press Ctrl-C when the text is printed; return all that was printed."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        process = subprocess.Popen(command, env=environment, **pipes)
+        said = ""
+        for line in process.stdout:
+            said += line
+            if text in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        return said
+
+    said = run_until("epoch   4/500")
+    done = pd.read_csv(tmp_path / "run" / "log.csv").epoch.tolist()
+    assert len(done) >= 4 and f"{len(done)} of 500 epochs are saved" in said
+    assert f"epoch {len(done) + 1} of 500" in run_until(f"epoch {len(done) + 2:3}/500")
+
+
+@pytest.mark.slow
 def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, capsys):
     train.train(small)
     old = (tmp_path / "run" / "model.h5").read_bytes()

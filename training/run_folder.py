@@ -163,8 +163,10 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.config, self.folder, self.history = config, folder, history
         self.network, self.metadata = model, metadata
-        self.last_save = float("-inf")
-        self.snapshot: list[np.ndarray] = []  # of an epoch that is finished and not yet written
+        self.bar: tqdm | None = None
+        self.last_save, self.saved_epoch = float("-inf"), len(history)
+        # A finished epoch that is not written yet: its number and its variables.
+        self.snapshot: tuple[int, list[np.ndarray]] = 0, []
 
     @property
     def epoch(self) -> int:
@@ -190,11 +192,16 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             yield
         except KeyboardInterrupt:
-            if self.snapshot:
-                for variable, value in zip(self._variables(), self.snapshot, strict=True):
-                    variable.assign(value)
+            if self.saved_epoch < self.epoch:
+                # If Ctrl-C came while the epoch was written, there is no snapshot of it, and the
+                # variables still are as it left them.
+                number, values = self.snapshot
+                if number == self.epoch:
+                    for variable, value in zip(self._variables(), values, strict=True):
+                        variable.assign(value)
                 distributed.on_main_process(self.save)
-            self.bar.close()
+            if self.bar is not None:
+                self.bar.close()
             print(f"{self.epoch} of {self.config.epochs} epochs are saved in {self.folder}")
             raise
 
@@ -251,9 +258,11 @@ class Checkpoint(keras.callbacks.Callback):
         due = time.perf_counter() - self.last_save >= CHECKPOINT_INTERVAL_S
         if better or due or self.epoch == self.config.epochs:
             distributed.on_main_process(self.save)
-            self.last_save, self.snapshot = time.perf_counter(), []
+            self.last_save, self.saved_epoch = time.perf_counter(), self.epoch
+            self.snapshot = 0, []
         else:
-            self.snapshot = [ops.convert_to_numpy(one) for one in self._variables()]
+            values = [ops.convert_to_numpy(variable) for variable in self._variables()]
+            self.snapshot = self.epoch, values
 
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.model.optimizer.variables]
