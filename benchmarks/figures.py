@@ -24,6 +24,7 @@ if __name__ == "__main__":  # without TensorFlow's messages
 
 import keras
 from keras import layers
+from PIL import Image
 
 import data
 import predict
@@ -86,7 +87,7 @@ def find_pair(data_dir: str | Path, stem: str) -> Pair:
     for pair in data.find_pairs(data_dir)[0]:
         if pair.stem == stem:
             return pair
-    raise UserError(f"{data_dir} has no image {stem}; expected the data set of ../shared/data")
+    raise UserError(f"{data_dir} has no image {stem}; expected Sunnybrook's test images")
 
 
 def draw_panel(model: str, pair: Pair, path: Path) -> None:
@@ -96,8 +97,10 @@ def draw_panel(model: str, pair: Pair, path: Path) -> None:
         _, problems = predict.score_pairs(members, [pair], panel_dir=folder)
         if problems:
             raise UserError("\n".join(problems))
+        panel = Image.open(Path(folder) / f"{pair.stem}.png")
         with utils.atomic(path) as temporary:
-            (Path(folder) / f"{pair.stem}.png").replace(temporary)
+            # 256 colours need a fifth of the bytes, for those who clone the repository.
+            panel.quantize(256).save(temporary, "PNG", optimize=True)
     print(path)
 
 
