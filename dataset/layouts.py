@@ -30,6 +30,7 @@ class Pair:
     patient: str = ""  # images of one patient stay in one subset; "" is a patient of its own
     label: str = ""  # subsets get equal shares of each label
     subset: str = ""  # set by the data set's author, or ""
+    more_channels: tuple[Path, ...] = ()  # further channels of the image, in files of their own
 
     @property
     def stem(self) -> str:

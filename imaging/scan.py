@@ -35,6 +35,10 @@ class Scan:
     header: Any = None
     # Name of the file's format, see `formats.FORMATS`.
     format: str = ""
+    # Whether the last channel is alpha: opacity, not a measurement.
+    has_alpha: bool = False
+    # What a user must know of how the file was read, a sentence each, without the file's name.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,14 @@ from imaging import pictures
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def float32_again():
+    """A test that trains may set Keras's precision, which is global; the next test finds float32."""
+    yield
+    if keras := sys.modules.get("keras"):
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen phantoms in the Montgomery layout; read only."""
