@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def float32_again():
-    """A test that trains may set Keras's precision, which is global; the next test finds float32."""
+    """Undo what a test that trains sets for the whole process: Keras's precision."""
     yield
     if keras := sys.modules.get("keras"):
         keras.config.set_dtype_policy("float32")
