@@ -25,7 +25,7 @@ class Config:
     # Data and output
     data_dir: str = ""  # your images and masks; "" makes synthetic chest X-rays
     out_dir: str = "files"  # the run folder
-    classes: str = "foreground"  # one name joins all masks; "liver,tumour" names the ids 1 and 2
+    classes: str = ""  # those of the data set, or foreground; "liver,tumour" names the ids 1 and 2
     image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit
     channels: int = 0  # 1 grey, 3 colour; 0 looks at the images
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
@@ -96,6 +96,7 @@ PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
 
 def train(config: Config) -> pd.DataFrame:
     """Train as `config` says: one run (returns its log) or folds (returns their summary)."""
+    config = with_classes(config)
     check_config(config)
     if config.distributed:
         distributed.initialize()
@@ -108,6 +109,12 @@ def train(config: Config) -> pd.DataFrame:
     own = "" if config.out_dir == Config.out_dir else own
     print(f"next: python predict.py{own}    scores the test images and draws panels")
     return log
+
+
+def with_classes(config: Config) -> Config:
+    """Fill in the classes: those that the data set names, else foreground."""
+    layout = data.find_data(config.data_dir) if config.data_dir and not config.classes else None
+    return replace(config, classes=data.choose_classes(config.classes, layout))
 
 
 def train_run(config: Config, folder: Path) -> pd.DataFrame:

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dataset.layouts import Pair
+from dataset import annotations
+from dataset.annotations import is_annotation
+from dataset.pairs import Pair, class_folder
 from imaging import formats
 from imaging.alignment import check_alignment
 from imaging.scan import Scan, name_in_errors
@@ -29,10 +32,12 @@ def read_pair(
     problems: list[str] = []
     image, masks = None, []
     with collect_errors(problems):
-        image = formats.read_named_scan(pair.image, window)
+        image = read_channels(pair, window)
     with collect_errors(problems):
         masks = read_masks(pair, names, image)
         ids = merge_masks(pair, masks, names, levels)
+    if image is not None and not pair.masks:  # its classes are absent
+        ids = np.zeros(image.pixels.shape[:3], np.uint8)
     if problems:
         raise UserError("\n".join(problems))
     if image.pixels.shape[:3] != ids.shape:
@@ -44,8 +49,25 @@ def read_pair(
     return image, ids
 
 
+def read_channels(pair: Pair, window: str = "") -> Scan:
+    """Read a pair's image, its further channels stacked behind the first. Raises UserError."""
+    first = formats.read_named_scan(pair.image, window)
+    if not pair.more_channels:
+        return first
+    channels = [first.pixels]
+    for path in pair.more_channels:
+        more = formats.read_named_scan(path, window).pixels
+        if more.shape[:3] != first.pixels.shape[:3]:
+            sizes = f"{_size(more)}; {pair.image.name} is {_size(first.pixels)}"
+            raise UserError(f"{path}: {sizes}")
+        channels.append(more)
+    return replace(first, pixels=np.concatenate(channels, axis=-1))
+
+
 def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np.ndarray:
     """Read a pair's masks alone as class ids (S, H, W). Raises UserError, see `read_pair`."""
+    if not pair.masks or any(is_annotation(path) for path in pair.masks):
+        return read_pair(pair, names, levels)[1]  # the image says how large they are
     return merge_masks(pair, read_masks(pair, names), names, levels)
 
 
@@ -59,10 +81,25 @@ def read_masks(pair: Pair, names: Sequence[str], image: Scan | None = None) -> l
     masks, problems = [], []
     for path in pair.masks:
         with collect_errors(problems), name_in_errors(path):
-            masks.append(formats.read_mask_scan(path, image, names))
+            if is_annotation(path):
+                masks.append(_draw_mask(path, pair.image, image, names))
+            else:
+                masks.append(formats.read_mask_scan(path, image, names))
     if problems:
         raise UserError("\n".join(problems))
     return masks
+
+
+def _draw_mask(path: Path, file: Path, image: Scan | None, names: Sequence[str]) -> Scan:
+    """Draw the shapes that a JSON file has for an image, as class ids. Raises UserError."""
+    if image is None:
+        raise UserError(f"its image {file.name} cannot be read")
+    if len(image.pixels) > 1:
+        raise UserError(f"{_size(image.pixels)}; expected an image of one slice")
+    ids = np.zeros(image.pixels.shape[1:3], np.uint8)
+    for class_id, plane in enumerate(annotations.read_planes(path, file, ids.shape, names), 1):
+        ids[plane] = class_id
+    return Scan(ids[None, :, :, None])
 
 
 def merge_masks(
@@ -74,7 +111,7 @@ def merge_masks(
     """
     files = zip(class_of_each_file(pair, names), pair.masks, masks, strict=True)
     class_levels = levels or range(1, len(names) + 1)
-    ids = np.zeros(masks[0].pixels.shape[:3], np.uint8)
+    ids = np.zeros(masks[0].pixels.shape[:3] if masks else (), np.uint8)
     for class_id, path, mask in sorted(files, key=_class_id):
         values = mask.pixels[..., 0]
         with name_in_errors(path):
@@ -101,18 +138,16 @@ def class_of_each_file(pair: Pair, names: Sequence[str]) -> list[int]:
     """
     if len(names) == 1:
         return [1] * len(pair.masks)
-    if len(pair.masks) == 1 and pair.masks[0].parent.name == "masks":
-        return [ALL_CLASSES]
     known = [name.lower() for name in names]
-    folders = [path.parent.name for path in pair.masks]
+    folders = [class_folder(pair, path) for path in pair.masks]
     if folders == ["leftMask", "rightMask"]:
         folders = [_name_with(side, known) for side in ("left", "right")]
-    if sorted(folder.lower() for folder in folders) != sorted(known):
+    if not {folder.lower() for folder in folders} <= {"", *known}:
         raise UserError(
             f"{pair.masks[0].parents[1]}: folders of masks for {', '.join(folders)}; "
             f"--classes names {', '.join(known)}, or one for all"
         )
-    return [1 + known.index(folder.lower()) for folder in folders]
+    return [1 + known.index(folder.lower()) if folder else ALL_CLASSES for folder in folders]
 
 
 def _name_with(side: str, names: Sequence[str]) -> str:
