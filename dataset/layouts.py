@@ -129,13 +129,6 @@ def class_folders(masks: Path) -> list[Path]:
     return sorted(path for path in masks.glob("[!.]*") if path.is_dir() and not is_series(path))
 
 
-def sibling_folders(folder: Path) -> list[Path]:
-    """List all mask folders of a layout, given the first of them; none if it is the only one."""
-    if folder.name == "leftMask":
-        return [folder, folder.with_name("rightMask")]
-    return class_folders(folder.parent) if folder.parent.name == "masks" else []
-
-
 def merged_note(layout: Layout, names: list[str]) -> str:
     """Say that the layout's classes become one, where one is asked for; else ""."""
     if len(names) > 1 or len(layout.classes) < 2:
