@@ -65,7 +65,6 @@ def load_dataset(
     data_dir: str | Path,
     preprocessing: Preprocessing,
     cache_dir: str | Path = "",
-    memory_gb: float = 4.0,
     extra_dir: str | Path = "",
 ) -> tuple[list[Pair], Dataset]:
     """Find and decode a whole data set, and a further one for training alone.
@@ -78,7 +77,7 @@ def load_dataset(
         extra, more = find_pairs(extra_dir)
         pairs += [replace(pair, subset="extra") for pair in extra]
         problems += more
-    dataset, unreadable = loading.load_pairs(pairs, preprocessing, cache_dir, memory_gb)
+    dataset, unreadable = loading.load_pairs(pairs, preprocessing, cache_dir)
     problems += unreadable + loading.find_duplicates(dataset)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:MAX_SHOWN])

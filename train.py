@@ -26,7 +26,8 @@ class Config:
     data_dir: str = ""  # your images and masks; "" makes synthetic chest X-rays
     out_dir: str = "files"  # the run folder
     classes: str = ""  # those of the data set, or foreground; "liver,tumour" names the ids 1 and 2
-    image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit
+    # Pixels, multiples of 2**depth, or height and width: "192,256". Images are scaled to fit.
+    image_size: int | str = 128
     channels: int = 0  # 1 grey, 3 colour; 0 looks at the images
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
     neighbours: int = 0  # 1 adds the slices before and after as channels (volumes, 2.5-D)
@@ -56,7 +57,6 @@ class Config:
     # Computer
     precision: str = "auto"  # float32, bfloat16 or float16; auto is bfloat16 where that is fast
     cache_dir: str = "files/cache"  # decoded images, for later runs; "" keeps none
-    memory_gb: float = 4.0  # larger data sets stay on disk and are read batch by batch
     distributed: bool = False  # several processes share each batch, see docs/scaling.md
 
 
@@ -123,7 +123,9 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     keras.utils.set_random_seed(config.seed)
     precision = distributed.broadcast_from_main(utils.set_precision, config.precision)
     utils.set_precision(precision)
-    history = distributed.broadcast_from_main(run_folder.read_history, folder, config)
+    history = distributed.broadcast_from_main(
+        run_folder.read_history, folder, config, lambda: find_pairs(config)
+    )
     if distributed.broadcast_from_main(run_folder.is_complete, folder, config, history):
         return pd.DataFrame(history)
 
@@ -171,22 +173,33 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     return log
 
 
+def find_pairs(config: Config) -> list[Pair]:
+    """List the pairs of the data set, and of the one for training only."""
+    pairs = []
+    for folder in (data_folder(config), config.extra_dir):
+        pairs += data.find_pairs(folder)[0] if folder else []
+    return pairs
+
+
+def data_folder(config: Config) -> str:
+    """Return the folder of the data set; without one, phantoms are drawn."""
+    return config.data_dir or str(make_phantoms("", PHANTOMS, seed=0))
+
+
 def load_data(config: Config) -> tuple[list[Pair], Dataset]:
     """Find and decode the images and masks. Raises UserError that lists every unusable file."""
 
     def load() -> tuple[list[Pair], Dataset]:
-        data_dir = config.data_dir or make_phantoms("", PHANTOMS, seed=0)
+        data_dir = data_folder(config)
         print(f"data: {data_dir}", flush=True)
         preprocessing = Preprocessing(
             class_names(config.classes),
-            (config.image_size, config.image_size),
+            utils.parse_size(config.image_size),
             config.channels or detect_channels(data.find_pairs(data_dir)[0]),
             config.window,
             mask_values(config.classes),
         )
-        return data.load_dataset(
-            data_dir, preprocessing, config.cache_dir, config.memory_gb, config.extra_dir
-        )
+        return data.load_dataset(data_dir, preprocessing, config.cache_dir, config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if config.neighbours and dataset.channels > 1:
@@ -221,7 +234,7 @@ def build_network(
     start = "" if resumed else config.init_weights
     from_encoder = config.architecture in BACKBONES and not utils.is_model_file(start)
     model = build_unet(
-        (config.image_size, config.image_size, channels * (1 + 2 * config.neighbours)),
+        (*utils.parse_size(config.image_size), channels * (1 + 2 * config.neighbours)),
         output_channels(class_names(config.classes)),
         config.filters,
         config.depth,
@@ -285,7 +298,7 @@ def make_metadata(config: Config, dataset: Dataset) -> dict:
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
         class_names(config.classes),
-        (config.image_size, config.image_size),
+        utils.parse_size(config.image_size),
         dataset.channels,
         mask_values=mask_values(config.classes),
         window=config.window,

@@ -1,4 +1,4 @@
-"""Read masks that are drawn as shapes in JSON files: COCO (polygons and run lengths) and labelme."""
+"""Read masks drawn as shapes in JSON files: COCO (polygons and run lengths) and labelme."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The layout of radiotherapy: an RTSTRUCT or SEG object beside the DICOM series that it is drawn on."""
+"""The layout of radiotherapy: an RTSTRUCT or SEG object beside its DICOM series."""
 
 from pathlib import Path
 

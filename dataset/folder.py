@@ -12,7 +12,7 @@ from imaging.formats import DICOM
 from utils import UserError
 
 # Left by NAS, macOS, Windows, Jupyter. What begins with a dot is hidden, and litter too.
-LITTER = [
+LITTER = (
     "@eadir",
     "#recycle",
     "__macosx",
@@ -22,29 +22,13 @@ LITTER = [
     "ehthumbs.db",
     "desktop.ini",
     "icon\r",
-]
+)
 MAX_DEPTH = 8  # folders in folders
 # Files of these endings are not opened to see whether they are DICOM.
+TEXT_SUFFIXES = ".json .txt .csv .tsv .xml .md .pdf .zip .html .raw .gz .py .yaml .yml .xlsx .npy"
 NO_DICOM = (
     *(suffix for suffix in SUFFIXES if suffix not in DICOM.suffixes),
-    *[
-        ".json",
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".xml",
-        ".md",
-        ".pdf",
-        ".zip",
-        ".html",
-        ".raw",
-        ".gz",
-        ".py",
-        ".yaml",
-        ".yml",
-        ".xlsx",
-        ".npy",
-    ],
+    *TEXT_SUFFIXES.split(),
 )
 
 

@@ -1,4 +1,4 @@
-"""Usual names: of folders of images and masks, of subsets, and what masks add to their image's name."""
+"""Usual names of folders of images, masks and subsets, and what masks add to an image's name."""
 
 import re
 from itertools import pairwise
@@ -6,94 +6,23 @@ from itertools import pairwise
 from dataset.folder import Folder
 
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
-IMAGES = set(
-    [
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "original",
-        "originals",
-        "orig",
-        "input",
-        "inputs",
-        "scan",
-        "scans",
-        "jpegimages",
-        "cxr",
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
-        "raw",
-        "xray",
-        "xrays",
-        "slice",
-        "slices",
-        "frame",
-        "frames",
-        "volume",
-        "volumes",
-    ]
+IMAGE_WORDS = (
+    "image images img imgs imaging original originals orig input inputs scan scans jpegimages cxr "
+    "photo photos picture pictures raw xray xrays slice slices frame frames volume volumes"
 )
-MASKS = set(
-    [
-        "mask",
-        "masks",
-        "label",
-        "labels",
-        "gt",
-        "gts",
-        "groundtruth",
-        "groundtruths",
-        "truth",
-        "annotation",
-        "annotations",
-        "anns",
-        "ann",
-        "anno",
-        "annos",
-        "seg",
-        "segs",
-        "segmentation",
-        "segmentations",
-        "segmentationclass",
-        "segmentationobject",
-        "manual",
-        "manuals",
-        "1stmanual",
-        "target",
-        "targets",
-        "contour",
-        "contours",
-        "roi",
-        "rois",
-        "labelmap",
-        "labelmaps",
-    ]
+MASK_WORDS = (
+    "mask masks label labels gt gts groundtruth groundtruths truth annotation annotations anns ann "
+    "anno annos seg segs segmentation segmentations segmentationclass segmentationobject manual "
+    "manuals 1stmanual target targets contour contours roi rois labelmap labelmaps"
 )
+IMAGES, MASKS = frozenset(IMAGE_WORDS.split()), frozenset(MASK_WORDS.split())
 # The better first, where there are several. In DRIVE mask/ is the field of view.
 BEST_MASKS = ("1stmanual", "manual1", "manual", "segmentationclass", "groundtruth", "gt", "masks")
 # Folders with a second opinion, or with masks of something else.
 NO_MASKS = {"2ndmanual", "manual2", "segmentationobject", "fov"}
-FORMAT_WORDS = set(
-    [
-        "png",
-        "jpg",
-        "jpeg",
-        "tif",
-        "tiff",
-        "bmp",
-        "nii",
-        "nifti",
-        "dcm",
-        "dicom",
-        "dir",
-        "folder",
-        "files",
-        "all",
-    ]
-)
+# Words that say nothing of what a folder holds.
+OTHER_WORDS = "png jpg jpeg tif tiff bmp nii nifti dcm dicom dir folder files all"
+FORMAT_WORDS = frozenset(OTHER_WORDS.split())
 SUBSET_WORDS = {
     "train": "train training trn tr traindata trainset trainingset trainingdata stage1train",
     "val": "val valid validation validate dev valset validationset validationdata",
@@ -101,20 +30,20 @@ SUBSET_WORDS = {
 }
 SUBSET_OF = {word: name for name, words in SUBSET_WORDS.items() for word in words.split()}
 
-_MASK_WORDS = (
+_MASK_ADDS = (
     "masks?|seg|segs|segmentations?|segmented|gts?|ground[-_ ]?truth|labels?|labelled|manual1?|"
     "1stho|1st[-_ ]?manual|annotations?|annotated|anno|ann|truth|target|rois?|contours?|"
     "labelmap|labelids|ah"
 )
 MASK_ENDING = re.compile(
-    rf"(?:[-_ .]+(?:{_MASK_WORDS}))+$|(?<=[a-z0-9])(?:Mask|Seg|Label|GT)$", re.I
+    rf"(?:[-_ .]+(?:{_MASK_ADDS}))+$|(?<=[a-z0-9])(?:Mask|Seg|Label|GT)$", re.I
 )
-MASK_BEGINNING = re.compile(rf"^(?:(?:{_MASK_WORDS})[-_ .]+)+|^(?:masks?|seg|label|gt)(?=\d)", re.I)
-_IMAGE_WORDS = "images?|imgs?|volumes?|vol|original|orig|raw|scan|input|ct|mri?|training|test|slice"
+MASK_BEGINNING = re.compile(rf"^(?:(?:{_MASK_ADDS})[-_ .]+)+|^(?:masks?|seg|label|gt)(?=\d)", re.I)
+_IMAGE_ADDS = "images?|imgs?|volumes?|vol|original|orig|raw|scan|input|ct|mri?|training|test|slice"
 IMAGE_ENDING = re.compile(
     r"[-_ .]+(?:images?|imgs?|volume|original|orig|raw|input|training|test)$", re.I
 )
-IMAGE_BEGINNING = re.compile(rf"^(?:{_IMAGE_WORDS})(?:[-_ .]+|(?=\d))", re.I)
+IMAGE_BEGINNING = re.compile(rf"^(?:{_IMAGE_ADDS})(?:[-_ .]+|(?=\d))", re.I)
 # The second of two observers; the first is the truth.
 SECOND = re.compile(r"[-_ .](?:2ndHO|manual2|2nd[-_ ]?manual|vk|observer2|reader2)$", re.I)
 OBJECT_NUMBER = re.compile(r"[-_ .](?:\d+|\(\d+\))$")
