@@ -12,6 +12,7 @@ from utils import UserError
 
 HEAD_BYTES = 2**16  # of a JSON file, in which one of its keys is expected
 MAX_LISTED = 5
+CONVERTED = "shapes are converted to masks when they are read: pixels whose centre is inside"
 
 
 def coco(folder: Folder) -> Layout | None:
@@ -37,7 +38,8 @@ def coco(folder: Folder) -> Layout | None:
         names |= dict.fromkeys(table.used_names, "")
         _add_images(layout, path, table, found, taken, subset)
     layout.classes = classes_text(names)
-    layout.name += f", {len(names)} classes from {', '.join(path.name for path in files[:3])}"
+    layout.name += f", {_classes(names)} from {', '.join(path.name for path in files[:3])}"
+    layout.notes.append(CONVERTED)
     return layout
 
 
@@ -135,8 +137,13 @@ def labelme(folder: Folder) -> Layout | None:
             f"{len(unlabelled)} images have no JSON file and are passed over: {some}"
         )
     layout.classes = classes_text(dict.fromkeys(sorted(names), ""))
-    layout.name += f", {len(names)} classes from its labels"
+    layout.name += f", {_classes(names)} from its labels"
+    layout.notes.append(CONVERTED)
     return layout
+
+
+def _classes(names: dict[str, str]) -> str:
+    return "1 class" if len(names) == 1 else f"{len(names)} classes"
 
 
 def _json_files(folder: Folder) -> list[Path]:

@@ -196,6 +196,8 @@ def _subset_in(name: str) -> str:
 def one_folder(folder: Folder) -> Layout | None:
     """Recognise x.png + x_mask.png in one folder, or in the folders in it."""
     problems: list[str] = []
+    if not folder.images and len(folder.folders) == 1:
+        return None  # the data set is in that folder
     names = by_name(folder.items(), problems)
     masks = {name: path for name, path in names.items() if is_mask_name(name)}
     images = {name: path for name, path in names.items() if name not in masks}
@@ -217,9 +219,10 @@ def one_folder(folder: Folder) -> Layout | None:
         folder.path,
     )
     layout.notes += joined.notes
+    kind = group_kind(folder)
     for name, paths in joined.masks.items():
         top, _, rest = name.partition("/")
-        group = name_group(folder, top) if rest else {}
+        group = {kind: top} if kind and rest else {}
         layout.pairs.append(Pair(images[name], tuple(paths), **group))
     return layout
 
@@ -230,13 +233,13 @@ def _sample(image: str, masks: list[Path], images: Names) -> str:
     return mask.replace(own, "x") if own in mask else mask
 
 
-def name_group(folder: Folder, name: str) -> dict[str, str]:
-    """Say what a folder of images is: a patient; a label where the folders have no numbers."""
+def group_kind(folder: Folder) -> str:
+    """Say what the folders of images are: "patient"; "label" where a few have no numbers."""
     names = [one.name for one in folder.folders]
-    numbered = sum(any(sign.isdigit() for sign in one) for one in names)
-    if len(names) > 1 and (2 * numbered > len(names) or len(names) > 6):
-        return {"patient": name}
-    return {"label": name} if len(names) > 1 else {}
+    numbered = sum(any(sign.isdigit() for sign in name) for name in names)
+    if len(names) < 2:
+        return ""
+    return "patient" if 2 * numbered > len(names) or len(names) > 6 else "label"
 
 
 def case_files(folder: Folder) -> Layout | None:

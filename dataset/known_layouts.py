@@ -170,7 +170,9 @@ def drive(folder: Folder) -> Layout | None:
     images = folder.folder("images")
     if not images or not any(DRIVE.match(path.stem) for path in images.images):
         return None
-    manual = folder.folder("1st_manual")
+    manual, field = folder.folder("1st_manual"), folder.folder("mask")
+    if not manual and not (field and all(path.stem.endswith("_mask") for path in field.images)):
+        return None
     if not manual:
         return Layout(
             "DRIVE", notes=[f"{folder.name}/ has no 1st_manual/ (the truth) and is passed over"]

@@ -13,10 +13,10 @@ from dataset.dicom_layout import series
 from dataset.folder import Folder
 from dataset.folder_layouts import (
     case_files,
+    group_kind,
     images_and_masks,
     merge,
     montgomery,
-    name_group,
     one_folder,
 )
 from dataset.index_table import apply_index, read_table  # noqa: F401 (imported from here)
@@ -43,6 +43,7 @@ def ready_subsets(folder: Folder) -> Layout | None:
             found.append((one.name, layout))
         elif layout:
             problems += layout.problems
+            notes += layout.notes
         elif one.has_images():
             notes.append(f"{one.name}/ has no masks and is passed over")
     if not found:
@@ -73,12 +74,11 @@ def folder_a_case(folder: Folder) -> Layout | None:
     if single and "object" in whole.name:
         whole.name = f"a folder an image, with {whole.name} (as Data Science Bowl 2018)"
     else:
-        groups = name_group(folder, found[0][0])
-        whole.name = f"a folder a {next(iter(groups))}, each with {whole.name}"
+        kind = group_kind(folder)
+        whole.name = f"a folder a {kind}, each with {whole.name}"
         whole.pairs = []
         for name, layout in found:
-            own = name_group(folder, name)
-            whole.pairs += [replace(pair, **own) for pair in layout.pairs]
+            whole.pairs += [replace(pair, **{kind: name}) for pair in layout.pairs]
     whole.problems += problems
     return whole
 

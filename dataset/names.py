@@ -13,7 +13,7 @@ IMAGE_WORDS = (
 MASK_WORDS = (
     "mask masks label labels gt gts groundtruth groundtruths truth annotation annotations anns ann "
     "anno annos seg segs segmentation segmentations segmentationclass segmentationobject manual "
-    "manuals 1stmanual target targets contour contours roi rois labelmap labelmaps"
+    "annot annots manuals 1stmanual target targets contour contours roi rois labelmap labelmaps"
 )
 IMAGES, MASKS = frozenset(IMAGE_WORDS.split()), frozenset(MASK_WORDS.split())
 # The better first, where there are several. In DRIVE mask/ is the field of view.
@@ -60,6 +60,7 @@ def role_of(name: str) -> tuple[str, str]:
     train_images → image, train; CXR_png → image, nothing; labels-ah → mask, ah.
     """
     words = [word for word in words_of(name) if word not in FORMAT_WORDS]
+    words = [part for word in words for part in _split_subset(word)]
     if "".join(words) in MASKS | IMAGES:
         return ("mask" if "".join(words) in MASKS else "image"), ""
     for role, known in (("mask", MASKS), ("image", IMAGES)):
@@ -72,6 +73,15 @@ def role_of(name: str) -> tuple[str, str]:
             other = IMAGES if role == "mask" else MASKS
             return role, "".join(word for word in rest if word not in other)
     return "", "".join(words)
+
+
+def _split_subset(word: str) -> list[str]:
+    """Split a word such as trainannot or imagestr into two, if both are known."""
+    for subset in ("training", "train", "validation", "valid", "val", "test", "tr", "ts"):
+        for rest in (word.removeprefix(subset), word.removesuffix(subset)):
+            if rest != word and rest in IMAGES | MASKS:
+                return [subset, rest]
+    return [word]
 
 
 def subset_of(name: str) -> str:

@@ -1,5 +1,6 @@
 """Join images and masks by their names."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -61,6 +62,9 @@ def match(images: Names, masks: Names) -> dict[str, str]:
             lambda name: strip_image(strip_mask(name)).lower(),
         ),
     ]
+    ending = _last_word(masks)
+    if ending:
+        rules.append((_same, lambda name: name.removesuffix(ending)))
     for number, (image_key, mask_key) in enumerate(rules):
         left = [name for name in masks if name not in found]
         if not left:
@@ -79,6 +83,13 @@ def match(images: Names, masks: Names) -> dict[str, str]:
 
 def _same(name: str) -> str:
     return name
+
+
+def _last_word(masks: Names) -> str:
+    """Give the last word, with the sign before it, that all names end in: _vessels; "" if none."""
+    ending = _common_affixes(masks)[1] if len(masks) > 1 else ""
+    found = re.search(r"[-_ .][A-Za-z][A-Za-z0-9]*$", ending)
+    return found[0] if found else ""
 
 
 def join(images: Names, masks: Names) -> Joined:
