@@ -22,12 +22,13 @@ from dataset import layouts, loading, report
 from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
-from dataset.layouts import Pair
+from dataset.layouts import Layout, Pair
 from dataset.loading import Preprocessing
+from dataset.notes import describe_masks, summarize_notes
 from dataset.phantoms import make_phantoms
 from dataset.unmatched import explain_none, explain_unmatched
 from imaging.files import files_by_name
-from imaging.labels import class_names, mask_values
+from imaging.labels import Classes
 from utils import UserError
 
 MAX_SHOWN = 20  # problems in an error message
@@ -90,8 +91,8 @@ def load_dataset(
         rest = len(problems) - MAX_SHOWN
         shown += f"\n  … and {rest} more" if rest > 0 else ""
         raise UserError(f"{_count(problems)} in {data_dir}. Fix or remove these files:{shown}")
-    if note := layouts.merged_note(layouts.recognise(Path(data_dir)), preprocessing.names):
-        print(note)
+    for note in describe_notes(layouts.recognise(Path(data_dir)), dataset):
+        print(f"note: {note}")
     pairs = loading.name_patients(pairs, dataset)
     extra_patients = {pair.patient for pair in pairs if pair.subset == "extra"} - {""}
     shared = extra_patients & {pair.patient for pair in pairs if pair.subset != "extra"}
@@ -101,6 +102,13 @@ def load_dataset(
             "that no test image is trained on"
         )
     return pairs, dataset
+
+
+def describe_notes(layout: Layout, dataset: Dataset) -> list[str]:
+    """List what a user must know of how the files were read, a line each."""
+    merged = layouts.merged_note(layout, dataset.classes.names)
+    rows = dataset.info.to_dict("records")
+    return [*([merged] if merged else []), *summarize_notes(rows), *describe_masks(dataset)]
 
 
 def _count(problems: Sequence[str]) -> str:
@@ -183,6 +191,8 @@ def check(
     data_dir: tyro.conf.Positional[Path],
     *,
     classes: str = "foreground",
+    ignore: str = "",
+    overlap: bool = False,
     output: Path = Path("results/check"),
 ) -> None:
     """Report on a data set: OUTPUT/report.html with pictures, and the command that trains on it.
@@ -190,21 +200,23 @@ def check(
     Args:
         data_dir: the folder to look at
         classes: class names separated by commas, as in train.py
+        ignore: value or colour of mask pixels that do not count
+        overlap: a pixel may be of several classes
         output: where the report goes
 
     Exits with 2 if there is a problem.
     """
-    layout, names = layouts.recognise(data_dir), class_names(classes)
-    levels = mask_values(classes)
+    layout, parsed = layouts.recognise(data_dir), Classes(classes, ignore, overlap)
+    names = parsed.names
     pairs, problems = find_pairs(data_dir)
-    preprocessing = Preprocessing(names, (128, 128), detect_channels(pairs), levels=levels)
+    preprocessing = Preprocessing(parsed, (128, 128), detect_channels(pairs))
     dataset, unreadable = loading.load_pairs(pairs, preprocessing)
     problems += unreadable + loading.find_duplicates(dataset)
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]
-    if note := layouts.merged_note(layout, names):
-        lines.append(f"{'note':10} {note}")
+    lines += [f"{'note':10} {note}" for note in describe_notes(layout, dataset)]
     print(*lines, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
-    fields = {"data_dir": str(data_dir), "classes": classes, **report.suggest(dataset, names)}
+    fields = {"data_dir": str(data_dir), "classes": classes, "ignore": ignore, "overlap": overlap}
+    fields |= {**report.suggest(dataset, names)}
     page = report.write_report(output, dataset, names, lines, problems, fields)
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dataset.cache import Dataset
 from dataset.layouts import Pair
-from imaging import plots, preprocess
+from imaging import plots
 from utils import atomic
 
 if TYPE_CHECKING:
@@ -137,10 +137,13 @@ def train_command(fields: dict[str, Any]) -> str:
     words = ["python", "train.py"]
     for name, value in fields.items():
         is_default = name == "channels" or (name, value) == ("classes", "foreground")
+        is_default |= value in ("", False)
         if not is_default:  # train.py looks at the images for the number of channels
             flag = f"--{name.replace('_', '-')}"
             # A value such as -600,1500 would be read as a flag if it stood alone.
             words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+            if value is True:
+                words.pop()
     return shlex.join([*words, "--out-dir", "files/mine"])
 
 
@@ -215,10 +218,12 @@ def contact_sheet(dataset: Dataset) -> np.ndarray:
     last = len(dataset.info) - 1
     tiles = []
     for pair in np.unique(np.linspace(0, last, SHEET_IMAGES).round().astype(int)):
-        images, masks = dataset.take(dataset.slices_of([pair]))
+        slices = dataset.slices_of([pair])
+        images, masks = dataset.take(slices)
+        masks = masks[..., : len(dataset.classes.names)]
         fullest = int(np.argmax(masks.sum((1, 2, 3), dtype=np.int64)))
         image = np.broadcast_to(images[fullest], (*dataset.size, 3))
-        tiles.append(plots.draw_contours(image, preprocess.shares_to_ids(masks[fullest])))
+        tiles.append(plots.draw_contours(image, dataset.truth(slices[fullest])[0]))
     columns = min(SHEET_COLUMNS, len(tiles))
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]

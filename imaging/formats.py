@@ -11,6 +11,8 @@ import numpy as np
 
 from imaging import dicom, dicom_seg, dicom_series, nifti, pictures, tiff
 from imaging.dicom import decode_dicom
+from imaging.encodings import IDS
+from imaging.labels import Classes, plane
 from imaging.nifti import decode_nifti
 from imaging.pictures import decode_picture
 from imaging.scan import MAX_BYTES, MIN_SIDE, Mask, Scan, name_in_errors, read_bytes
@@ -132,10 +134,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[str] = ()) -> Scan:
-    """Read a mask: its values as stored, (S, H, W, 1). Raises UserError without the path.
+    """Read a mask: its values or colours as stored, see `encodings.decode`.
 
-    A colour file needs equal channels. A DICOM segmentation of `image` is read as ids of the
-    classes `names`.
+    A DICOM segmentation of `image` is read as ids of the classes `names`. Raises UserError without
+    the path.
     """
     if Path(path).is_dir():
         scan = read_scan(path)
@@ -144,26 +146,17 @@ def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[
         if image is not None and image.format == DICOM.name and DICOM.matches(content):
             ids = dicom_seg.decode_seg(content, image, names)
             if ids is not None:
-                return Scan(ids[..., None])
+                return Scan(ids[..., None], format=IDS)
         scan = decode_scan(content)
-    return replace(scan, pixels=_single_channel(scan.pixels))
-
-
-def _single_channel(pixels: np.ndarray) -> np.ndarray:
-    """Reduce a mask (S, H, W, C) to one channel. Raises UserError if that loses something."""
-    if pixels.shape[-1] == 4 and np.ptp(pixels[..., 3]) > 0:
-        raise UserError(
-            "its alpha channel varies; expected a mask without one, its values in the colours"
-        )
-    colours = pixels[..., :3]
-    if colours.shape[-1] == 3 and not (colours == colours[..., :1]).all():
-        raise UserError("a colour picture; expected a mask with one value per pixel")
-    return colours[..., :1]
+    return scan
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask of one image: (H, W), values as stored. Raises UserError without the path."""
-    return _only_slice(read_mask_scan(path).pixels, "mask")[..., 0]
+    pixels = _only_slice(read_mask_scan(path).pixels, "mask")
+    if not (pixels == pixels[..., :1]).all():
+        raise UserError("a colour picture; expected a mask with one value per pixel")
+    return pixels[..., 0]
 
 
 def _only_slice(pixels: np.ndarray, what: str) -> np.ndarray:
@@ -181,9 +174,9 @@ def write_mask(
 ) -> Path:
     """Write a mask in the format of its image; return the file.
 
-    path: without an ending. ids: class ids (S, H, W). levels: the value of each class in the file;
-    none means 1, 2 …, and 255 for a single class in a picture. Raises UserError where the image's
-    header lacks what its format needs; the mask is then a TIFF.
+    path: without an ending. ids: class ids (S, H, W). levels: the values of background and classes
+    in the file; none means 0, 1, 2 …, and 255 for a single class in a picture. Raises UserError
+    where the image's header lacks what its format needs; the mask is then a TIFF.
     """
     mask = Mask(ids, names, levels)
     kind = _mask_format(image, len(ids))
@@ -192,6 +185,21 @@ def write_mask(
     except UserError as error:
         place = _write(f"{path}{TIFF.mask_suffix}", TIFF.encode_mask(mask, image))
         raise UserError(f"{error}; its mask is {place} instead") from None
+
+
+def write_masks(path: Path, mask: np.ndarray, classes: Classes, image: Scan) -> list[Path]:
+    """Write a mask (S, H, W) as `write_mask` does; classes that overlap get a folder each.
+
+    The folders are those of the layout masks/CLASS/. Returns the files. Raises UserError.
+    """
+    if not classes.overlap:
+        return [write_mask(path, mask, classes.names, image, classes.levels)]
+    places = []
+    for class_id, name in enumerate(classes.names, 1):
+        folder = path.parent / name
+        ids = plane(mask, class_id).astype(np.uint8)
+        places.append(write_mask(folder / path.name, ids, [name], image))
+    return places
 
 
 def _mask_format(image: Scan, num_slices: int) -> Format:

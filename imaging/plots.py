@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from imaging import preprocess
+from imaging import labels, preprocess
 from imaging.pictures import write_picture
 from imaging.scan import Scan
 from utils import atomic
@@ -159,18 +159,18 @@ def tile_size(shape: tuple[int, int]) -> tuple[int, int]:
 
 def resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize class ids (H, W) to `size` with smooth outlines."""
-    shares = preprocess.prepare_mask(ids, size, max(1, int(ids.max())))
-    return preprocess.shares_to_ids(shares)
+    shares = preprocess.prepare_mask(ids, size, labels.highest_class(ids))
+    return preprocess.shares_to_ids(shares, ids.dtype)
 
 
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return RGB `picture` (H, W, 3) with each class of `ids` (H, W) outlined in its colour."""
     drawn = np.ascontiguousarray(picture).copy()
     thickness = max(1, round(max(ids.shape) / 160))
-    for class_id in np.unique(ids[ids > 0]):
-        mask = (ids == class_id).astype(np.uint8)
+    for class_id in range(1, labels.highest_class(ids) + 1):
+        mask = labels.plane(ids, class_id).astype(np.uint8)
         outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        colour = COLOURS[(int(class_id) - 1) % len(COLOURS)]
+        colour = COLOURS[(class_id - 1) % len(COLOURS)]
         cv2.drawContours(drawn, outlines, -1, colour, thickness)
     return drawn
 

@@ -49,20 +49,20 @@ class Mask:
     ids: np.ndarray
     # Names of the classes 1, 2 …
     names: Sequence[str]
-    # Value of each class in the file; none means 1, 2 …
+    # Values of background and classes in the file; none means 0, 1, 2 …
     levels: Sequence[int] = ()
 
     @cached_property
     def values(self) -> np.ndarray:
         """The mask with its classes' values: (S, H, W), uint8 or uint16."""
-        levels = list(self.levels) or list(range(1, len(self.names) + 1))
-        table = np.array([0, *levels], np.uint8 if max(levels) < 256 else np.uint16)
+        levels = list(self.levels) or list(range(len(self.names) + 1))
+        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
         return table[self.ids.astype(np.uint8)]
 
     @property
     def pages(self) -> list[np.ndarray]:
         """The slices as pictures (H, W): a single class of value 1 is shown white, 255."""
-        if len(self.names) == 1 and list(self.levels) in ([], [1]):
+        if len(self.names) == 1 and list(self.levels) in ([], [0, 1]):
             return list(255 * self.values)
         return list(self.values)
 

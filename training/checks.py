@@ -6,7 +6,7 @@ from typing import Any
 import model
 import utils
 from dataset.augmentation import STRENGTHS
-from imaging.labels import class_names, mask_values, mirrored_channels
+from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
 from metrics import LOSSES
 from utils import UserError
@@ -17,11 +17,10 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 def check_config(config: Any) -> None:
     """Raise UserError for a value of a `train.Config` that cannot work."""
-    names = class_names(config.classes)
-    mask_values(config.classes)
+    classes = Classes(config.classes, config.ignore, config.overlap)
     if config.window not in ("", "file"):
         parse_window(config.window)
-    can_mirror = mirrored_channels(names) is not None
+    can_mirror = mirrored_channels(classes.names) is not None
     one_of_folds = f"-1 or a fold of --folds {config.folds}"
     rules = [
         ("channels", config.channels in (0, 1, 3), "0, 1 or 3"),
