@@ -215,8 +215,9 @@ def check(
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]
     lines += [f"{'note':10} {note}" for note in describe_notes(layout, dataset)]
     print(*lines, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
-    fields = {"data_dir": str(data_dir), "classes": classes, "ignore": ignore, "overlap": overlap}
-    fields |= {**report.suggest(dataset, names)}
+    fields = {"data_dir": str(data_dir), "classes": classes, **report.suggest(dataset, names)}
+    fields |= {"ignore": ignore} if ignore else {}
+    fields |= {"overlap": overlap} if overlap else {}
     page = report.write_report(output, dataset, names, lines, problems, fields)
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:

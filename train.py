@@ -128,7 +128,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 
     with distributed.scope():
         # Model: plain Keras is saved; a twin that shares its weights trains faster on a CPU.
-        model = build_network(config, dataset, folder, resumed=bool(history))
+        model = build_network(config, dataset.channels, dataset.classes, folder, bool(history))
         twin = fuse_batch_norm(model)
 
         # Split: only now, because it puts an earlier run aside.
@@ -212,20 +212,24 @@ def assign_subsets(
 
 
 def build_network(
-    config: Config, dataset: Dataset, folder: Path = Path(), resumed: bool = False
+    config: Config,
+    channels: int,
+    classes: Classes,
+    folder: Path = Path(),
+    resumed: bool = False,
 ) -> keras.Model:
     """Build the network, with the weights that it starts from unless a run is resumed."""
     start = "" if resumed else config.init_weights
     from_encoder = config.architecture in BACKBONES and not utils.is_model_file(start)
     model = build_unet(
-        (config.image_size, config.image_size, dataset.channels * (1 + 2 * config.neighbours)),
-        dataset.classes.num_channels,
+        (config.image_size, config.image_size, channels * (1 + 2 * config.neighbours)),
+        classes.num_channels,
         config.filters,
         config.depth,
         architecture=config.architecture,
         normalization=config.normalization,
         encoder_weights=start if start and from_encoder else "none",
-        overlap=config.overlap,
+        overlap=classes.overlap,
     )
     if start and not from_encoder:
         if Path(start).resolve().parent == folder.resolve():

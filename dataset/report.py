@@ -137,7 +137,7 @@ def train_command(fields: dict[str, Any]) -> str:
     words = ["python", "train.py"]
     for name, value in fields.items():
         is_default = name == "channels" or (name, value) == ("classes", "foreground")
-        is_default |= value in ("", False)
+        is_default |= value is False or value == ""
         if not is_default:  # train.py looks at the images for the number of channels
             flag = f"--{name.replace('_', '-')}"
             # A value such as -600,1500 would be read as a flag if it stood alone.

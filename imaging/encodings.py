@@ -83,7 +83,7 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
         planes = {i: ids > 0 if class_id else ids == i for i in present}
         return Decoded(planes, np.zeros(ids.shape, bool) if classes.ignored else None, [])
     notes: list[Note] = [*scan.notes]
-    pixels = _without_alpha(scan, notes)
+    pixels = without_alpha(scan, notes)
     if pixels.shape[-1] == 1 and classes.in_colour and pixels.max() > len(classes.names):
         pixels = np.repeat(pixels, 3, axis=-1)
     elif pixels.shape[-1] == 3 and not classes.in_colour and _is_grey(pixels):
@@ -108,7 +108,7 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
 # ---------------------------------------------------------------------------- one number per pixel
 
 
-def _without_alpha(scan: Scan, notes: list[Note]) -> np.ndarray:
+def without_alpha(scan: Scan, notes: list[Note]) -> np.ndarray:
     """Reduce a mask to its values (S, H, W, 1) or colours (S, H, W, 3)."""
     pixels = scan.pixels
     if pixels.shape[-1] in (2, 4):

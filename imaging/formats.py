@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imaging import dicom, dicom_seg, dicom_series, nifti, pictures, tiff
+from imaging import dicom, dicom_seg, dicom_series, encodings, nifti, pictures, tiff
 from imaging.dicom import decode_dicom
-from imaging.encodings import IDS
 from imaging.labels import Classes, plane
 from imaging.nifti import decode_nifti
 from imaging.pictures import decode_picture
@@ -146,14 +145,14 @@ def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[
         if image is not None and image.format == DICOM.name and DICOM.matches(content):
             ids = dicom_seg.decode_seg(content, image, names)
             if ids is not None:
-                return Scan(ids[..., None], format=IDS)
+                return Scan(ids[..., None], format=encodings.IDS)
         scan = decode_scan(content)
     return scan
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask of one image: (H, W), values as stored. Raises UserError without the path."""
-    pixels = _only_slice(read_mask_scan(path).pixels, "mask")
+    pixels = _only_slice(encodings.without_alpha(read_mask_scan(path), []), "mask")
     if not (pixels == pixels[..., :1]).all():
         raise UserError("a colour picture; expected a mask with one value per pixel")
     return pixels[..., 0]

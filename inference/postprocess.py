@@ -16,7 +16,8 @@ def to_ids(probs: np.ndarray, threshold: float, overlap: bool = False) -> np.nda
     compared with `threshold`, and the mask is of BITS.
     """
     if overlap:
-        return join_planes((probs[..., k] >= threshold for k in range(probs.shape[-1])), BITS)
+        limits = np.broadcast_to(threshold, probs.shape[-1:])
+        return join_planes((probs[..., k] >= limits[k] for k in range(len(limits))), BITS)
     if probs.shape[-1] == 1:
         return (probs[..., 0] >= threshold).astype(np.uint8)
     return np.argmax(probs, axis=-1).astype(np.uint8)

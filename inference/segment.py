@@ -212,14 +212,16 @@ def aggregate(
     spread, apart = None, float("nan")
     if options.uncertainty:
         spread = preprocess.restore(votes.std(0).max(-1)[..., None], shape)[..., 0]
-        apart = disagreement(votes, mean, metadata)
+        threshold, overlap = metadata["threshold"], Classes.from_metadata(metadata).overlap
+        decided = postprocess.to_ids(mean, threshold, overlap)
+        apart = disagreement(votes, decided, threshold, overlap)
     return Prediction(ids, spread, apart, probs if options.probabilities else None)
 
 
-def disagreement(votes: np.ndarray, mean: np.ndarray, metadata: dict[str, Any]) -> float:
-    """Average 1 - Dice between the mask of each vote (V, H, W, K) and of their mean (H, W, K)."""
-    threshold, overlap = metadata["threshold"], Classes.from_metadata(metadata).overlap
-    decided = postprocess.to_ids(mean, threshold, overlap)
+def disagreement(
+    votes: np.ndarray, decided: np.ndarray, threshold: float, overlap: bool = False
+) -> float:
+    """Average 1 - Dice between the mask of each vote (V, H, W, K) and the decided one (H, W)."""
     values = []
     for vote in votes:
         ids = postprocess.to_ids(vote, threshold, overlap)

@@ -23,6 +23,7 @@ from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging import dicom, dicom_series, formats, pictures
 from imaging.files import files_by_stem
+from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference.inputs import list_inputs
 from utils import UserError
@@ -222,8 +223,8 @@ def test_a_segmentation_serves_as_a_mask(series, tmp_path):
         path = formats.write_mask(
             tmp_path / "masks" / "case", what, ["liver", "tumour"], formats.read_scan(series)
         )
-        _, found = read_pair(Pair(series, (path,)), ["liver", "tumour"])
-        np.testing.assert_array_equal(found, what)
+        _, found = read_pair(Pair(series, (path,)), Classes("liver,tumour"))
+        np.testing.assert_array_equal(found.mask, what)
     other = FILES / "CT_small.dcm"
     path = formats.write_mask(
         tmp_path / "masks" / "other",
@@ -231,10 +232,10 @@ def test_a_segmentation_serves_as_a_mask(series, tmp_path):
         ["liver"],
         formats.read_scan(other),
     )
-    _, found = read_pair(Pair(other, (path,)), ["liver"])
-    assert found.all()
+    _, found = read_pair(Pair(other, (path,)), Classes("liver"))
+    assert found.mask.all()
     with pytest.raises(UserError, match=r"other\.dcm: not a segmentation of its image"):
-        read_pair(Pair(series, (path,)), ["liver"])
+        read_pair(Pair(series, (path,)), Classes("liver"))
 
 
 @pytest.mark.parametrize(
@@ -259,12 +260,12 @@ def test_segments_are_known_by_their_labels(series, tmp_path):
     path = formats.write_mask(
         tmp_path / "masks" / "case", ids, ["tumour", "liver"], formats.read_scan(series)
     )
-    _, found = read_pair(Pair(series, (path,)), ["liver", "tumour"])
-    np.testing.assert_array_equal(found, np.array([0, 2, 1])[ids])
+    _, found = read_pair(Pair(series, (path,)), Classes("liver,tumour"))
+    np.testing.assert_array_equal(found.mask, np.array([0, 2, 1])[ids])
     with pytest.raises(
         UserError, match="segments tumour, liver; expected the classes liver, spleen"
     ):
-        read_pair(Pair(series, (path,)), ["liver", "spleen"])
+        read_pair(Pair(series, (path,)), Classes("liver,spleen"))
 
 
 def test_names_in_any_script_are_written(series, tmp_path):
@@ -378,12 +379,12 @@ def test_masks_have_the_values_that_the_training_masks_had(tmp_path):
     ids[1, 5:9], ids[2, 3:4] = 1, 2
     nibabel.save(nibabel.Nifti1Image(np.zeros((24, 20, 3)), np.eye(4)), tmp_path / "a.nii")
     tifffile.imwrite(tmp_path / "a.tif", ids, photometric="minisblack")
-    for source, levels in itertools.product(("a.nii", "a.tif"), ([63, 126], [300, 2])):
+    for source, levels in itertools.product(("a.nii", "a.tif"), ([0, 63, 126], [0, 300, 2])):
         made = formats.write_mask(
             tmp_path / "mask", ids, ["x", "y"], formats.read_scan(tmp_path / source), levels
         )
         np.testing.assert_array_equal(
-            formats.read_mask_scan(made).pixels[..., 0], np.array([0, *levels])[ids]
+            formats.read_mask_scan(made).pixels[..., 0], np.array(levels)[ids]
         )
 
 
@@ -422,13 +423,13 @@ def test_a_nifti_mask_of_a_series_fits_or_is_refused(tmp_path, turned):
     nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
     pair = Pair(tmp_path / "series", (path,))
     if turned[0] == 1:
-        np.testing.assert_array_equal(read_pair(pair, ["x"])[1], ids)
+        np.testing.assert_array_equal(read_pair(pair, Classes("x"))[1].mask, ids)
         affine[0, 0] *= 1.2  # wider pixels
         nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
     with pytest.raises(
         UserError, match=r"series\.nii\.gz: (its affine places it|4 slices|\d+ slices)"
     ):
-        read_pair(pair, ["x"])
+        read_pair(pair, Classes("x"))
 
 
 def test_float_pixels_are_read():
@@ -648,8 +649,8 @@ def test_every_file_of_a_pair_is_read_once(series, tmp_path, monkeypatch):
         monkeypatch.setattr(
             module, "read_bytes", lambda path: opened.append(path) or Path(path).read_bytes()
         )
-    _, ids = read_pair(Pair(series, (tmp_path / "a.nii",)), ["all"])
-    assert ids.all()
+    _, truth = read_pair(Pair(series, (tmp_path / "a.nii",)), Classes("all"))
+    assert truth.mask.all()
     assert sorted(opened) == sorted([*series.iterdir(), tmp_path / "a.nii"])
 
 
@@ -701,7 +702,7 @@ def test_faults_of_image_and_mask_are_both_named(tmp_path):
     (tmp_path / "image.png").write_bytes(b"text")
     (tmp_path / "mask.png").write_bytes(b"text")
     with pytest.raises(UserError) as raised:
-        read_pair(Pair(tmp_path / "image.png", (tmp_path / "mask.png",)), ["x"])
+        read_pair(Pair(tmp_path / "image.png", (tmp_path / "mask.png",)), Classes("x"))
     lines = str(raised.value).splitlines()
     assert [line.split(":")[0] for line in lines] == [
         str(tmp_path / "image.png"),
