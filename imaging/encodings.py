@@ -26,6 +26,8 @@ END = 0.125
 STRAY = 0.05
 # More values than this are labels of objects, or grey levels, not classes.
 MAX_SUGGESTED_CLASSES = 8
+# Larger values beside 255 are grey levels, not ids.
+MAX_ID = 32
 # What stands for the only class in most masks.
 USUAL = {1, 255, 65535}
 # A colour that is not named is a class of its own from this share of the pixels on, else an edge.
@@ -279,7 +281,7 @@ def name_values(found: set[int]) -> str:
     """Write the flags that name values."""
     values = sorted(found)
     ignore = ""
-    if values[-1] == 255 and len(values) > 1 and values[-2] < 128:
+    if values[-1] == 255 and len(values) > 1 and values[-2] <= MAX_ID:
         values, ignore = values[:-1], " --ignore 255"
     named = ",".join(f"NAME{i}={value}" for i, value in enumerate(values, 1))
     return f'--classes "{named}"{ignore}'
@@ -301,7 +303,8 @@ def _nearest_named(
     distances = np.abs(_channels(seen)[:, None] - _channels(np.array(named))[None])
     is_other = ~np.isin(seen, named)
     is_large = counts >= max(MIN_COLOUR_PIXELS, MIN_COLOUR_SHARE * colours.size)
-    if (is_other & is_large & (distances.max(-1).min(-1) > COLOUR_TOLERANCE)).any():
+    is_far = distances.max(-1).min(-1) > COLOUR_TOLERANCE
+    if any(_is_solid(colours, colour) for colour in seen[is_other & is_large & is_far]):
         raise UserError(_describe_colours(colours))
     if not is_other.any():
         return colours, ignored
@@ -309,6 +312,12 @@ def _nearest_named(
     nearest = np.array(named)[(distances.astype(np.float64) ** 2).sum(-1).argmin(-1)]
     replaced = nearest[place].reshape(colours.shape)
     return replaced, is_in(replaced, classes.ignored) if classes.ignored else None
+
+
+def _is_solid(colours: np.ndarray, colour: int) -> bool:
+    """Say whether a colour fills some area; edges are thin."""
+    kernel = np.ones((3, 3), np.uint8)
+    return any(cv2.erode((one == colour).astype(np.uint8), kernel).any() for one in colours)
 
 
 def _channels(colours: np.ndarray) -> np.ndarray:
@@ -323,7 +332,8 @@ def _describe_colours(colours: np.ndarray) -> str:
     common = [i for i in np.argsort(-counts, kind="stable") if counts[i] >= least]
     if not common or len(common) > 4 * MAX_SUGGESTED_CLASSES:
         return f"a colour picture of {len(seen)} colours; expected a mask"
-    shares = {int(seen[i]): counts[i] / colours.size for i in common}
+    solid = [i for i in common if _is_solid(colours, seen[i])]
+    shares = {int(seen[i]): counts[i] / colours.size for i in solid or common}
     listed = ", ".join(f"{colour_text(one)} ({share:.1%})" for one, share in shares.items())
     background = 0 if 0 in shares else next(iter(shares))
     others = [one for one in shares if one != background]
