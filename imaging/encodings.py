@@ -174,7 +174,7 @@ def _only_class(
         return counted > 0
     if is_colour:
         raise UserError(_describe_colours(values))
-    middle = _soft_pixels(counted)
+    middle = _soft_pixels(counted, found)
     if middle is None:
         raise UserError(
             f"values {_list_some({0, *found})}; expected 0 and one other value"
@@ -185,7 +185,7 @@ def _only_class(
     return plane
 
 
-def _soft_pixels(values: np.ndarray) -> tuple[np.ndarray, int] | None:
+def _soft_pixels(values: np.ndarray, found: set[int]) -> tuple[np.ndarray, int] | None:
     """Cut a mask with soft edges at half: the pixels inside, and how many are between.
 
     Returns None if the values between are elsewhere than at the edges: then they mean something.
@@ -195,17 +195,27 @@ def _soft_pixels(values: np.ndarray) -> tuple[np.ndarray, int] | None:
     if not full / 2 < highest <= full or values.min() < 0:
         return None
     inside = values > full / 2
+    blurred = (values > 0) & (values < full)
     between = (values > END * full) & (values < (1 - END) * full)
-    if between.any():
-        near = np.stack([_near_edge(one) for one in inside])
-        if np.count_nonzero(between & ~near) > STRAY * np.count_nonzero(between):
-            return None
-    return inside, int(np.count_nonzero((values > 0) & (values < full)))
+    reach = max(4, min(inside.shape[1:]) // 50)
+    if _strays(between, inside, reach) or _strays(blurred & ~between, inside, 4 * reach):
+        return None
+    is_blur = len(found) > MAX_SUGGESTED_CLASSES
+    if not is_blur and any(_is_solid(values, one) for one in found - {full}):
+        return None
+    return inside, int(np.count_nonzero(blurred))
 
 
-def _near_edge(inside: np.ndarray) -> np.ndarray:
-    """Say which pixels of a plane (H, W) lie within a few pixels of its edge."""
-    reach = max(4, min(inside.shape) // 50)
+def _strays(blurred: np.ndarray, inside: np.ndarray, reach: int) -> bool:
+    """Say whether many blurred pixels (S, H, W) are further than `reach` from an edge."""
+    if not blurred.any():
+        return False
+    near = np.stack([_near_edge(one, reach) for one in inside])
+    return np.count_nonzero(blurred & ~near) > STRAY * np.count_nonzero(blurred)
+
+
+def _near_edge(inside: np.ndarray, reach: int) -> np.ndarray:
+    """Say which pixels of a plane (H, W) lie within `reach` pixels of its edge."""
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     plane = inside.astype(np.uint8)
     return cv2.dilate(plane, kernel) > cv2.erode(plane, kernel)
@@ -314,10 +324,10 @@ def _nearest_named(
     return replaced, is_in(replaced, classes.ignored) if classes.ignored else None
 
 
-def _is_solid(colours: np.ndarray, colour: int) -> bool:
-    """Say whether a colour fills some area; edges are thin."""
+def _is_solid(values: np.ndarray, value: int) -> bool:
+    """Say whether a value (S, H, W) fills some area; edges are thin."""
     kernel = np.ones((3, 3), np.uint8)
-    return any(cv2.erode((one == colour).astype(np.uint8), kernel).any() for one in colours)
+    return any(cv2.erode((one == value).astype(np.uint8), kernel).any() for one in values)
 
 
 def _channels(colours: np.ndarray) -> np.ndarray:
