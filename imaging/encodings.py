@@ -197,8 +197,10 @@ def _soft_pixels(values: np.ndarray, found: set[int]) -> tuple[np.ndarray, int] 
     inside = values > full / 2
     blurred = (values > 0) & (values < full)
     between = (values > END * full) & (values < (1 - END) * full)
+    rounding = GREY_TOLERANCE * full // 255
+    ringing = (values > rounding) & (values < full - rounding) & ~between
     reach = max(4, min(inside.shape[1:]) // 50)
-    if _strays(between, inside, reach) or _strays(blurred & ~between, inside, 4 * reach):
+    if _strays(between, inside, reach) or _strays(ringing, inside, 4 * reach):
         return None
     is_blur = len(found) > MAX_SUGGESTED_CLASSES
     if not is_blur and any(_is_solid(values, one) for one in found - {full}):
