@@ -282,10 +282,10 @@ def segment_files(
         for (path, scan), found in zip(chunk, predictions, strict=True):
             count += 1
             place, names = Path(output) / file_stem(path), metadata["classes"]
-            try:
-                formats.write_mask(place, found.ids, names, scan, metadata.get("mask_values", ()))
-            except UserError as error:
-                problems.append(f"{path}: {error}")
+            levels = metadata.get("mask_values", ())
+            written = formats.write_mask(place, found.ids, names, scan, levels)
+            for note in (*scan.notes, *([written.note] if written.note else [])):
+                print(f"note  {path}: {note}")
             if panels:
                 panel = place.parent / "panels" / f"{place.name}.png"
                 title, uncertainty = path.name, found.uncertainty
