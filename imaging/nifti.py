@@ -10,7 +10,7 @@ import numpy as np
 from imaging import partners, volumes
 from imaging.alignment import distance
 from imaging.scan import Mask, Scan, check_declared_bytes
-from utils import UserError
+from utils import UserError, first_line
 
 GZIP = b"\x1f\x8b"
 # Plain, gzipped; NIfTI-2; headers of two-file volumes and of Analyze, which has only its size.
@@ -94,6 +94,19 @@ def join(content: bytes, path: Path, max_bytes: int) -> bytes:
     start = max(0, int(header["vox_offset"]))
     voxels = partners.read_beside(path, ".img", start + _voxel_bytes(header))
     return _head(header) + voxels[start:]
+
+
+def count_channels(content: bytes) -> int:
+    """Count a volume's channels by its header. Raises UserError."""
+    try:
+        header = _parse(_open(content).read(HEADER_BYTES[2]))
+        samples = COLOURS.get(int(header["datatype"]))
+        return min(3, samples) if samples else max(1, *header.get_data_shape()[3:], 1)
+    except UserError:
+        raise
+    except Exception as error:
+        # A damaged file causes errors of many kinds.
+        raise UserError(f"unreadable as NIfTI ({first_line(error)})") from None
 
 
 # -------------------------------------------------------------------------------------- headers

@@ -7,6 +7,7 @@ is padded with zeros. Two percentiles of its intensities become 0 and 1, so that
 bits, dark and bright ones, look alike.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -126,6 +127,23 @@ def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str =
             stretched = np.clip((image - low) / width, 0, 1)
             canvas[number, rows, columns] = np.round(255 * stretched)
     return canvas
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Show images (..., C) as RGB (..., 3): the first three channels; two are red and green."""
+    shown = images[..., :3]
+    if shown.shape[-1] == 1:
+        return np.repeat(shown, 3, axis=-1)
+    missing = 3 - shown.shape[-1]
+    return np.pad(shown, ((0, 0),) * (images.ndim - 1) + ((0, missing),))
+
+
+def to_picture(scan: Scan, size: tuple[int, int], window: str = "") -> np.ndarray:
+    """Show a scan as RGB, uint8 (S, size[0], size[1], 3)."""
+    colours = scan.colours
+    if colours.shape[-1] not in (1, 3):
+        scan = replace(scan, pixels=colours[..., :3], has_alpha=False, separate=True)
+    return to_rgb(prepare_scan(scan, size, scan.colours.shape[-1], window))
 
 
 def prepare_image(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,12 @@ class Scan:
     def colours(self) -> np.ndarray:
         """The pixels without alpha: what a network sees."""
         return self.pixels[..., :-1] if self.has_alpha else self.pixels
+
+    def slice(self, number: int) -> "Scan":
+        """Give one slice as a scan of its own."""
+        chosen = slice(number, number + 1)
+        padding = None if self.padding is None else self.padding[chosen]
+        return replace(self, pixels=self.pixels[chosen], padding=padding)
 
 
 @dataclass(frozen=True)
