@@ -287,10 +287,9 @@ def segment_files(
         for (path, scan), found in zip(chunk, predictions, strict=True):
             count += 1
             place, names = Path(output) / file_stem(path), classes.names
-            try:
-                formats.write_masks(place, found.ids, classes, scan)
-            except UserError as error:
-                problems.append(f"{path}: {error}")
+            written = formats.write_masks(place, found.ids, classes, scan)
+            for note in (*scan.notes, *(one.note for one in written if one.note)):
+                print(f"note  {path}: {note}")
             if panels:
                 panel = place.parent / "panels" / f"{place.name}.png"
                 title, uncertainty = path.name, found.uncertainty

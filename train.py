@@ -29,7 +29,7 @@ class Config:
     ignore: str = ""  # value or colour of mask pixels that do not count, such as "255"
     overlap: bool = False  # a pixel may be of several classes: a sigmoid for each
     image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit
-    channels: int = 0  # 1 grey, 3 colour; 0 looks at the images
+    channels: int = 0  # 1 grey, 3 colour, or as many as the images have; 0 looks at them
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
     neighbours: int = 0  # 1 adds the slices before and after as channels (volumes, 2.5-D)
     extra_dir: str = ""  # a second data set, for training only
@@ -187,7 +187,7 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
 
     pairs, dataset = distributed.main_process_first(load)
     if config.neighbours and dataset.channels > 1:
-        raise UserError("neighbours is 1; expected 0, because the images are in colour")
+        raise UserError("neighbours is 1; expected 0, because the images have several channels")
     images = [pair.image.name for pair in pairs]
     if distributed.broadcast_from_main(lambda: images) != images:
         raise UserError("the data set holds other images here than where the main process runs")

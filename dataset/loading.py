@@ -32,7 +32,7 @@ class Preprocessing:
 
     classes: Classes
     size: tuple[int, int]  # (H, W) of the network
-    channels: int = 1  # 1 grey, 3 RGB
+    channels: int = 1  # 1 grey, 3 RGB, or as many as the images have
     window: str = ""  # grey levels, see `preprocess.prepare_scan`
 
     @property
@@ -188,12 +188,13 @@ def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[np.ndarray
 
 def _describe_pair(scan: Scan, mask: np.ndarray, classes: Classes) -> dict[str, Any]:
     """Collect what `data.py check` reports on a pair."""
-    pixels = scan.pixels
+    pixels = scan.colours
     info = {
         "size": f"{pixels.shape[1]}x{pixels.shape[2]}",
         "slices": len(pixels),
         "bits": 8 * pixels.dtype.itemsize,
         "channels": pixels.shape[-1],
+        "alpha": scan.has_alpha,
         "constant": bool(np.ptp(pixels) == 0),
         "spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm),
         "patient": scan.patient,

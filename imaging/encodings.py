@@ -113,7 +113,7 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
 def without_alpha(scan: Scan, notes: list[Note]) -> np.ndarray:
     """Reduce a mask to its values (S, H, W, 1) or colours (S, H, W, 3)."""
     pixels = scan.pixels
-    if pixels.shape[-1] in (2, 4):
+    if scan.has_alpha:
         pixels, alpha = pixels[..., :-1], pixels[..., -1:]
         if np.ptp(alpha) > 0:
             opaque = np.where(alpha > np.max(alpha) / 2, pixels, 0)

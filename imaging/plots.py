@@ -1,7 +1,6 @@
 """Draw pictures: the curves of a training, and panels that show a prediction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +127,8 @@ def draw_panel(
         foreground += (truth > 0).sum((1, 2))
     number = int(np.argmax(foreground))
     size = tile_size(scan.pixels.shape[1:3])
-    one_slice = replace(scan, pixels=scan.pixels[number : number + 1])
-    picture = preprocess.prepare_scan(one_slice, size, 3, window)[0]
+    one_slice = scan.slice(number)
+    picture = preprocess.to_picture(one_slice, size, window)[0]
     found_ids = resize_ids(found[number], size)
 
     count = len(scan.pixels)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imaging import formats, pictures, plots, preprocess
+from imaging.scan import Scan
 from inference import postprocess
 from utils import UserError, atomic
 
@@ -40,7 +41,7 @@ def test_truncated_files_are_refused(suffix):
 
 
 def test_text_and_tiny_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="another kind.; expected one of DICOM, TIFF, NIfTI, PNG"):
+    with pytest.raises(UserError, match="another kind.; expected one of DICOM, TIFF, NIfTI, NRRD"):
         formats.decode_image(b"I am a text file")
     with pytest.raises(UserError, match="1x1 pixels; expected at least 16x16"):
         formats.decode_image(cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes())
@@ -121,7 +122,8 @@ def test_prepare_drops_alpha_and_makes_grey():
     alpha = np.random.default_rng(1).integers(0, 256, (32, 32, 1), dtype=np.uint8)
     rgba = np.concatenate([grey, grey, grey, alpha], axis=-1)
     np.testing.assert_array_equal(
-        preprocess.prepare_image(rgba, (32, 32), 1), preprocess.prepare_image(grey, (32, 32), 1)
+        preprocess.prepare_scan(Scan(rgba[None], has_alpha=True), (32, 32), 1),
+        preprocess.prepare_scan(Scan(grey[None]), (32, 32), 1),
     )
     assert preprocess.prepare_image(grey, (32, 32), 3).shape == (32, 32, 3)
 

@@ -30,7 +30,8 @@ def ids():
 def mask_of(values):
     """Make a Scan (1, H, W, C) of a picture."""
     values = np.asarray(values)
-    return Scan(values.reshape(1, *values.shape[:2], -1))
+    pixels = values.reshape(1, *values.shape[:2], -1)
+    return Scan(pixels, has_alpha=pixels.shape[-1] in (2, 4))
 
 
 def found(values, classes="", ignore="", class_id=0):

@@ -8,6 +8,7 @@ import utils
 from dataset.augmentation import STRENGTHS
 from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
+from imaging.scan import MAX_CHANNELS
 from metrics import LOSSES
 from utils import UserError
 
@@ -23,9 +24,13 @@ def check_config(config: Any) -> None:
     can_mirror = mirrored_channels(classes.names) is not None
     one_of_folds = f"-1 or a fold of --folds {config.folds}"
     rules = [
-        ("channels", config.channels in (0, 1, 3), "0, 1 or 3"),
+        ("channels", 0 <= config.channels <= MAX_CHANNELS, f"0 to {MAX_CHANNELS}"),
         ("neighbours", config.neighbours in (0, 1), "0 or 1"),
-        ("neighbours", not config.neighbours or config.channels != 3, "0 for colour images"),
+        (
+            "neighbours",
+            not config.neighbours or config.channels in (0, 1),
+            "0 for several channels",
+        ),
         ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),
         ("val_fraction", 0 <= config.val_fraction <= 0.5, "0 to 0.5"),
         ("folds", config.folds == 0 or config.folds >= 2, "0 or at least 2"),
