@@ -24,9 +24,10 @@ from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
 from dataset.layouts import Layout, Pair
 from dataset.loading import Preprocessing
+from dataset.notes import describe_masks, summarize_notes
 from dataset.patients import find_leaks
 from dataset.phantoms import make_phantoms
-from imaging.labels import class_names, mask_values
+from imaging.labels import Classes
 from utils import UserError
 
 MAX_SHOWN = 20  # problems in an error message
@@ -84,8 +85,8 @@ def load_dataset(
         rest = len(problems) - MAX_SHOWN
         shown += f"\n  … and {rest} more" if rest > 0 else ""
         raise UserError(f"{_count(problems)} in {data_dir}. Fix or remove these files:{shown}")
-    for note in layouts.describe_layout(layout, preprocessing.names):
-        print(note)
+    for note in describe_notes(layout, dataset):
+        print(f"note: {note}")
     pairs = loading.name_patients(pairs, dataset)
     for warning in find_leaks(pairs, dataset):
         print(f"warning: {warning}; python data.py check {data_dir} writes an index.csv for it")
@@ -97,6 +98,12 @@ def load_dataset(
             "that no test image is trained on"
         )
     return pairs, dataset
+
+
+def describe_notes(layout: Layout, dataset: Dataset) -> list[str]:
+    """List what a user must know of how the data lie and how the files were read, a line each."""
+    notes = layouts.describe_layout(layout, dataset.classes.names)
+    return [*notes, *summarize_notes(dataset.info.to_dict("records")), *describe_masks(dataset)]
 
 
 def _count(problems: Sequence[str]) -> str:
@@ -179,6 +186,8 @@ def check(
     data_dir: tyro.conf.Positional[Path],
     *,
     classes: str = "",
+    ignore: str = "",
+    overlap: bool = False,
     output: Path = Path("results/check"),
 ) -> None:
     """Report on a data set: OUTPUT/report.html with pictures, and the command that trains on it.
@@ -186,19 +195,22 @@ def check(
     Args:
         data_dir: the folder to look at
         classes: class names separated by commas, as in train.py; "" takes those of the layout
+        ignore: value or colour of mask pixels that do not count
+        overlap: a pixel may be of several classes
         output: where the report goes
 
     Exits with 2 if there is a problem.
     """
     layout = find_data(data_dir)
     classes = choose_classes(classes, layout)
-    names, levels = class_names(classes), mask_values(classes)
+    parsed = Classes(classes, ignore, overlap)
+    names = parsed.names
     pairs, problems = layout.pairs, list(layout.problems)
-    preprocessing = Preprocessing(names, (128, 128), detect_channels(pairs), levels=levels)
+    preprocessing = Preprocessing(parsed, (128, 128), detect_channels(pairs))
     dataset, unreadable = loading.load_pairs(pairs, preprocessing)
     problems += unreadable + loading.find_duplicates(dataset)
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]
-    lines += [f"{'note':10} {note}" for note in layouts.describe_layout(layout, names)]
+    lines += [f"{'note':10} {note}" for note in describe_notes(layout, dataset)]
     warnings = find_leaks(pairs, dataset)
     lines += [f"{'warning':10} {warning}" for warning in warnings]
     if any("index.csv" in warning for warning in warnings):
@@ -206,6 +218,8 @@ def check(
         lines.append(f"{'':10} copy {path} to {data_dir / 'index.csv'} to keep them together")
     print(*lines, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
     fields = {"data_dir": str(data_dir), "classes": classes, **report.suggest(dataset, names)}
+    fields |= {"ignore": ignore} if ignore else {}
+    fields |= {"overlap": overlap} if overlap else {}
     page = report.write_report(output, dataset, names, lines, problems, fields)
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:

@@ -31,7 +31,7 @@ import utils
 from dataset.phantoms import make_phantoms
 from dataset.split_table import read_split
 from imaging import formats, preprocess
-from imaging.labels import mirrored_channels
+from imaging.labels import mirrored_outputs
 from inference import engines, postprocess, precision_check
 from inference.inputs import list_inputs
 from inference.onnx_export import write_int8, write_onnx
@@ -142,8 +142,8 @@ def with_mirror(model: "keras.Model", metadata: dict[str, Any]) -> "keras.Model"
     probs = model(inputs)
     if metadata.get("mirror"):
         mirrored = ops.flip(model(ops.flip(inputs, axis=2)), axis=2)
-        order = mirrored_channels(metadata["classes"])
-        if len(order) > 2:  # left and right are exchanged; a single class has one channel
+        order = mirrored_outputs(metadata)
+        if len(order) > 1:  # left and right are exchanged
             mirrored = ops.take(mirrored, order.astype("int32"), axis=-1)
         probs = (probs + mirrored) / 2
     outputs = keras.layers.Identity(name="probabilities", dtype="float32")(probs)

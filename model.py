@@ -289,12 +289,14 @@ def build_unet(
     architecture: str = "unet",
     normalization: str = "batch",
     encoder_weights: str = "none",
+    overlap: bool = False,
 ) -> keras.Model:
     """Build a network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
 
     input_shape: (H, W, C); H and W are multiples of 2**depth, or None for any such size.
     classes: output channels; 1 ends in a sigmoid, more end in a softmax whose first channel is
         the background.
+    overlap: whether the classes may overlap: each of them ends in a sigmoid, without background.
     filters: channels of the first level, doubled at each of the `depth` halvings; a pretrained
         encoder has 5 halvings.
     architecture: a name in ARCHITECTURES.
@@ -310,7 +312,7 @@ def build_unet(
     outputs = layers.Conv2D(
         classes,
         1,
-        activation="sigmoid" if classes == 1 else "softmax",
+        activation="sigmoid" if classes == 1 or overlap else "softmax",
         dtype="float32",  # also where the layers before compute in bfloat16
         name="probabilities",
     )(features)

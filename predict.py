@@ -23,6 +23,7 @@ from dataset.reading import read_pair
 from dataset.split_table import read_split
 from imaging import formats
 from imaging.files import file_stem
+from imaging.labels import Classes
 from imaging.plots import draw_panel
 from inference import models
 from inference.inputs import list_inputs, read_chunks
@@ -205,19 +206,21 @@ def score_pairs(
 
     metadata = members[0][1]
     names, window = metadata["classes"], metadata.get("window", "")
-    values = metadata.get("mask_values", ())
+    classes = Classes.from_metadata(metadata)
     rows, problems = [], []
     chunks = read_chunks(
         pairs,
         [pair.image for pair in pairs],
-        lambda pair: read_pair(pair, names, values, window),
+        lambda pair: read_pair(pair, classes, window),
         options.batch_size,
         problems,
     )
     for chunk in chunks:
         predictions = segment_scans(members, [scan for _, (scan, _) in chunk], options)
         for (pair, (scan, truth)), found in zip(chunk, predictions, strict=True):
-            scores = metrics.score_classes(truth, found.ids, names, scan.spacing_mm)
+            scores = metrics.score_classes(
+                truth.mask, found.ids, names, scan.spacing_mm, truth.ignored
+            )
             unit = "mm" if scan.spacing_mm else "pixels"
             row = {"image": pair.image.as_posix(), **scores, "unit": unit}
             if options.uncertainty:
@@ -228,7 +231,9 @@ def score_pairs(
                 title = (
                     f"{pair.image.name}    Dice {row['dice']:.3f}    HD95 {row['hd95']:.1f} {unit}"
                 )
-                draw_panel(path, scan, found.ids, names, title, truth, found.uncertainty, window)
+                draw_panel(
+                    path, scan, found.ids, names, title, truth.mask, found.uncertainty, window
+                )
     return pd.DataFrame(rows, columns=None if rows else ["image"]), problems
 
 
@@ -267,7 +272,7 @@ def segment_files(
     Returns how many masks, and the problems, a line per file that was left out.
     """
     metadata = members[0][1]
-    window = metadata.get("window", "")
+    window, classes = metadata.get("window", ""), Classes.from_metadata(metadata)
     problems: list[str] = []
     count = 0
     chunks = read_chunks(
@@ -281,11 +286,10 @@ def segment_files(
         predictions = segment_scans(members, [scan for _, scan in chunk], options)
         for (path, scan), found in zip(chunk, predictions, strict=True):
             count += 1
-            place, names = Path(output) / file_stem(path), metadata["classes"]
-            try:
-                formats.write_mask(place, found.ids, names, scan, metadata.get("mask_values", ()))
-            except UserError as error:
-                problems.append(f"{path}: {error}")
+            place, names = Path(output) / file_stem(path), classes.names
+            written = formats.write_masks(place, found.ids, classes, scan)
+            for note in (*scan.notes, *(one.note for one in written if one.note)):
+                print(f"note  {path}: {note}")
             if panels:
                 panel = place.parent / "panels" / f"{place.name}.png"
                 title, uncertainty = path.name, found.uncertainty

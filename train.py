@@ -26,9 +26,11 @@ class Config:
     data_dir: str = ""  # your images and masks; "" makes synthetic chest X-rays
     out_dir: str = "files"  # the run folder
     classes: str = ""  # those of the data set, or foreground; "liver,tumour" names the ids 1 and 2
+    ignore: str = ""  # value or colour of mask pixels that do not count, such as "255"
+    overlap: bool = False  # a pixel may be of several classes: a sigmoid for each
     # Pixels, multiples of 2**depth, or height and width: "192,256". Images are scaled to fit.
     image_size: int | str = 128
-    channels: int = 0  # 1 grey, 3 colour; 0 looks at the images
+    channels: int = 0  # 1 grey, 3 colour, or as many as the images have; 0 looks at them
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
     neighbours: int = 0  # 1 adds the slices before and after as channels (volumes, 2.5-D)
     extra_dir: str = ""  # a second data set, for training only
@@ -78,8 +80,9 @@ from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
+from dataset.notes import describe_subsets
 from dataset.phantoms import make_phantoms
-from imaging.labels import class_names, mask_values, output_channels
+from imaging.labels import Classes
 from imaging.plots import draw_curves
 from model import BACKBONES, build_unet
 from training import distributed, run_folder
@@ -134,7 +137,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 
     with distributed.scope():
         # Model: plain Keras is saved; a twin that shares its weights trains faster on a CPU.
-        model = build_network(config, dataset.channels, folder, resumed=bool(history))
+        model = build_network(config, dataset.channels, dataset.classes, folder, bool(history))
         twin = fuse_batch_norm(model)
 
         # Split: only now, because it puts an earlier run aside.
@@ -143,6 +146,8 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         for name in SUBSETS:
             slices[name] = dataset.slices_of(np.flatnonzero(np.array(subsets) == name))
         print(", ".join(f"{len(slices[name])} {name}" for name in SUBSETS))
+        for note in describe_subsets(dataset, slices):
+            print(f"note: {note}")
 
         # Compile: loss and metrics are computed per image and averaged over images.
         train_batches, val_batches = make_batches(config, dataset, slices)
@@ -193,17 +198,16 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
         data_dir = data_folder(config)
         print(f"data: {data_dir}", flush=True)
         preprocessing = Preprocessing(
-            class_names(config.classes),
+            Classes(config.classes, config.ignore, config.overlap),
             utils.parse_size(config.image_size),
             config.channels or detect_channels(data.find_pairs(data_dir)[0]),
             config.window,
-            mask_values(config.classes),
         )
         return data.load_dataset(data_dir, preprocessing, config.cache_dir, config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if config.neighbours and dataset.channels > 1:
-        raise UserError("neighbours is 1; expected 0, because the images are in colour")
+        raise UserError("neighbours is 1; expected 0, because the images have several channels")
     images = [pair.image.name for pair in pairs]
     if distributed.broadcast_from_main(lambda: images) != images:
         raise UserError("the data set holds other images here than where the main process runs")
@@ -228,19 +232,24 @@ def assign_subsets(
 
 
 def build_network(
-    config: Config, channels: int, folder: Path = Path(), resumed: bool = False
+    config: Config,
+    channels: int,
+    classes: Classes,
+    folder: Path = Path(),
+    resumed: bool = False,
 ) -> keras.Model:
     """Build the network, with the weights that it starts from unless a run is resumed."""
     start = "" if resumed else config.init_weights
     from_encoder = config.architecture in BACKBONES and not utils.is_model_file(start)
     model = build_unet(
         (*utils.parse_size(config.image_size), channels * (1 + 2 * config.neighbours)),
-        output_channels(class_names(config.classes)),
+        classes.num_channels,
         config.filters,
         config.depth,
         architecture=config.architecture,
         normalization=config.normalization,
         encoder_weights=start if start and from_encoder else "none",
+        overlap=classes.overlap,
     )
     if start and not from_encoder:
         if Path(start).resolve().parent == folder.resolve():
@@ -261,11 +270,9 @@ def make_batches(
         )
     on_device = fits_on_device(dataset, config.augmentation, shard)
     kind = DeviceBatches if on_device else Batches
-    names = class_names(config.classes)
     training = kind(
         dataset,
         slices["train"],
-        names,
         config.batch_size,
         config.augmentation,
         seed=config.seed,
@@ -274,22 +281,27 @@ def make_batches(
     )
     if not len(slices["val"]):
         return training, None
-    return training, kind(dataset, slices["val"], names, config.batch_size, shard=shard)
+    return training, kind(dataset, slices["val"], config.batch_size, shard=shard)
 
 
 def compile_model(model: keras.Model, config: Config, steps: int) -> None:
     """Give the network its optimizer, loss and metrics; `steps` is the length of the training."""
+    loss, *scores = (
+        metrics.per_class(function) if config.overlap else function
+        for function in (metrics.LOSSES[config.loss], *metrics.TRAINING_METRICS)
+    )
     model.compile(
         make_optimizer(config.learning_rate, steps),
-        metrics.LOSSES[config.loss],
-        weighted_metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
+        loss,
+        weighted_metrics=scores,
         jit_compile=utils.jit_compile(),
     )
     model.optimizer.build(model.trainable_variables)
     if keras.backend.backend() == "tensorflow":
         # Make the metrics' variables now: in the first step they would cost a second trace.
         blank = np.zeros((1, *model.output_shape[1:]), np.float32)
-        model.compute_metrics(None, blank, blank)
+        truth = np.concatenate([blank, blank[..., :1]], axis=-1) if config.ignore else blank
+        model.compute_metrics(None, truth, blank)
         model.reset_metrics()
 
 
@@ -297,10 +309,10 @@ def make_metadata(config: Config, dataset: Dataset) -> dict:
     """Collect what a user of the model file must know."""
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
-        class_names(config.classes),
+        dataset.classes.names,
         utils.parse_size(config.image_size),
         dataset.channels,
-        mask_values=mask_values(config.classes),
+        **dataset.classes.metadata,
         window=config.window,
         neighbours=config.neighbours,
         mirror=config.mirror,

@@ -45,7 +45,7 @@ def images_and_masks(folder: Folder) -> Layout | None:
     roles = [(one, *role_of(one.name)) for one in folder.folders[:MAX_FOLDERS]]
     masks = [one for one, role, _ in roles if role == "mask" and one.has_images()]
     if not masks:
-        return _without_masks(folder, roles)
+        return _without_masks(roles)
     subsets = _subset_folders(roles, masks)
     if subsets:
         layouts = []
@@ -55,18 +55,18 @@ def images_and_masks(folder: Folder) -> Layout | None:
     return _best_folders(folder, roles, masks)
 
 
-def _without_masks(folder: Folder, roles: list[tuple[Folder, str, str]]) -> Layout | None:
-    """Say that images or masks lack, where one of their folders is there and empty."""
+def _without_masks(roles: list[tuple[Folder, str, str]]) -> Layout | None:
+    """Say that images or masks lack, where both of their folders are there."""
     images = [one for one, role, _ in roles if role == "image"]
     masks = [one for one, role, _ in roles if role == "mask"]
     if not (images and masks):
         return None
     layout = Layout(f"{images[0].name}/ + {masks[0].name}/")
-    names = by_name(images[0].items(), layout.problems)
-    if names and not any(masks[0].walk()):
+    if not images[0].has_images():
+        layout.problems.append(explain_none("image", images[0].path))
+    else:
         layout.problems.append(explain_no_masks(masks[0].path))
-        return layout
-    return None
+    return layout
 
 
 def _subset_folders(

@@ -29,9 +29,6 @@ def _nearest(folder: Folder) -> str:
     if {"imagestr", "labelstr"} & lower:
         lacking = "labelsTr" if "imagestr" in lower else "imagesTr"
         return f"nearest: nnU-Net; {lacking}/ lacks"
-    if images and masks:
-        empty = [one.name for one in folder.folders if roles[one.name] and not one.has_images()]
-        return f"nearest: images/ + masks/; no image file is in {', '.join(empty)}"
     if images or masks:
         known = (images or masks)[0]
         other = "masks" if images else "images"

@@ -1,7 +1,6 @@
 """Draw pictures: the curves of a training, and panels that show a prediction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from imaging import preprocess
+from imaging import labels, preprocess
 from imaging.pictures import write_picture
 from imaging.scan import Scan
 from utils import atomic
@@ -128,8 +127,8 @@ def draw_panel(
         foreground += (truth > 0).sum((1, 2))
     number = int(np.argmax(foreground))
     size = tile_size(scan.pixels.shape[1:3])
-    one_slice = replace(scan, pixels=scan.pixels[number : number + 1])
-    picture = preprocess.prepare_scan(one_slice, size, 3, window)[0]
+    one_slice = scan.slice(number)
+    picture = preprocess.to_picture(one_slice, size, window)[0]
     found_ids = resize_ids(found[number], size)
 
     count = len(scan.pixels)
@@ -159,18 +158,18 @@ def tile_size(shape: tuple[int, int]) -> tuple[int, int]:
 
 def resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize class ids (H, W) to `size` with smooth outlines."""
-    shares = preprocess.prepare_mask(ids, size, max(1, int(ids.max())))
-    return preprocess.shares_to_ids(shares)
+    shares = preprocess.prepare_mask(ids, size, labels.highest_class(ids))
+    return preprocess.shares_to_ids(shares, ids.dtype)
 
 
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return RGB `picture` (H, W, 3) with each class of `ids` (H, W) outlined in its colour."""
     drawn = np.ascontiguousarray(picture).copy()
     thickness = max(1, round(max(ids.shape) / 160))
-    for class_id in np.unique(ids[ids > 0]):
-        mask = (ids == class_id).astype(np.uint8)
+    for class_id in range(1, labels.highest_class(ids) + 1):
+        mask = labels.plane(ids, class_id).astype(np.uint8)
         outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        colour = COLOURS[(int(class_id) - 1) % len(COLOURS)]
+        colour = COLOURS[(class_id - 1) % len(COLOURS)]
         cv2.drawContours(drawn, outlines, -1, colour, thickness)
     return drawn
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imaging import formats, pictures, preprocess
+from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, check_declared_bytes
 from inference import engines, postprocess
 from utils import UserError
@@ -75,7 +76,8 @@ class ExportedModel:
         """Decide an image's mask by its probabilities (1, h, w, K)."""
         ids = postprocess.decide(preprocess.restore(probs[0], prepared.shape), self.metadata)
         inside = probs[0][preprocess.letterbox(prepared.shape, probs.shape[1:3])]
-        confidence = mean_confidence(inside, self.metadata["threshold"])
+        overlap = Classes.from_metadata(self.metadata).overlap
+        confidence = mean_confidence(inside, self.metadata["threshold"], overlap)
         return Prediction(ids, confidence, prepared.spacing_mm)
 
 
@@ -90,13 +92,11 @@ def check_declared_pixels(content: bytes, max_bytes: int) -> None:
         )
 
 
-def mean_confidence(probs: np.ndarray, threshold: float) -> float:
-    """Average over the pixels of (h, w, K) the probability of the class that is decided."""
-    if probs.shape[-1] > 1:
+def mean_confidence(probs: np.ndarray, threshold: float, overlap: bool = False) -> float:
+    """Average over the pixels of (h, w, K) the probability of what is decided."""
+    if probs.shape[-1] > 1 and not overlap:
         return float(probs.max(-1).mean())
-    foreground = probs[..., 0]
-    decided = postprocess.to_ids(probs, threshold) > 0
-    return float(np.where(decided, foreground, 1 - foreground).mean())
+    return float(np.where(probs >= threshold, probs, 1 - probs).mean())
 
 
 def load_exported(

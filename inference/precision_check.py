@@ -19,6 +19,7 @@ import numpy as np
 import utils
 from imaging import formats, preprocess
 from imaging.files import is_image
+from imaging.labels import plane
 from imaging.scan import Scan
 from inference import engines, postprocess
 from utils import UserError, atomic
@@ -122,13 +123,13 @@ def compare_masks(
 
 
 def mean_dice(truth: np.ndarray, found: np.ndarray, num_classes: int) -> float:
-    """Average the Dice of class ids (H, W) over the classes that occur; NaN if none does.
+    """Average the Dice of masks (H, W) over the classes that occur; NaN if none does.
 
     `metrics.py` has the same, but needs Keras.
     """
     scores = []
     for class_id in range(1, num_classes + 1):
-        true_pixels, found_pixels = truth == class_id, found == class_id
+        true_pixels, found_pixels = plane(truth, class_id), plane(found, class_id)
         total = int(true_pixels.sum()) + int(found_pixels.sum())
         if total:
             scores.append(2 * int((true_pixels & found_pixels).sum()) / total)

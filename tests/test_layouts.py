@@ -9,8 +9,8 @@ import pytest
 
 import data
 from dataset import layouts
-from dataset.reading import read_ids, read_pair
-from imaging.labels import class_names
+from dataset.reading import read_pair, read_truth
+from imaging.labels import Classes
 from utils import UserError
 
 
@@ -179,8 +179,7 @@ def test_an_image_without_any_class_is_empty(tmp_path):
     write(tmp_path / "masks/liver/0.png", 255 * np.eye(20))
     write(tmp_path / "masks/tumour/1.png", 255 * np.eye(20))
     pairs = find(tmp_path).pairs
-    names = ["liver", "tumour"]
-    found = [read_ids(pair, names) for pair in pairs]
+    found = [read_truth(pair, Classes("liver,tumour")).mask for pair in pairs]
     assert [set(np.unique(ids)) for ids in found] == [{0, 1}, {0, 2}, {0}]
 
 
@@ -387,12 +386,12 @@ def test_channel_files_are_stacked(tmp_path):
         write(tmp_path / f"imagesTr/a_000{k}.png", np.full((20, 24), 10 + k))
     write(tmp_path / "labelsTr/a.png", np.eye(20, 24))
     (pair,) = find(tmp_path).pairs
-    scan, ids = read_pair(pair, ["x"])
+    scan, truth = read_pair(pair, Classes("x"))
     assert scan.pixels.shape == (1, 20, 24, 2) and scan.pixels[0, 3, 4].tolist() == [10, 11]
-    assert ids.sum() == 20
+    assert truth.mask.sum() == 20
     write(tmp_path / "imagesTr/a_0001.png", np.full((20, 20), 9))
     with pytest.raises(UserError, match=r"a_0001.png: 20x20 pixels; a_0000.png is 20x24 pixels"):
-        read_pair(pair, ["x"])
+        read_pair(pair, Classes("x"))
 
 
 def test_chase(tmp_path):
@@ -430,7 +429,6 @@ def test_cvat_with_labelmap(tmp_path):
         (["a.png", "b.png"], "there are images and no masks, such as x_mask.png for x.png"),
         (["imagesTr/a.png"], "nearest: nnU-Net; labelsTr/ lacks"),
         (["train/a/a.png", "val/b/b.png"], "nearest: train/ val/ test/"),
-        (["images/a.txt", "masks/b.txt"], "no image file is in images, masks"),
     ],
 )
 def test_an_unknown_layout_is_answered_with_the_nearest(tmp_path, files, said):
@@ -455,7 +453,7 @@ def test_classes_are_those_of_the_layout_unless_given(tmp_path):
     assert data.choose_classes("", layout) == "cyst,liver"
     assert data.choose_classes("x", layout) == "x"
     assert data.choose_classes("") == "foreground"
-    assert class_names(data.choose_classes("", layout)) == ["cyst", "liver"]
+    assert Classes(data.choose_classes("", layout)).names == ["cyst", "liver"]
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import model
 import utils
 from dataset.augmentation import STRENGTHS
-from imaging.labels import class_names, mask_values, mirrored_channels
+from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
+from imaging.scan import MAX_CHANNELS
 from metrics import LOSSES
 from utils import UserError
 
@@ -17,16 +18,19 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 def check_config(config: Any) -> None:
     """Raise UserError for a value of a `train.Config` that cannot work."""
-    names = class_names(config.classes)
-    mask_values(config.classes)
+    classes = Classes(config.classes, config.ignore, config.overlap)
     if config.window not in ("", "file"):
         parse_window(config.window)
-    can_mirror = mirrored_channels(names) is not None
+    can_mirror = mirrored_channels(classes.names) is not None
     one_of_folds = f"-1 or a fold of --folds {config.folds}"
     rules = [
-        ("channels", config.channels in (0, 1, 3), "0, 1 or 3"),
+        ("channels", 0 <= config.channels <= MAX_CHANNELS, f"0 to {MAX_CHANNELS}"),
         ("neighbours", config.neighbours in (0, 1), "0 or 1"),
-        ("neighbours", not config.neighbours or config.channels != 3, "0 for colour images"),
+        (
+            "neighbours",
+            not config.neighbours or config.channels in (0, 1),
+            "0 for several channels",
+        ),
         ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),
         ("val_fraction", 0 <= config.val_fraction <= 0.5, "0 to 0.5"),
         ("folds", config.folds == 0 or config.folds >= 2, "0 or at least 2"),
