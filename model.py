@@ -354,7 +354,7 @@ class Config:
     """Which network to print."""
 
     architecture: str = "unet"  # unet, residual, attention, unet++, unet3+, or a pretrained encoder
-    image_size: int = 128  # pixels, height and width
+    image_size: int | str = 128  # pixels; or height and width: 192,256
     channels: int = 1  # 1 grey, 3 colour
     classes: int = 1  # output channels
     filters: int = 8  # of the first level
@@ -363,7 +363,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the network layer by layer."""
-    shape = (config.image_size, config.image_size, config.channels)
+    shape = (*utils.parse_size(config.image_size), config.channels)
     model = build_unet(
         shape, config.classes, config.filters, config.depth, architecture=config.architecture
     )

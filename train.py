@@ -25,10 +25,11 @@ class Config:
     # Data and output
     data_dir: str = ""  # your images and masks; "" makes synthetic chest X-rays
     out_dir: str = "files"  # the run folder
-    classes: str = "foreground"  # one name joins all masks; "liver,tumour" names the ids 1 and 2
+    classes: str = ""  # those of the data set, or foreground; "liver,tumour" names the ids 1 and 2
     ignore: str = ""  # value or colour of mask pixels that do not count, such as "255"
     overlap: bool = False  # a pixel may be of several classes: a sigmoid for each
-    image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit
+    # Pixels, multiples of 2**depth, or height and width: "192,256". Images are scaled to fit.
+    image_size: int | str = 128
     channels: int = 0  # 1 grey, 3 colour, or as many as the images have; 0 looks at them
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
     neighbours: int = 0  # 1 adds the slices before and after as channels (volumes, 2.5-D)
@@ -58,7 +59,6 @@ class Config:
     # Computer
     precision: str = "auto"  # float32, bfloat16 or float16; auto is bfloat16 where that is fast
     cache_dir: str = "files/cache"  # decoded images, for later runs; "" keeps none
-    memory_gb: float = 4.0  # larger data sets stay on disk and are read batch by batch
     distributed: bool = False  # several processes share each batch, see docs/scaling.md
 
 
@@ -99,6 +99,7 @@ PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
 
 def train(config: Config) -> pd.DataFrame:
     """Train as `config` says: one run (returns its log) or folds (returns their summary)."""
+    config = with_classes(config)
     check_config(config)
     if config.distributed:
         distributed.initialize()
@@ -113,13 +114,21 @@ def train(config: Config) -> pd.DataFrame:
     return log
 
 
+def with_classes(config: Config) -> Config:
+    """Fill in the classes: those that the data set names, else foreground."""
+    layout = data.find_data(config.data_dir) if config.data_dir and not config.classes else None
+    return replace(config, classes=data.choose_classes(config.classes, layout))
+
+
 def train_run(config: Config, folder: Path) -> pd.DataFrame:
     """Train one network in `folder`, or go on with a stopped run; return its log."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     precision = distributed.broadcast_from_main(utils.set_precision, config.precision)
     utils.set_precision(precision)
-    history = distributed.broadcast_from_main(run_folder.read_history, folder, config)
+    history = distributed.broadcast_from_main(
+        run_folder.read_history, folder, config, lambda: find_pairs(config)
+    )
     if distributed.broadcast_from_main(run_folder.is_complete, folder, config, history):
         return pd.DataFrame(history)
 
@@ -169,21 +178,32 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     return log
 
 
+def find_pairs(config: Config) -> list[Pair]:
+    """List the pairs of the data set, and of the one for training only."""
+    pairs = []
+    for folder in (data_folder(config), config.extra_dir):
+        pairs += data.find_pairs(folder)[0] if folder else []
+    return pairs
+
+
+def data_folder(config: Config) -> str:
+    """Return the folder of the data set; without one, phantoms are drawn."""
+    return config.data_dir or str(make_phantoms("", PHANTOMS, seed=0))
+
+
 def load_data(config: Config) -> tuple[list[Pair], Dataset]:
     """Find and decode the images and masks. Raises UserError that lists every unusable file."""
 
     def load() -> tuple[list[Pair], Dataset]:
-        data_dir = config.data_dir or make_phantoms("", PHANTOMS, seed=0)
+        data_dir = data_folder(config)
         print(f"data: {data_dir}", flush=True)
         preprocessing = Preprocessing(
             Classes(config.classes, config.ignore, config.overlap),
-            (config.image_size, config.image_size),
+            utils.parse_size(config.image_size),
             config.channels or detect_channels(data.find_pairs(data_dir)[0]),
             config.window,
         )
-        return data.load_dataset(
-            data_dir, preprocessing, config.cache_dir, config.memory_gb, config.extra_dir
-        )
+        return data.load_dataset(data_dir, preprocessing, config.cache_dir, config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if config.neighbours and dataset.channels > 1:
@@ -222,7 +242,7 @@ def build_network(
     start = "" if resumed else config.init_weights
     from_encoder = config.architecture in BACKBONES and not utils.is_model_file(start)
     model = build_unet(
-        (config.image_size, config.image_size, channels * (1 + 2 * config.neighbours)),
+        (*utils.parse_size(config.image_size), channels * (1 + 2 * config.neighbours)),
         classes.num_channels,
         config.filters,
         config.depth,
@@ -290,7 +310,7 @@ def make_metadata(config: Config, dataset: Dataset) -> dict:
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
         dataset.classes.names,
-        (config.image_size, config.image_size),
+        utils.parse_size(config.image_size),
         dataset.channels,
         **dataset.classes.metadata,
         window=config.window,

@@ -21,7 +21,7 @@ from imaging import preprocess
 from imaging.files import split_by_size
 from imaging.labels import Classes, plane
 from imaging.scan import Scan
-from utils import PREPARATION, UserError, atomic
+from utils import PREPARATION, UserError, atomic, free_memory_bytes
 
 CHUNK = 64  # pairs that are decoded before the next are begun
 
@@ -45,12 +45,13 @@ def load_pairs(
     pairs: Sequence[Pair],
     preprocessing: Preprocessing,
     cache_dir: str | Path = "",
-    memory_gb: float = 4.0,
+    max_bytes: float | None = None,
 ) -> tuple[Dataset, list[str]]:
     """Decode pairs, or take them from the cache; return the readable ones and the problems.
 
     cache_dir: "" keeps nothing. Only files that are new or changed are decoded.
-    memory_gb: what takes more stays on disk and is read batch by batch.
+    max_bytes: what takes more stays on disk and is read batch by batch; None is half of the memory
+    that is free.
     """
     keys = [_fingerprint(pair) for pair in pairs]
     path = _store_path(pairs, preprocessing, cache_dir)
@@ -61,7 +62,7 @@ def load_pairs(
             store, path, dict(zip(keys, pairs, strict=True)), preprocessing
         )
     keys = [key for key in keys if key in store.entries]
-    limit = memory_gb * 2**30
+    limit = free_memory_bytes() / 2 if max_bytes is None else max_bytes
     size, channels, classes = preprocessing.size, preprocessing.channels, preprocessing.classes
     return cache.select(store, keys, size, channels, classes, limit), problems
 

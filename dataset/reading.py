@@ -2,20 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dataset.layouts import Pair
+from dataset import annotations
+from dataset.annotations import is_annotation
+from dataset.pairs import Pair, class_folder
 from imaging import encodings, formats
 from imaging.alignment import check_alignment
-from imaging.encodings import Note, Truth
+from imaging.encodings import Decoded, Note, Truth
 from imaging.labels import Classes, add_class
 from imaging.scan import Scan, name_in_errors
 from utils import UserError
 
 # The class id of a mask file whose values tell the classes.
 ALL_CLASSES = 0
+# `Scan.format` of a mask drawn from shapes: its channels are the classes.
+SHAPES = "shapes"
 
 
 def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Truth]:
@@ -26,10 +31,11 @@ def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Tru
     problems: list[str] = []
     image, masks = None, []
     with collect_errors(problems):
-        image = formats.read_named_scan(pair.image, window)
+        image = read_channels(pair, window)
     with collect_errors(problems):
         masks = read_masks(pair, classes, image)
-        truth = merge_masks(pair, masks, classes)
+        if masks or image is not None:
+            truth = merge_masks(pair, masks, classes, image)
     if problems:
         raise UserError("\n".join(problems))
     if image.pixels.shape[:3] != truth.mask.shape:
@@ -41,8 +47,26 @@ def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Tru
     return image, truth
 
 
+def read_channels(pair: Pair, window: str = "") -> Scan:
+    """Read a pair's image, its further channels stacked behind the first. Raises UserError."""
+    first = formats.read_named_scan(pair.image, window)
+    if not pair.more_channels:
+        return first
+    channels = [first.colours]
+    for path in pair.more_channels:
+        more = formats.read_named_scan(path, window).colours
+        if more.shape[:3] != first.pixels.shape[:3]:
+            sizes = f"{_size(more)}; {pair.image.name} is {_size(first.pixels)}"
+            raise UserError(f"{path}: {sizes}")
+        channels.append(more)
+    pixels = np.concatenate(channels, axis=-1)
+    return replace(first, pixels=pixels, has_alpha=False, separate=True)
+
+
 def read_truth(pair: Pair, classes: Classes) -> Truth:
     """Read a pair's masks alone. Raises UserError, see `read_pair`."""
+    if not pair.masks or any(is_annotation(path) for path in pair.masks):
+        return read_pair(pair, classes)[1]  # the image says how large they are
     return merge_masks(pair, read_masks(pair, classes), classes)
 
 
@@ -56,19 +80,35 @@ def read_masks(pair: Pair, classes: Classes, image: Scan | None = None) -> list[
     masks, problems = [], []
     for path in pair.masks:
         with collect_errors(problems), name_in_errors(path):
-            masks.append(formats.read_mask_scan(path, image, classes.names))
+            if is_annotation(path):
+                masks.append(_draw_shapes(path, pair.image, image, classes.names))
+            else:
+                masks.append(formats.read_mask_scan(path, image, classes.names))
     if problems:
         raise UserError("\n".join(problems))
     return masks
 
 
-def merge_masks(pair: Pair, masks: Sequence[Scan], classes: Classes) -> Truth:
+def _draw_shapes(path: Path, file: Path, image: Scan | None, names: Sequence[str]) -> Scan:
+    """Draw the shapes that a JSON file has for an image: a plane for each class (1, H, W, K)."""
+    if image is None:
+        raise UserError(f"its image {file.name} cannot be read")
+    if len(image.pixels) > 1:
+        raise UserError(f"{_size(image.pixels)}; expected an image of one slice")
+    planes = annotations.read_planes(path, file, image.pixels.shape[1:3], names)
+    return Scan(np.stack(planes, axis=-1)[None], format=SHAPES)
+
+
+def merge_masks(
+    pair: Pair, masks: Sequence[Scan], classes: Classes, image: Scan | None = None
+) -> Truth:
     """Make one mask of a pair's files. Where classes overlap the later stays, or both do.
 
+    image: says how large the mask is where there is no file: the image shows none of the classes.
     Raises UserError naming the file whose size or values are not those of a mask.
     """
     class_ids = class_of_each_file(pair, classes.names)
-    shape = masks[0].pixels.shape[:3]
+    shape = (masks[0] if masks else image).pixels.shape[:3]
     merged = np.zeros(shape, classes.dtype)
     ignored = np.zeros(shape, bool) if classes.ignored else None
     notes: list[Note] = []
@@ -77,7 +117,7 @@ def merge_masks(pair: Pair, masks: Sequence[Scan], classes: Classes) -> Truth:
         with name_in_errors(path):
             if mask.pixels.shape[:3] != shape:
                 raise UserError(f"{_size(mask.pixels)}; its image's other mask is {_size(merged)}")
-            found = encodings.decode(mask, classes, class_id if len(classes.names) > 1 else 0)
+            found = _decode(mask, classes, class_id if len(classes.names) > 1 else 0)
         notes += found.notes
         for one, where in found.planes.items():
             if class_id != ALL_CLASSES and not classes.overlap:
@@ -86,6 +126,15 @@ def merge_masks(pair: Pair, masks: Sequence[Scan], classes: Classes) -> Truth:
         if ignored is not None:
             ignored |= found.ignored
     return Truth(merged, ignored, notes)
+
+
+def _decode(mask: Scan, classes: Classes, class_id: int) -> Decoded:
+    """Find the classes in a mask file, see `encodings.decode`, or in the planes of its shapes."""
+    if mask.format != SHAPES:
+        return encodings.decode(mask, classes, class_id)
+    planes = {i: mask.pixels[..., i - 1] for i in range(1, len(classes.names) + 1)}
+    ignored = np.zeros(mask.pixels.shape[:3], bool) if classes.ignored else None
+    return Decoded(planes, ignored, [])
 
 
 def _class_id(file: tuple[int, Path, Scan]) -> int:
@@ -110,18 +159,16 @@ def class_of_each_file(pair: Pair, names: Sequence[str]) -> list[int]:
     """
     if len(names) == 1:
         return [1] * len(pair.masks)
-    if len(pair.masks) == 1 and pair.masks[0].parent.name == "masks":
-        return [ALL_CLASSES]
     known = [name.lower() for name in names]
-    folders = [path.parent.name for path in pair.masks]
+    folders = [class_folder(pair, path) for path in pair.masks]
     if folders == ["leftMask", "rightMask"]:
         folders = [_name_with(side, known) for side in ("left", "right")]
-    if sorted(folder.lower() for folder in folders) != sorted(known):
+    if not {folder.lower() for folder in folders} <= {"", *known}:
         raise UserError(
             f"{pair.masks[0].parents[1]}: folders of masks for {', '.join(folders)}; "
             f"--classes names {', '.join(known)}, or one for all"
         )
-    return [1 + known.index(folder.lower()) for folder in folders]
+    return [1 + known.index(folder.lower()) if folder else ALL_CLASSES for folder in folders]
 
 
 def _name_with(side: str, names: Sequence[str]) -> str:

@@ -197,7 +197,7 @@ def test_slices_that_stay_on_the_disk_are_the_same(volumes, tmp_path):
     pairs, _ = data.find_pairs(volumes)
     recipe = Preprocessing(Classes(CLASSES), (32, 32))
     held, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache")
-    read, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache", memory_gb=0)
+    read, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache", max_bytes=0)
     assert isinstance(held.rows, np.ndarray) and not isinstance(read.rows, np.ndarray)
     for ours, theirs in zip(held.take([3, 100, 7]), read.take([3, 100, 7]), strict=True):
         np.testing.assert_array_equal(ours, theirs)

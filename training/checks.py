@@ -45,13 +45,12 @@ def check_config(config: Any) -> None:
         ("learning_rate", config.learning_rate > 0, "above 0"),
         ("mirror", not config.mirror or can_mirror, "false, because a class has one side only"),
         ("seed", config.seed in SEEDS, f"0 to {SEEDS[-1]}"),
-        ("memory_gb", config.memory_gb >= 0, "at least 0"),
     ]
     for name, is_fine, expected in rules:
         if not is_fine:
             raise UserError(f"{name} is {getattr(config, name)!r}; expected {expected}")
     model.check_names(config.architecture, config.normalization)
-    size = (config.image_size, config.image_size)
+    size = utils.parse_size(config.image_size)
     model.check_size(size, config.depth, pretrained=config.architecture in model.BACKBONES)
 
 

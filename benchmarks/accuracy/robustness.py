@@ -17,7 +17,7 @@ from dataset.reading import read_pair
 from imaging.labels import Classes
 from imaging.scan import Scan
 from inference.segment import Member, segment_scans
-from training.run_folder import NON_TRAINING_FIELDS
+from training.run_identity import NON_TRAINING_FIELDS
 from utils import UserError, atomic
 
 METRICS = ["dice", "iou", "nsd", "hd95"]

@@ -97,9 +97,9 @@ def decode_seconds(pairs: list[Pair]) -> float:
 
 def load_seconds(pairs: list[Pair], cache_dir: Path | str) -> float:
     """Time the loading of a data set as a training does it."""
-    size = train.Config.image_size
+    size = utils.parse_size(train.Config.image_size)
     start = time.perf_counter()
-    loading.load_pairs(pairs, Preprocessing(CLASSES, (size, size)), cache_dir)
+    loading.load_pairs(pairs, Preprocessing(CLASSES, size), cache_dir)
     return time.perf_counter() - start
 
 
