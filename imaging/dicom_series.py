@@ -66,7 +66,7 @@ def read_series(folder: str | Path, max_bytes: int) -> Scan:
 
     Raises UserError, its message names the file but not the folder.
     """
-    files = series_files(folder)
+    files = series_files(folder) if isinstance(folder, (str, Path)) else folder
     if not files:
         raise UserError("a folder without DICOM files; expected those of one series")
     headers = []
@@ -146,3 +146,10 @@ def _check_steps(steps: np.ndarray, headers: Sequence[Any]) -> None:
             f"slices are {steps.min():.3g} to {steps.max():.3g} mm apart, the widest gap after "
             f"number {before}; expected even steps: a file may be missing"
         )
+
+
+def group_files(files: Sequence[Path]) -> tuple[list[list[Path]], list[str]]:
+    """Split DICOM files into volumes."""
+    if is_one_volume(files):
+        return [list(files)], []
+    return [[file] for file in files], []

@@ -1,5 +1,6 @@
 """Names, folders and sizes of image files."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,19 @@ from utils import UserError
 
 # A file of more bytes is decoded alone, so that several volumes do not fill the memory.
 LARGE_FILE_BYTES = 2**24
+LITTER = {
+    *("@eadir", "#recycle", "__macosx", "$recycle.bin", "lost+found", "dicomdir"),
+    *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
+# An ending that is no known one. The last number of a UID, as in 1.2.840.1, is none.
+UNKNOWN_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,7}$")
 # Endings of files that hold no DICOM. They need not be opened to see that.
 OTHER_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM.suffixes)
+
+
+def is_litter(name: str) -> bool:
+    """Say whether a NAS, macOS or Windows left a file or folder of this name, or it is hidden."""
+    return name.startswith((".", "~$")) or name.lower() in LITTER
 
 
 def is_image(path: Path) -> bool:
@@ -24,13 +36,13 @@ def is_series(path: Path) -> bool:
     if not path.is_dir() or path.name.startswith("."):
         return False
     try:
-        return any(_is_dicom(file) for file in path.iterdir())
+        return any(is_dicom(file) for file in path.iterdir())
     except OSError:
         # A folder that cannot be opened.
         return False
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """Say whether a file is DICOM; one that cannot be opened is not."""
     if not path.is_file() or path.name.lower().endswith(OTHER_SUFFIXES):
         return False
@@ -53,11 +65,11 @@ def file_stem(path: Path) -> str:
     # A series: its folder may have any name, such as 1.2.840.
     if path.is_dir():
         return path.name
-    # ".nii.gz" is one ending.
-    for suffix in SUFFIXES:
-        if suffix.count(".") > 1 and path.name.lower().endswith(suffix):
+    # The longest first: ".nii.gz" is one ending.
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[: -len(suffix)]
-    return path.stem
+    return UNKNOWN_SUFFIX.sub("", path.name) or path.name
 
 
 def normalize_name(name: str) -> str:

@@ -6,6 +6,7 @@ A new format is a file beside this one with a decoder, and a line in FORMATS.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,6 +57,7 @@ FORMATS = (
     Format("JPEG", (".jpg", ".jpeg"), pictures.JPEG_MAGIC, decode_picture),
     Format("BMP", (".bmp",), pictures.BMP_MAGIC, decode_picture),
 )
+KINDS = {"png": PNG, "tiff": TIFF, "nifti": NIFTI, "seg": DICOM}
 SUFFIXES = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
 
 
@@ -108,6 +110,11 @@ def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) ->
         scan = replace(dicom_series.read_series(path, max_bytes), format=DICOM.name)
     else:
         scan = decode_scan(read_bytes(path), max_bytes)
+    return check_window(scan, window)
+
+
+def check_window(scan: Scan, window: str) -> Scan:
+    """Return a scan. Raises UserError if `window` is "file" and its file proposes none."""
     if window == "file" and scan.window is None:
         raise UserError(
             "its header proposes no window; expected one, or --window centre,width or percentiles"
@@ -172,26 +179,48 @@ def _only_slice(pixels: np.ndarray, what: str) -> np.ndarray:
     return pixels[0]
 
 
+class Written(NamedTuple):
+    """A mask's file, and why it is of another format than was asked for."""
+
+    path: Path
+    note: str = ""
+
+
 def write_mask(
     path: str | Path,
     ids: np.ndarray,
     names: Sequence[str],
     image: Scan,
     levels: Sequence[int] = (),
-) -> Path:
-    """Write a mask in the format of its image; return the file.
+    kind: str = "",
+) -> Written:
+    """Write a mask in the format of its image, or as `kind` says, one of KINDS.
 
     path: without an ending. ids: class ids (S, H, W). levels: the value of each class in the file;
-    none means 1, 2 …, and 255 for a single class in a picture. Raises UserError where the image's
-    header lacks what its format needs; the mask is then a TIFF.
+    none means 1, 2 …, and 255 for a single class in a picture. Where a format cannot be made, the
+    mask is a TIFF, and a note says why.
     """
     mask = Mask(ids, names, levels)
-    kind = _mask_format(image, len(ids))
+    wanted = KINDS[kind] if kind else _mask_format(image, len(ids))
     try:
-        return _write(f"{path}{kind.mask_suffix}", kind.encode_mask(mask, image))
+        return Written(_write(f"{path}{wanted.mask_suffix}", wanted.encode_mask(mask, image)))
     except UserError as error:
         place = _write(f"{path}{TIFF.mask_suffix}", TIFF.encode_mask(mask, image))
-        raise UserError(f"{error}; its mask is {place} instead") from None
+        return Written(place, f"{error}; its mask is {place.name} instead")
+
+
+def write_probabilities(
+    path: str | Path, probs: np.ndarray, names: Sequence[str], image: Scan
+) -> list[Path]:
+    """Write a float32 TIFF per class."""
+    import tifffile
+
+    places = []
+    for name, plane in zip(names, np.moveaxis(probs[..., -len(names) :], -1, 0), strict=True):
+        with atomic(f"{path}_prob_{name}.tif") as temporary:
+            tifffile.imwrite(temporary, np.float32(plane))
+        places.append(Path(f"{path}_prob_{name}.tif"))
+    return places
 
 
 def _mask_format(image: Scan, num_slices: int) -> Format:

@@ -1,20 +1,25 @@
 """Turn probabilities into a mask: class ids, cleaned of small components and holes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
 
-def to_ids(probs: np.ndarray, threshold: float) -> np.ndarray:
+def to_ids(probs: np.ndarray, threshold: float | Sequence[float]) -> np.ndarray:
     """Decide each pixel: probabilities (..., K) → uint8 class ids (...).
 
-    One channel is compared with `threshold`; of several the largest wins.
+    One channel is compared with `threshold`. Of several the largest wins, the background is the
+    first. With a list of thresholds, one for each class, the largest wins of the classes that reach
+    theirs; where none does there is background.
     """
     if probs.shape[-1] == 1:
-        return (probs[..., 0] >= threshold).astype(np.uint8)
-    return np.argmax(probs, axis=-1).astype(np.uint8)
+        return (probs[..., 0] >= np.ravel(threshold)[0]).astype(np.uint8)
+    if np.ndim(threshold) == 0:
+        return np.argmax(probs, axis=-1).astype(np.uint8)
+    classes = np.where(probs[..., 1:] >= np.asarray(threshold), probs[..., 1:], -1.0)
+    return np.where(classes.max(-1) < 0, 0, 1 + np.argmax(classes, axis=-1)).astype(np.uint8)
 
 
 def usual_components(masks: Iterable[np.ndarray]) -> int:
