@@ -23,7 +23,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -79,6 +79,7 @@ def main(config: Config) -> None:
             f"{config.input} and {config.output} are in one another; name another --output, "
             "without images"
         )
+    config = replace(config, model=utils.find_default(config.model))
     network, sha256 = load_for_all(config)
     print(f"model: {config.model} ({network.engine}, {network.precision})", flush=True)
     names = list(source.list_files())

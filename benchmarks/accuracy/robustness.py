@@ -16,7 +16,7 @@ from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging.scan import Scan
 from inference.segment import Member, segment_scans
-from training.run_folder import NON_TRAINING_FIELDS
+from training.run_identity import NON_TRAINING_FIELDS
 from utils import UserError, atomic
 
 METRICS = ["dice", "iou", "nsd", "hd95"]
