@@ -85,13 +85,6 @@ def _describe_segments(names: Sequence[str], version: str) -> list[Any]:
     return segments
 
 
-def is_seg(header: Any) -> bool:
-    """Say whether a DICOM file is a segmentation."""
-    from pydicom import uid
-
-    return header.get("SOPClassUID") == uid.SegmentationStorage
-
-
 def decode_seg(content: bytes, image: Scan, names: Sequence[str]) -> np.ndarray | None:
     """Decode a DICOM segmentation of `image`: class ids (S, H, W), by the segments' labels.
 
@@ -99,7 +92,7 @@ def decode_seg(content: bytes, image: Scan, names: Sequence[str]) -> np.ndarray 
     images, its segments overlap, or their labels are not `names`.
     """
     header = dicom.read_header(content, MAX_BYTES)
-    if not is_seg(header):
+    if not dicom.is_seg(header):
         return None
     try:
         numbers, labels = _read_segments(header, image.header)

@@ -35,14 +35,27 @@ class Format:
     mask_suffix: str = ""
     encode_mask: Callable[[Mask, Scan], bytes] | None = None
 
+    # (content) → whether it is of this format, where marks are not enough.
+    recognise: Callable[[bytes], bool] | None = None
+
     def matches(self, content: bytes) -> bool:
         """Say whether a file's content is of this format."""
+        if self.recognise is not None and self.recognise(content):
+            return True
         return any(content.startswith(mark, offset) for offset, mark in self.magic)
 
 
 PNG = Format("PNG", (".png",), pictures.PNG_MAGIC, decode_picture, ".png", pictures.encode_mask)
 TIFF = Format("TIFF", (".tif", ".tiff"), tiff.MAGIC, decode_tiff, ".tif", tiff.encode_mask)
-DICOM = Format("DICOM", (".dcm",), dicom.MAGIC, decode_dicom, ".dcm", dicom_seg.encode_mask)
+DICOM = Format(
+    "DICOM",
+    (".dcm", ".dicom", ".ima"),
+    dicom.MAGIC,
+    decode_dicom,
+    ".dcm",
+    dicom_seg.encode_mask,
+    dicom.is_dicom,
+)
 NIFTI = Format(
     "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
 )
@@ -105,7 +118,7 @@ def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) ->
     message without the path.
     """
     if Path(path).is_dir():
-        scan = replace(dicom_series.read_series(path, max_bytes), format=DICOM.name)
+        scan = replace(dicom_series.read_folder(path, max_bytes), format=DICOM.name)
     else:
         scan = decode_scan(read_bytes(path), max_bytes)
     if window == "file" and scan.window is None:
