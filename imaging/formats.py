@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imaging import dicom, dicom_seg, dicom_series, nifti, pictures, tiff
+from imaging import dicom, dicom_masks, dicom_seg, dicom_series, nifti, pictures, tiff
 from imaging.dicom import decode_dicom
 from imaging.nifti import decode_nifti
 from imaging.pictures import decode_picture
@@ -147,17 +147,17 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[str] = ()) -> Scan:
     """Read a mask: its values as stored, (S, H, W, 1). Raises UserError without the path.
 
-    A colour file needs equal channels. A DICOM segmentation of `image` is read as ids of the
-    classes `names`.
+    A colour file needs equal channels. A DICOM segmentation of `image`, or its RTSTRUCT, is read as
+    ids of the classes `names`.
     """
     if Path(path).is_dir():
         scan = read_scan(path)
     else:
         content = read_bytes(path)
-        if image is not None and image.format == DICOM.name and DICOM.matches(content):
-            ids = dicom_seg.decode_seg(content, image, names)
-            if ids is not None:
-                return Scan(ids[..., None])
+        if DICOM.matches(content):
+            mask = dicom_masks.decode_mask(content, image, names)
+            if mask is not None:
+                return mask
         scan = decode_scan(content)
     return replace(scan, pixels=_single_channel(scan.pixels))
 
