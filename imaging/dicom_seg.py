@@ -141,8 +141,25 @@ def _complete_headers(headers: Sequence[Any]) -> list[Any]:
             digest = hashlib.sha256(str(copy.SeriesInstanceUID).encode()).digest()
             copy.FrameOfReferenceUID = f"2.25.{int.from_bytes(digest[:16])}"
         _complete_thickness(copy, step_mm)
+        if positions and "PerFrameFunctionalGroupsSequence" in copy:
+            copy.SharedFunctionalGroupsSequence = [_complete_groups(copy, step_mm)]
         completed.append(copy)
     return completed
+
+
+def _complete_groups(header: Any, step_mm: float | None) -> Any:
+    """Give all frames the direction and spacing of the first, where it has them for itself."""
+    import pydicom
+
+    shared = header.get("SharedFunctionalGroupsSequence")
+    groups = pydicom.Dataset(shared[0]) if shared else pydicom.Dataset()
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if name not in groups and name in header.PerFrameFunctionalGroupsSequence[0]:
+            item = pydicom.Dataset(header.PerFrameFunctionalGroupsSequence[0][name][0])
+            setattr(groups, name, [item])
+    for measures in groups.get("PixelMeasuresSequence") or []:
+        _complete_thickness(measures, step_mm)
+    return groups
 
 
 def _complete_thickness(header: Any, step_mm: float | None) -> None:
