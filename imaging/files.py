@@ -15,8 +15,7 @@ LITTER = {
     *("@eadir", "#recycle", "__macosx", "$recycle.bin", "lost+found", "dicomdir"),
     *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
 }
-# An ending that is no known one. The last number of a UID, as in 1.2.840.1, is none.
-UNKNOWN_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,7}$")
+ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}")
 # Endings of files that hold no DICOM. They need not be opened to see that.
 OTHER_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM.suffixes)
 
@@ -29,6 +28,11 @@ def is_litter(name: str) -> bool:
 def is_image(path: Path) -> bool:
     """Say whether a file is an image, by its ending. Hidden files, as macOS leaves, are not."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+
+
+def is_image_file(path: Path) -> bool:
+    """Say whether a file is an image, by its ending, or DICOM by its first bytes."""
+    return is_image(path) or (not path.name.startswith(".") and is_dicom(path))
 
 
 def is_series(path: Path) -> bool:
@@ -53,11 +57,11 @@ def is_dicom(path: Path) -> bool:
 
 
 def holds_one_volume(folder: Path) -> bool:
-    """Say whether a folder's DICOM files are the slices of one series, not images of their own.
-
-    Raises UserError for slices of several series.
-    """
-    return is_series(folder) and dicom_series.is_one_volume(dicom_series.series_files(folder))
+    """Say whether a folder's DICOM files are the slices of one volume, not images of their own."""
+    if not is_series(folder):
+        return False
+    volumes, _ = dicom_series.group_files(dicom_series.series_files(folder))
+    return len(volumes) == 1 and len(volumes[0]) > 1
 
 
 def file_stem(path: Path) -> str:
@@ -65,11 +69,12 @@ def file_stem(path: Path) -> str:
     # A series: its folder may have any name, such as 1.2.840.
     if path.is_dir():
         return path.name
-    # The longest first: ".nii.gz" is one ending.
+    # ".nii.gz" is one ending.
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[: -len(suffix)]
-    return UNKNOWN_SUFFIX.sub("", path.name) or path.name
+    # What follows the last dot of a name such as 1.2.840.1 is no ending.
+    return path.stem if ENDING.fullmatch(path.suffix) else path.name
 
 
 def normalize_name(name: str) -> str:
@@ -92,7 +97,7 @@ def files_by_name(
     """Map names to the image files among `paths`, sorted; an equal name goes to `problems`."""
     found: dict[str, Path] = {}
     for path in sorted(paths):
-        if not is_image(path) and not is_series(path):
+        if not is_image_file(path) and not is_series(path):
             continue
         name = normalize_name(name_of(path))
         # Bytes that are not UTF-8 become surrogates, which tables cannot hold.

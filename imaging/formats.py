@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imaging import dicom, dicom_seg, dicom_series, nifti, pictures, tiff
+from imaging import dicom, dicom_masks, dicom_seg, dicom_series, nifti, pictures, tiff
 from imaging.dicom import decode_dicom
 from imaging.nifti import decode_nifti
 from imaging.pictures import decode_picture
@@ -36,14 +36,27 @@ class Format:
     mask_suffix: str = ""
     encode_mask: Callable[[Mask, Scan], bytes] | None = None
 
+    # (content) → whether it is of this format, where marks are not enough.
+    recognise: Callable[[bytes], bool] | None = None
+
     def matches(self, content: bytes) -> bool:
         """Say whether a file's content is of this format."""
+        if self.recognise is not None and self.recognise(content):
+            return True
         return any(content.startswith(mark, offset) for offset, mark in self.magic)
 
 
 PNG = Format("PNG", (".png",), pictures.PNG_MAGIC, decode_picture, ".png", pictures.encode_mask)
 TIFF = Format("TIFF", (".tif", ".tiff"), tiff.MAGIC, decode_tiff, ".tif", tiff.encode_mask)
-DICOM = Format("DICOM", (".dcm",), dicom.MAGIC, decode_dicom, ".dcm", dicom_seg.encode_mask)
+DICOM = Format(
+    "DICOM",
+    (".dcm", ".dicom", ".ima"),
+    dicom.MAGIC,
+    decode_dicom,
+    ".dcm",
+    dicom_seg.encode_mask,
+    dicom.is_dicom,
+)
 NIFTI = Format(
     "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
 )
@@ -107,7 +120,7 @@ def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) ->
     message without the path.
     """
     if Path(path).is_dir():
-        scan = replace(dicom_series.read_series(path, max_bytes), format=DICOM.name)
+        scan = replace(dicom_series.read_folder(path, max_bytes), format=DICOM.name)
     else:
         scan = decode_scan(read_bytes(path), max_bytes)
     return check_window(scan, window)
@@ -141,17 +154,17 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[str] = ()) -> Scan:
     """Read a mask: its values as stored, (S, H, W, 1). Raises UserError without the path.
 
-    A colour file needs equal channels. A DICOM segmentation of `image` is read as ids of the
-    classes `names`.
+    A colour file needs equal channels. A DICOM segmentation of `image`, or its RTSTRUCT, is read as
+    ids of the classes `names`.
     """
     if Path(path).is_dir():
         scan = read_scan(path)
     else:
         content = read_bytes(path)
-        if image is not None and image.format == DICOM.name and DICOM.matches(content):
-            ids = dicom_seg.decode_seg(content, image, names)
-            if ids is not None:
-                return Scan(ids[..., None])
+        if DICOM.matches(content):
+            mask = dicom_masks.decode_mask(content, image, names)
+            if mask is not None:
+                return mask
         scan = decode_scan(content)
     return replace(scan, pixels=_single_channel(scan.pixels))
 

@@ -80,6 +80,8 @@ def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str =
     inner = (rows.stop - rows.start, columns.stop - columns.start)
     small = np.stack([resize(to_channels(image, channels), inner) for image in scan.pixels])
     low, high = grey_range(small, scan, window)
+    if window == "file" and scan.voi_curve is not None:
+        small, low, high = np.interp(small, *scan.voi_curve), 0, 1
     canvas = np.zeros((len(small), *size, channels), np.uint8)
     if high > low:
         canvas[:, rows, columns] = np.round(255 * np.clip((small - low) / (high - low), 0, 1))

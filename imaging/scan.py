@@ -39,6 +39,9 @@ class Scan:
     has_alpha: bool = False
     # What a user must know of how the file was read, a sentence each, without the file's name.
     notes: tuple[str, ...] = ()
+    # Grey levels (N,), ascending, and their brightness (N,) in 0..1: the curve that the file
+    # proposes, beside its window.
+    voi_curve: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
