@@ -15,6 +15,8 @@ from utils import UserError
 MAX_BYTES = 2**31
 # Smaller files are thumbnails or accidents, never scans.
 MIN_SIDE = 16
+# More than these are slices or spectra, and would fill the memory.
+MAX_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,21 @@ class Scan:
     format: str = ""
     # Whether the last channel is alpha: opacity, not a measurement.
     has_alpha: bool = False
+    # Whether channels are measurements of their own (stains, MR sequences), not red, green, blue.
+    # Then each has grey levels of its own.
+    separate: bool = False
+    # (S, H, W) bool: pixels without a measurement, such as NaN. They have no say in grey levels.
+    padding: np.ndarray | None = None
     # What a user must know of how the file was read, a sentence each, without the file's name.
     notes: tuple[str, ...] = ()
     # Grey levels (N,), ascending, and their brightness (N,) in 0..1: the curve that the file
     # proposes, beside its window.
     voi_curve: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def colours(self) -> np.ndarray:
+        """The pixels without alpha: what a network sees."""
+        return self.pixels[..., :-1] if self.has_alpha else self.pixels
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from imaging import dicom_series, formats
+from imaging import dicom_series, formats, partners
 from imaging.files import file_stem, is_dicom, is_image, is_litter
 from imaging.scan import MAX_BYTES, Scan, name_in_errors
 from inference.output_names import name_outputs
@@ -122,7 +122,7 @@ def _list_folder(
             slices.append(path)
         elif kind == "image":
             pictures.append(path)
-        elif kind:
+        elif kind and not partners.is_partner(path):
             found.passed_over.append(path)
     volumes, notes = dicom_series.group_files(slices) if slices else ([], [])
     found.notes += notes

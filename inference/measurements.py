@@ -62,9 +62,8 @@ def _measure(plane: np.ndarray, scan: Scan) -> dict[str, Any]:
     row["left"], row["right"] = box[2]
     inside = tuple(slice(first, last + 1) for first, last in box)
     row["components"] = ndimage.label(plane[inside])[1]
-    pixels = scan.pixels[inside][plane[inside]]
-    colours = pixels[:, :-1] if scan.has_alpha else pixels
-    row["mean_grey"] = _rounded(float(colours.mean(dtype=np.float64)))
+    pixels = scan.colours[inside][plane[inside]]
+    row["mean_grey"] = _rounded(float(pixels.mean(dtype=np.float64)))
     return row
 
 

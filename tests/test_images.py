@@ -40,7 +40,7 @@ def test_truncated_files_are_refused(suffix):
 
 
 def test_text_and_tiny_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="another kind.; expected one of DICOM, TIFF, NIfTI, PNG"):
+    with pytest.raises(UserError, match="another kind.; expected one of DICOM, TIFF, NIfTI, NRRD"):
         formats.decode_image(b"I am a text file")
     with pytest.raises(UserError, match="1x1 pixels; expected at least 16x16"):
         formats.decode_image(cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes())
