@@ -122,7 +122,7 @@ def _list_folder(
             slices.append(path)
         elif kind == "image":
             pictures.append(path)
-        elif kind and not partners.is_partner(path):
+        elif kind and not partners.header_of(path):
             found.passed_over.append(path)
     volumes, notes = dicom_series.group_files(slices) if slices else ([], [])
     found.notes += notes
