@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from imaging.labels import Classes, Ranges, colour_text, is_in
+from imaging.labels import Classes, Ranges, colour_text, is_in, plane
 from imaging.preprocess import prepare_mask, resize_plane
 from imaging.scan import Scan
 from utils import UserError
@@ -80,10 +80,11 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
     values that `classes` does not name.
     """
     if scan.format == IDS:
-        ids = scan.pixels[..., 0]
+        mask = scan.pixels[..., 0]
         present = [class_id] if class_id else range(1, len(classes.names) + 1)
-        planes = {i: ids > 0 if class_id else ids == i for i in present}
-        return Decoded(planes, np.zeros(ids.shape, bool) if classes.ignored else None, [])
+        planes = {i: mask > 0 if class_id else plane(mask, i) for i in present}
+        ignored = np.zeros(mask.shape, bool) if classes.ignored else None
+        return Decoded(planes, ignored, list(scan.notes))
     notes: list[Note] = [*scan.notes]
     pixels = without_alpha(scan, notes)
     if pixels.shape[-1] == 1 and classes.in_colour and pixels.max() > len(classes.names):
@@ -94,8 +95,8 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
     values = _colour_numbers(pixels) if is_colour else _whole_numbers(pixels[..., 0])
     ignored = is_in(values, classes.ignored) if classes.ignored else None
     if class_id or classes.is_any_value:
-        plane = _only_class(values, ignored, is_colour, notes)
-        return Decoded({class_id or 1: plane}, ignored, notes)
+        found = _only_class(values, ignored, is_colour, notes)
+        return Decoded({class_id or 1: found}, ignored, notes)
     if classes.in_colour and is_colour:
         values, ignored = _nearest_named(values, ignored, classes, notes)
     elif is_colour:
@@ -180,9 +181,9 @@ def _only_class(
             f"values {_list_some({0, *found})}; expected 0 and one other value"
             f"{_advise_one(counted, found)}"
         )
-    plane, blurred = middle
+    inside, blurred = middle
     notes.append((SOFT, blurred))
-    return plane
+    return inside
 
 
 def _soft_pixels(values: np.ndarray, found: set[int]) -> tuple[np.ndarray, int] | None:

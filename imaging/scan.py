@@ -46,6 +46,9 @@ class Scan:
     padding: np.ndarray | None = None
     # What a user must know of how the file was read, a sentence each, without the file's name.
     notes: tuple[str, ...] = ()
+    # Grey levels (N,), ascending, and their brightness (N,) in 0..1: the curve that the file
+    # proposes, beside its window.
+    voi_curve: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def colours(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from imaging import formats, pictures, preprocess
 from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, check_declared_bytes
 from inference import engines, postprocess
+from inference.segment import prepare_inputs
 from utils import UserError
 
 MAX_SIDE = 65_535  # pixels; PNG files end at a million
@@ -68,8 +69,7 @@ class ExportedModel:
         check_declared_bytes(max_bytes, *shape, 4 * max(4, 2 * self.output_channels + 2))
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
-        size, channels = self.input_shape[:2], self.metadata["channels"]
-        prepared = preprocess.prepare_scan(scan, size, channels, window)
+        prepared = prepare_inputs(scan, self.input_shape[:2], self.metadata)
         return Prepared(prepared.astype(np.float32) / 255, shape, scan.spacing_mm)
 
     def decide(self, probs: np.ndarray, prepared: Prepared) -> Prediction:
