@@ -170,7 +170,7 @@ def damage(discs):
     cv2.imwrite(str(folder / "disc09.png"), rgba)
     return {
         "disc00.png": "truncated",
-        "disc01.png": "expected one of DICOM, TIFF, NIfTI, PNG",
+        "disc01.png": "expected one of DICOM, TIFF, NIfTI",
         "disc02.png": "1x1 pixels; expected at least",
         "disc03_mask.png": "36x40 pixels; its image disc03.png is 49x57 pixels",
         "disc04.png": "no mask of that name",
