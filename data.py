@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 import utils
-from dataset import layouts, loading, report
+from dataset import layouts, loading, report, report_page
 from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
@@ -205,7 +205,7 @@ def check(
         lines.append(f"{'note':10} {note}")
     print(*lines, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
     fields = {"data_dir": str(data_dir), "classes": classes, **report.suggest(dataset, names)}
-    page = report.write_report(output, dataset, names, lines, problems, fields)
+    page = report_page.write_report(output, pairs, dataset, preprocessing, lines, problems, fields)
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:
         raise UserError(

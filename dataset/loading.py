@@ -167,10 +167,15 @@ def _read_pairs(
                 yield result
 
 
+def read_as_stored(pair: Pair, preprocessing: Preprocessing) -> tuple[Scan, np.ndarray]:
+    """Read a pair: the image, and its class ids (S, H, W). Raises UserError, see `read_pair`."""
+    return read_pair(pair, preprocessing.names, preprocessing.levels, preprocessing.window)
+
+
 def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
     """Read a pair: rows (S, bytes) of prepared slices and masks, and information on the files."""
     names, size, window = preprocessing.names, preprocessing.size, preprocessing.window
-    scan, ids = read_pair(pair, names, preprocessing.levels, window)
+    scan, ids = read_as_stored(pair, preprocessing)
     images = preprocess.prepare_scan(scan, size, preprocessing.channels, window)
     if window and np.ptp(images) == 0 < np.ptp(scan.pixels):
         levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"
