@@ -194,6 +194,7 @@ def check(
 
     Exits with 2 if there is a problem.
     """
+    utils.check_folder(data_dir)
     layout, names = layouts.recognise(data_dir), class_names(classes)
     levels = mask_values(classes)
     pairs, problems = find_pairs(data_dir)

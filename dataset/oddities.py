@@ -52,7 +52,11 @@ def _noted(info: "pd.DataFrame") -> Found:
     """Find the files whose reader noted something that few files have."""
     if "notes" not in info:
         return []
-    found = [(row, note) for row, notes in enumerate(info["notes"]) for note in notes or ()]
+    found = []
+    for row, notes in enumerate(info["notes"]):
+        for note in notes or ():
+            # A note may come with a count of pixels.
+            found.append((row, note if isinstance(note, str) else note[0]))
     often = {note: sum(note == other for _, other in found) for _, note in found}
     return [(row, note) for row, note in found if often[note] <= max(3, len(info) // 10)]
 
