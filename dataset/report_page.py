@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def _pictures(
     names = preprocessing.names
     chosen = choose_pairs(pairs, dataset.info, names, problems)
     drawn = thumbnails.draw_all(chosen, preprocessing, fields.get("window", ""))
-    root = Path(fields["data_dir"])
+    root = Path(os.path.commonpath([pair.image.parent for pair in pairs]))
     palette = _palette(dataset.channels)
     odd = [_tile(one, root, palette) for one in drawn if one.reason]
     others = [_tile(one, root, palette) for one in drawn if not one.reason]
