@@ -63,7 +63,10 @@ class Config:
 
 
 if __name__ == "__main__":  # --help and wrong flags are answered before the slow imports
+    from training.checks import check_before_keras
+
     CONFIG = utils.parse_flags(Config)
+    utils.run_cli(lambda: check_before_keras(CONFIG))
     print("loading Keras …", flush=True)
     utils.load_keras()
 

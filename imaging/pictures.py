@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from imaging.labels import BITS
-from imaging.scan import Mask, Scan, check_declared_bytes
+from imaging.scan import OVERLAPPING, Mask, Scan, check_declared_bytes
 from utils import UserError, atomic
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def mask_to_png(ids: np.ndarray, names: Sequence[str]) -> bytes:
     Raises UserError for classes that overlap.
     """
     if ids.dtype == BITS:
-        raise UserError("the model's classes overlap, and a PNG holds one of them per pixel")
+        raise UserError(OVERLAPPING)
     return cv2.imencode(".png", (255 if len(names) == 1 else 1) * ids)[1].tobytes()
 
 
