@@ -203,6 +203,7 @@ def check(
     """
     utils.check_folder(data_dir)
     layout = find_data(data_dir)
+    ignore = ignore or ("" if classes else layout.ignore)
     classes = choose_classes(classes, layout)
     parsed = Classes(classes, ignore, overlap)
     names = parsed.names

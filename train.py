@@ -118,9 +118,10 @@ def train(config: Config) -> pd.DataFrame:
 
 
 def with_classes(config: Config) -> Config:
-    """Fill in the classes: those that the data set names, else foreground."""
+    """Fill in the classes, and what does not count: as the data set says, else foreground."""
     layout = data.find_data(config.data_dir) if config.data_dir and not config.classes else None
-    return replace(config, classes=data.choose_classes(config.classes, layout))
+    ignore = config.ignore or (layout.ignore if layout else "")
+    return replace(config, classes=data.choose_classes(config.classes, layout), ignore=ignore)
 
 
 def train_run(config: Config, folder: Path) -> pd.DataFrame:

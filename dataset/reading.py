@@ -83,7 +83,10 @@ def read_masks(pair: Pair, classes: Classes, image: Scan | None = None) -> list[
             if is_annotation(path):
                 masks.append(_draw_shapes(path, pair.image, image, classes.names))
             else:
-                masks.append(formats.read_mask_scan(path, image, classes.names, classes.overlap))
+                mask = formats.read_mask_scan(
+                    path, image, classes.names, classes.overlap, classes.in_colour
+                )
+                masks.append(mask)
     if problems:
         raise UserError("\n".join(problems))
     return masks
