@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 import utils
-from dataset import layouts, loading, patients, report
+from dataset import layouts, loading, patients, report, report_page
 from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
@@ -206,7 +206,9 @@ def check(
 
     Exits with 2 if there is a problem.
     """
+    utils.check_folder(data_dir)
     layout = find_data(data_dir)
+    ignore = ignore or ("" if classes else layout.ignore)
     classes = choose_classes(classes, layout)
     parsed = Classes(classes, ignore, overlap)
     names = parsed.names
@@ -225,7 +227,7 @@ def check(
     fields = {"data_dir": str(data_dir), "classes": classes, **report.suggest(dataset, names)}
     fields |= {"ignore": ignore} if ignore else {}
     fields |= {"overlap": overlap} if overlap else {}
-    page = report.write_report(output, dataset, names, lines, problems, fields)
+    page = report_page.write_report(output, pairs, dataset, preprocessing, lines, problems, fields)
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:
         raise UserError(

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import keras
 from keras import KerasTensor, layers
 
-from utils import UserError
+from utils import UserError, check_size
 
 NORMALIZATIONS = ("batch", "group", "instance", "none")
 
@@ -332,21 +332,6 @@ def check_names(architecture: str, normalization: str, encoder_weights: str = "n
             f"architecture {architecture} has no pretrained encoder, so {encoder_weights!r} does "
             f"not fit; expected one of {', '.join(BACKBONES)}"
         )
-
-
-def check_size(sides: tuple[int | None, int | None], depth: int, pretrained: bool = False) -> None:
-    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times)."""
-    step = 2**5 if pretrained else 2**depth
-    smallest = 2 * step if pretrained else step
-    for side in sides:
-        if side is None and pretrained:
-            raise UserError("image size is open; a pretrained encoder needs a fixed one")
-        if side is None or (side >= smallest and side % step == 0):
-            continue
-        nearest = max(smallest, round(side / step) * step)
-        why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
-        cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
-        raise UserError(f"image size {side} is not a multiple of {step} ({why}); {cure}")
 
 
 @dataclass(frozen=True)

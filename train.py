@@ -63,7 +63,10 @@ class Config:
 
 
 if __name__ == "__main__":  # --help and wrong flags are answered before the slow imports
+    from training.checks import check_before_keras
+
     CONFIG = utils.parse_flags(Config)
+    utils.run_cli(lambda: check_before_keras(CONFIG))
     print("loading Keras …", flush=True)
     utils.load_keras()
 
@@ -115,9 +118,10 @@ def train(config: Config) -> pd.DataFrame:
 
 
 def with_classes(config: Config) -> Config:
-    """Fill in the classes: those that the data set names, else foreground."""
+    """Fill in the classes, and what does not count: as the data set says, else foreground."""
     layout = data.find_data(config.data_dir) if config.data_dir and not config.classes else None
-    return replace(config, classes=data.choose_classes(config.classes, layout))
+    ignore = config.ignore or (layout.ignore if layout else "")
+    return replace(config, classes=data.choose_classes(config.classes, layout), ignore=ignore)
 
 
 def train_run(config: Config, folder: Path) -> pd.DataFrame:

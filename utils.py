@@ -6,7 +6,9 @@ threshold, versions, validation Dice. Keras is imported by the functions that ne
 `serve.py` and `predict.py` on an exported model do without its seconds of start-up.
 """
 
+import difflib
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import textwrap
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,7 @@ ROOT = Path(__file__).parent
 # Flags of earlier versions.
 OLD_FLAGS = {"--normalisation": "--normalization", "--room": "--max-concurrent-requests"}
 MAX_NAME_BYTES = 255  # of a file's name
+MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -68,6 +71,9 @@ def parse_flags(config_class: type[T], description: str | None = None) -> T:
         flags.append(OLD_FLAGS.get(name, name) + separator + value)
     if description is None:
         description = sys.modules[config_class.__module__].__doc__
+    if "--verbose" not in description:
+        # It is taken from the flags before they are parsed, so tyro does not list it.
+        description += "\n--verbose also shows what TensorFlow or JAX says."
     return tyro.cli(config_class, prog=program(), args=flags, description=description)
 
 
@@ -152,11 +158,71 @@ def run_script(
 def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> None:
     """Run the one of several functions that the command line names."""
     hide_backend_logs()
-    cli = tyro.extras.subcommand_cli_from_dict
-    run_cli(lambda: cli(commands, prog=program(), description=description))
+
+    def run() -> None:
+        name = next(iter(sys.argv[1:]), "--help")
+        if not name.startswith("-") and name not in commands:
+            expected = or_expected(nearest(name, commands))
+            raise UserError(f"unknown command {name}{expected} one of {', '.join(commands)}")
+        tyro.extras.subcommand_cli_from_dict(commands, prog=program(), description=description)
+
+    run_cli(run)
+
+
+def check_size(sides: tuple[int | None, int | None], depth: int, pretrained: bool = False) -> None:
+    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times)."""
+    step = 2**5 if pretrained else 2**depth
+    smallest = 2 * step if pretrained else step
+    for side in sides:
+        if side is None and pretrained:
+            raise UserError("image size is open; a pretrained encoder needs a fixed one")
+        if side is None or (side >= smallest and side % step == 0):
+            continue
+        nearest = max(smallest, round(side / step) * step)
+        why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
+        cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
+        raise UserError(f"image size {side} is not a multiple of {step} ({why}); {cure}")
 
 
 # ------------------------------------------------------------------------------- errors and files
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most like one that is not known; "" if none is."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else ""
+
+
+def nearest_path(path: str | Path) -> str:
+    """Return the path that is most like one that does not exist; "" if none is."""
+    path = Path(path)
+    for missing in [*reversed(path.parents), path]:
+        if missing.exists():
+            continue
+        # The first part that is missing is the one that is misspelt.
+        try:
+            siblings = [
+                one.name for one in itertools.islice(missing.parent.iterdir(), MAX_SIBLINGS)
+            ]
+        except OSError:
+            return ""
+        near = nearest(missing.name, siblings)
+        found = missing.parent / near / path.relative_to(missing)
+        return str(found) if near and found.exists() else ""
+    return ""
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise UserError unless there is such a folder of a data set."""
+    if not Path(path).is_dir():
+        expected = or_expected(nearest_path(path))
+        raise UserError(f"{path} is not a folder{expected} one with images and masks")
+
+
+def or_expected(near: str) -> str:
+    """Write "; did you mean …? Expected", or "; expected" where nothing is near."""
+    return f"; did you mean {near}? Expected" if near else "; expected"
 
 
 def first_line(error: BaseException) -> str:
@@ -398,8 +464,10 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     import h5py
 
     if not Path(path).is_file():
+        near = nearest_path(path)
+        hint = f"did you mean {near}? Else " if near else ""
         raise UserError(
-            f"no model at {path}; run `python train.py` first, or name one with --model"
+            f"no model at {path}; {hint}run `python train.py` first, or name one with --model"
         )
     try:
         with h5py.File(path) as file:

@@ -18,6 +18,7 @@ from dataset.cache import Dataset, Store
 from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging import preprocess
+from imaging.encodings import Truth
 from imaging.files import split_by_size
 from imaging.labels import Classes, plane
 from imaging.scan import Scan
@@ -169,10 +170,15 @@ def _read_pairs(
                 yield result
 
 
+def read_as_stored(pair: Pair, preprocessing: Preprocessing) -> tuple[Scan, Truth]:
+    """Read a pair: the image, and what its masks say. Raises UserError, see `read_pair`."""
+    return read_pair(pair, preprocessing.classes, preprocessing.window)
+
+
 def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
     """Read a pair: rows (S, bytes) of prepared slices and masks, and information on the files."""
     classes, size, window = preprocessing.classes, preprocessing.size, preprocessing.window
-    scan, truth = read_pair(pair, classes, window)
+    scan, truth = read_as_stored(pair, preprocessing)
     images = preprocess.prepare_scan(scan, size, preprocessing.channels, window)
     if window and np.ptp(images) == 0 < np.ptp(scan.pixels):
         levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"

@@ -83,7 +83,10 @@ def read_masks(pair: Pair, classes: Classes, image: Scan | None = None) -> list[
             if is_annotation(path):
                 masks.append(_draw_shapes(path, pair.image, image, classes.names))
             else:
-                masks.append(formats.read_mask_scan(path, image, classes.names))
+                mask = formats.read_mask_scan(
+                    path, image, classes.names, classes.overlap, classes.in_colour
+                )
+                masks.append(mask)
     if problems:
         raise UserError("\n".join(problems))
     return masks
@@ -120,7 +123,7 @@ def merge_masks(
             found = _decode(mask, classes, class_id if len(classes.names) > 1 else 0)
         notes += found.notes
         for one, where in found.planes.items():
-            if class_id != ALL_CLASSES and not classes.overlap:
+            if (class_id != ALL_CLASSES or mask.format == SHAPES) and not classes.overlap:
                 notes += _count_overlaps(merged[where], one, classes.names)
             add_class(merged, one, where)
         if ignored is not None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from imaging.labels import Classes, Ranges, colour_text, is_in
+from imaging.labels import MAX_VALUE, Classes, Ranges, colour_text, is_in, plane
 from imaging.preprocess import prepare_mask, resize_plane
 from imaging.scan import Scan
 from utils import UserError
@@ -30,6 +30,8 @@ MAX_SUGGESTED_CLASSES = 8
 MAX_ID = 32
 # What stands for the only class in most masks.
 USUAL = {1, 255, 65535}
+# So many colours are looked at whether they fill an area.
+MAX_SOLID = 64
 # A colour that is not named is a class of its own from this share of the pixels on, else an edge.
 MIN_COLOUR_SHARE = 0.005
 MIN_COLOUR_PIXELS = 16
@@ -80,10 +82,11 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
     values that `classes` does not name.
     """
     if scan.format == IDS:
-        ids = scan.pixels[..., 0]
+        mask = scan.pixels[..., 0]
         present = [class_id] if class_id else range(1, len(classes.names) + 1)
-        planes = {i: ids > 0 if class_id else ids == i for i in present}
-        return Decoded(planes, np.zeros(ids.shape, bool) if classes.ignored else None, [])
+        planes = {i: mask > 0 if class_id else plane(mask, i) for i in present}
+        ignored = np.zeros(mask.shape, bool) if classes.ignored else None
+        return Decoded(planes, ignored, list(scan.notes))
     notes: list[Note] = [*scan.notes]
     pixels = without_alpha(scan, notes)
     if pixels.shape[-1] == 1 and classes.in_colour and pixels.max() > len(classes.names):
@@ -94,10 +97,13 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
     values = _colour_numbers(pixels) if is_colour else _whole_numbers(pixels[..., 0])
     ignored = is_in(values, classes.ignored) if classes.ignored else None
     if class_id or classes.is_any_value:
-        plane = _only_class(values, ignored, is_colour, notes)
-        return Decoded({class_id or 1: plane}, ignored, notes)
+        found = _only_class(values, ignored, is_colour, notes)
+        return Decoded({class_id or 1: found}, ignored, notes)
     if classes.in_colour and is_colour:
         values, ignored = _nearest_named(values, ignored, classes, notes)
+    elif is_colour and classes.ranges == [((1, MAX_VALUE),)]:
+        # Objects in a colour each are one class with 1+.
+        return Decoded({1: values > 0}, ignored, notes)
     elif is_colour:
         raise UserError(_describe_colours(values))
     ranges = classes.ranges
@@ -112,16 +118,15 @@ def decode(scan: Scan, classes: Classes, class_id: int = 0) -> Decoded:
 
 def without_alpha(scan: Scan, notes: list[Note]) -> np.ndarray:
     """Reduce a mask to its values (S, H, W, 1) or colours (S, H, W, 3)."""
-    pixels = scan.pixels
+    pixels = scan.pixels.astype(np.uint8) if scan.pixels.dtype == bool else scan.pixels
     if scan.has_alpha:
         pixels, alpha = pixels[..., :-1], pixels[..., -1:]
-        if np.ptp(alpha) > 0:
-            opaque = np.where(alpha > np.max(alpha) / 2, pixels, 0)
+        if alpha.max() > alpha.min():
+            opaque = np.where(alpha > alpha.max() / 2, pixels, 0)
             # Where all that is seen is of one colour, the alpha channel draws the shape.
-            is_drawn = np.ptp(opaque.reshape(-1, opaque.shape[-1]), axis=0).any()
-            is_plain = not np.ptp(pixels.reshape(-1, pixels.shape[-1]), axis=0).any()
-            notes.append(ALPHA if is_plain or not is_drawn else CLEAR)
-            pixels = alpha if is_plain or not is_drawn else opaque
+            is_drawn = not _is_plain(pixels) and not _is_plain(opaque)
+            notes.append(CLEAR if is_drawn else ALPHA)
+            pixels = opaque if is_drawn else alpha
     if pixels.shape[-1] not in (1, 3):
         raise UserError(
             f"{pixels.shape[-1]} channels; expected a mask with one value or colour per pixel"
@@ -131,14 +136,18 @@ def without_alpha(scan: Scan, notes: list[Note]) -> np.ndarray:
 
 def _is_grey(pixels: np.ndarray) -> bool:
     """Say whether the channels (S, H, W, 3) are the same."""
-    tolerance = GREY_TOLERANCE if pixels.dtype == np.uint8 else 0
-    return bool((pixels.max(-1) - pixels.min(-1)).max() <= tolerance)
+    if pixels.dtype != np.uint8:
+        return bool((pixels == pixels[..., :1]).all())
+    return bool((pixels.max(-1) - pixels.min(-1)).max() <= GREY_TOLERANCE)
+
+
+def _is_plain(pixels: np.ndarray) -> bool:
+    """Say whether all pixels (S, H, W, C) are the same."""
+    return bool((pixels == pixels[0, 0, 0]).all())
 
 
 def _whole_numbers(values: np.ndarray) -> np.ndarray:
     """Give values (S, H, W) an integer type; shares from 0 to 1 become 0 to 255."""
-    if values.dtype.kind == "b":
-        return values.astype(np.uint8)
     if values.dtype.kind != "f":
         return values
     if (values == np.round(values)).all():
@@ -153,8 +162,10 @@ def _whole_numbers(values: np.ndarray) -> np.ndarray:
 
 def _colour_numbers(pixels: np.ndarray) -> np.ndarray:
     """Make one number 0xRRGGBB of each colour (S, H, W, 3)."""
-    if pixels.dtype.itemsize > 1 or pixels.dtype.kind not in "ub":
+    if pixels.dtype != np.uint8:
         pixels = pixels / (257 if pixels.max() > 255 else 1)
+        if pixels.min() < 0 or pixels.max() > 255:
+            raise UserError("colours that are not of 8 or 16 bits; expected a mask")
     red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
     return red << 16 | green << 8 | blue
 
@@ -180,9 +191,9 @@ def _only_class(
             f"values {_list_some({0, *found})}; expected 0 and one other value"
             f"{_advise_one(counted, found)}"
         )
-    plane, blurred = middle
+    inside, blurred = middle
     notes.append((SOFT, blurred))
-    return plane
+    return inside
 
 
 def _soft_pixels(values: np.ndarray, found: set[int]) -> tuple[np.ndarray, int] | None:
@@ -342,9 +353,10 @@ def _describe_colours(colours: np.ndarray) -> str:
     seen, counts = np.unique(colours, return_counts=True)
     least = max(MIN_COLOUR_PIXELS, MIN_COLOUR_SHARE / 5 * colours.size)
     common = [i for i in np.argsort(-counts, kind="stable") if counts[i] >= least]
-    if not common or len(common) > 4 * MAX_SUGGESTED_CLASSES:
-        return f"a colour picture of {len(seen)} colours; expected a mask"
-    solid = [i for i in common if _is_solid(colours, seen[i])]
+    solid = [i for i in common[:MAX_SOLID] if _is_solid(colours, seen[i])]
+    if not common or len(solid or common) > 2 * MAX_SUGGESTED_CLASSES:
+        advice = ' (if each is one object of the same class, instance labels: --classes "NAME=1+")'
+        return f"a picture of {len(seen)} colours; expected a mask{advice if solid else ''}"
     shares = {int(seen[i]): counts[i] / colours.size for i in solid or common}
     listed = ", ".join(f"{colour_text(one)} ({share:.1%})" for one, share in shares.items())
     background = 0 if 0 in shares else next(iter(shares))

@@ -120,6 +120,8 @@ def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str =
     inner = (rows.stop - rows.start, columns.stop - columns.start)
     small = np.stack([resize(to_channels(image, channels), inner) for image in scan.colours])
     low, high = grey_ranges(small, scan, window)
+    if window == "file" and scan.voi_curve is not None:
+        small, low, high = np.interp(small, *scan.voi_curve), 0, 1
     canvas = np.zeros((len(small), *size, channels), np.uint8)
     # What is constant is divided by infinity.
     width = np.where(high > low, high - low, np.inf) if np.ndim(low) else high - low

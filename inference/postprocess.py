@@ -1,6 +1,6 @@
 """Turn probabilities into a mask: class ids, cleaned of small components and holes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -9,18 +9,25 @@ import numpy as np
 from imaging.labels import BITS, Classes, join_planes, plane
 
 
-def to_ids(probs: np.ndarray, threshold: float, overlap: bool = False) -> np.ndarray:
+def to_ids(
+    probs: np.ndarray, threshold: float | Sequence[float], overlap: bool = False
+) -> np.ndarray:
     """Decide each pixel: probabilities (..., K) → a mask (...), uint8 class ids.
 
-    One channel is compared with `threshold`; of several the largest wins. With `overlap` each is
-    compared with `threshold`, and the mask is of BITS.
+    One channel is compared with `threshold`. Of several the largest wins, the background is the
+    first. With a list of thresholds, one for each class, the largest wins of the classes that reach
+    theirs; where none does there is background. With `overlap` each
+    class is compared with its own, and the mask is of BITS.
     """
     if overlap:
         limits = np.broadcast_to(threshold, probs.shape[-1:])
         return join_planes((probs[..., k] >= limits[k] for k in range(len(limits))), BITS)
     if probs.shape[-1] == 1:
-        return (probs[..., 0] >= threshold).astype(np.uint8)
-    return np.argmax(probs, axis=-1).astype(np.uint8)
+        return (probs[..., 0] >= np.ravel(threshold)[0]).astype(np.uint8)
+    if np.ndim(threshold) == 0:
+        return np.argmax(probs, axis=-1).astype(np.uint8)
+    classes = np.where(probs[..., 1:] >= np.asarray(threshold), probs[..., 1:], -1.0)
+    return np.where(classes.max(-1) < 0, 0, 1 + np.argmax(classes, axis=-1)).astype(np.uint8)
 
 
 def usual_components(masks: Iterable[np.ndarray]) -> int:

@@ -22,6 +22,7 @@ from imaging.files import is_image
 from imaging.labels import plane
 from imaging.scan import Scan
 from inference import engines, postprocess
+from inference.segment import prepare_inputs
 from utils import UserError, atomic
 
 
@@ -38,7 +39,7 @@ def main(config: Config) -> None:
     """Measure, print, and write the result into the manifest. Raises UserError."""
     if config.checked < 1:
         raise UserError(f"checked is {config.checked}; expected at least 1")
-    model, source = Path(config.model), Path(config.images)
+    model, source = Path(utils.find_default(config.model)), Path(config.images)
     _, metadata, _ = engines.load_engine(model, "onnxruntime", "float32")
     paths = list_images(source)[: config.checked]
     print(f"comparing the masks of {len(paths)} image(s)", flush=True)
@@ -104,7 +105,6 @@ def compare_masks(
     nothing in the whole scan.
     """
     size, shape = reference.input_shape[:2], scan.pixels.shape[1:3]
-    window = metadata.get("window", "")
     num_classes = len(metadata["classes"])
 
     def find(network: engines.Engine, image: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def compare_masks(
         return postprocess.decide(probs, metadata)
 
     rows, is_empty = [], True
-    for prepared in preprocess.prepare_scan(scan, size, metadata["channels"], window):
+    for prepared in prepare_inputs(scan, size, metadata):
         image = prepared[None].astype(np.float32) / 255
         truth = find(reference, image)
         is_empty = is_empty and not truth.any()

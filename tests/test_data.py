@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -169,7 +170,7 @@ def damage(discs):
     cv2.imwrite(str(folder / "disc09.png"), rgba)
     return {
         "disc00.png": "truncated",
-        "disc01.png": "expected one of DICOM, TIFF, NIfTI, PNG",
+        "disc01.png": "expected one of DICOM, TIFF, NIfTI",
         "disc02.png": "1x1 pixels; expected at least",
         "disc03_mask.png": "36x40 pixels; its image disc03.png is 49x57 pixels",
         "disc04.png": "no mask of that name",
@@ -388,8 +389,10 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
         pairs, Preprocessing(Classes("disc"), (32, 32)), tmp_path / "cache"
     )
     reads = []
-    decode = formats.decode_scan
-    monkeypatch.setattr(formats, "decode_scan", lambda *args: reads.append(1) or decode(*args))
+    for name in ("decode_scan", "decode_mask_scan"):
+        decode = getattr(formats, name)
+        counted = partial(lambda decode, *args: reads.append(1) or decode(*args), decode)
+        monkeypatch.setattr(formats, name, counted)
     again, _ = loading.load_pairs(
         pairs, Preprocessing(Classes("disc"), (32, 32)), tmp_path / "cache"
     )

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import data
 from dataset import loading
@@ -256,3 +257,59 @@ def test_several_files_of_one_class_are_joined(folder, ids):
         files.append(write(folder / f"masks{number}" / "0.png", np.uint8(255) * (ids == number)))
     truth = read_truth(Pair(folder / "images" / "0.png", tuple(files)), Classes("cell"))
     assert (truth.mask[0] == (ids > 0)).all() and truth.ignored is None and not truth.notes
+
+
+def test_palettes_are_indices_or_colours_as_classes_say(tmp_path, ids):
+    picture = Image.fromarray(ids, mode="P")
+    picture.putpalette([0, 0, 0, *GREEN, *RED] + [0] * 759)
+    for ending in ("png", "gif", "bmp", "tif"):
+        path = tmp_path / f"mask.{ending}"
+        picture.save(path)
+        pair = Pair(tmp_path / "image.png", (path,))
+        assert (read_truth(pair, Classes("disc,square")).mask[0] == ids).all(), ending
+        by_colour = read_truth(pair, Classes("square=#ff0000,disc=#00ff00")).mask[0]
+        assert (by_colour == np.array([0, 2, 1])[ids]).all(), ending
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_are_ids(tmp_path, ids, bits):
+    mask = np.minimum(ids, 2**bits - 1)
+    picture = Image.fromarray(mask, mode="P")
+    picture.putpalette([0, 0, 0, 90, 90, 90, 180, 180, 180] + [255] * 759)
+    picture.save(tmp_path / "mask.png", bits=bits)
+    pair = Pair(tmp_path / "image.png", (tmp_path / "mask.png",))
+    assert (read_truth(pair, Classes("a,b")).mask[0] == mask).all()
+
+
+def test_objects_in_a_colour_each():
+    labels = np.zeros((96, 96, 3), np.uint8)
+    for n in range(36):
+        colour = (7 * n, 255 - 5 * n, 40 + n)
+        cv2.circle(labels, (8 + 16 * (n % 6), 8 + 16 * (n // 6)), 5, colour, -1)
+    with pytest.raises(UserError, match=r"37 colours; expected a mask .*instance labels.*NAME=1\+"):
+        found(labels)
+    assert (found(labels, "cell=1+")[0] == labels.any(-1)).all()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_pixels_are_read_or_refused(seed):
+    """Random arrays of every type: never another error, always a mask of their size."""
+    rng = np.random.default_rng(seed)
+    dtype = rng.choice(["?", "u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8"])
+    channels = int(rng.choice([1, 2, 3, 4, 5]))
+    highest = int(rng.choice([1, 2, 5, 100, 255, 300]))
+    low = -3 if dtype[0] in "if" and rng.random() < 0.2 else 0
+    pixels = rng.integers(low, highest + 1, (2, 20, 20, channels)).astype(dtype)
+    if dtype[0] == "f" and rng.random() < 0.5:
+        pixels = pixels / highest
+    scan = Scan(pixels, has_alpha=channels in (2, 4) and bool(rng.random() < 0.7))
+    flags = [("",), ("a,b",), ("a=1+",), ("a=#ff0000,b=#00ff00", "#0000ff"), ("a,b", "255")]
+    for classes in (Classes(*one) for one in flags):
+        try:
+            decoded = decode(scan, classes)
+        except UserError:
+            continue
+        assert all(
+            one.shape == (2, 20, 20) and one.dtype == bool for one in decoded.planes.values()
+        )
+        assert (decoded.ignored is None) == (not classes.ignored)

@@ -69,7 +69,10 @@ def test_compressed_pixels_are_what_gdcm_says(name):
         expected = expected * np.float32(header.get("RescaleSlope", 1)) + np.float32(
             header.get("RescaleIntercept", 0)
         )
-    np.testing.assert_array_equal(pixels, expected.squeeze())
+    kept = np.ones(pixels.shape, bool)
+    if "PixelPaddingValue" in header:
+        kept = header.pixel_array != header.PixelPaddingValue
+    np.testing.assert_array_equal(pixels[kept], expected.squeeze()[kept])
 
 
 @pytest.mark.parametrize("name", [name for name in COMPRESSED if "rle" in name.lower()])
@@ -165,15 +168,6 @@ def test_a_series_is_a_volume_in_the_order_of_its_places(series):
         2 * round(z) - 1024 for z in (2.5, 5, 7.5, 10)
     ]  # HU
     assert scan.spacing_mm == (2.5, 0.7, 0.8) and scan.window == (40, 400)
-
-
-def test_two_series_in_a_folder_are_refused(series):
-    (series / "IM9").write_bytes((FILES / "CT_small.dcm").read_bytes())
-    with pytest.raises(UserError, match="2 series of 2 sizes in one folder"):
-        formats.read_scan(series)
-    (series / "IM9").write_bytes((series / "IM0").read_bytes())
-    with pytest.raises(UserError, match="have the same position"):
-        formats.read_scan(series)
 
 
 def test_low_is_white_is_inverted():
@@ -326,21 +320,6 @@ def test_frames_have_grey_levels_and_spacing_of_their_own():
     assert scan.window == (40, 400) and scan.spacing_mm == (3, 0.5, 0.6)
 
 
-def test_a_missing_slice_is_reported(series):
-    uids = {
-        n: pydicom.dcmread(series / "IM0")[n].value
-        for n in ("StudyInstanceUID", "SeriesInstanceUID")
-    }
-    ct_slice(20, 9, uids | {"FrameOfReferenceUID": pydicom.uid.generate_uid()}).save_as(
-        series / "IM9", enforce_file_format=True
-    )
-    with pytest.raises(
-        UserError,
-        match="slices are 2.5 to 10 mm apart, the widest gap after number 0; expected even steps",
-    ):
-        formats.read_scan(series)
-
-
 def test_other_files_beside_a_series_are_ignored(series, tmp_path):
     (series / "AUTORUN.INF").write_text("[autorun]")
     (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
@@ -360,16 +339,6 @@ def test_a_damaged_slice_is_named(series):
         formats.read_scan(series)
 
 
-def test_slices_of_two_series_in_a_folder_are_refused(series):
-    ct_slice(99, 9, {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4"}).save_as(
-        series / "scout", enforce_file_format=True
-    )
-    with pytest.raises(
-        UserError, match="2 series, of 4, 1 files; expected one: put each in its own folder"
-    ):
-        list_inputs(series)
-
-
 def test_masks_have_the_values_that_the_training_masks_had(tmp_path):
     ids = np.zeros((3, 20, 24), np.uint8)
     ids[1, 5:9], ids[2, 3:4] = 1, 2
@@ -385,11 +354,12 @@ def test_masks_have_the_values_that_the_training_masks_had(tmp_path):
 
 
 def test_a_folder_of_slices_is_one_volume_and_one_of_images_is_not(series, tmp_path):
-    assert list_inputs(series) == ([series], [])
+    (volume,) = list_inputs(series).items
+    assert volume.is_volume and volume.path == series and len(volume.files) == 4
     (tmp_path / "images").mkdir()
     for name in ("CT_small.dcm", "MR_small.dcm"):
         shutil.copy(FILES / name, tmp_path / "images" / name)
-    assert len(list_inputs(tmp_path / "images")[0]) == 2
+    assert len(list_inputs(tmp_path / "images").items) == 2
 
 
 @pytest.mark.parametrize("turned", [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, -1]])
