@@ -6,23 +6,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from imaging import dicom_series
-from imaging.files import SUFFIXES, is_series, normalize_name
+from imaging.files import SUFFIXES, is_dicom, is_litter, is_series, normalize_name
 from imaging.formats import DICOM
 from utils import UserError
 
-# Left by NAS, macOS, Windows, Jupyter. What begins with a dot is hidden, and litter too.
-LITTER = (
-    "@eadir",
-    "#recycle",
-    "__macosx",
-    "$recycle.bin",
-    "lost+found",
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "icon\r",
-)
 MAX_DEPTH = 8  # folders in folders
 # Files of these endings are not opened to see whether they are DICOM.
 TEXT_SUFFIXES = ".json .txt .csv .tsv .xml .md .pdf .zip .html .raw .gz .py .yaml .yml .xlsx .npy"
@@ -30,11 +17,6 @@ NO_DICOM = (
     *(suffix for suffix in SUFFIXES if suffix not in DICOM.suffixes),
     *TEXT_SUFFIXES.split(),
 )
-
-
-def is_litter(name: str) -> bool:
-    """Say whether an operating system left a file or folder of this name."""
-    return name.startswith((".", "~$")) or name.lower() in LITTER
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -105,7 +87,7 @@ class Folder:
             # Of x.hdr and x.img the first is read, and finds the second.
             if lower.endswith(".img") and {path.stem + ".hdr", path.stem + ".HDR"} & names:
                 continue
-            if lower.endswith(SUFFIXES) or (not lower.endswith(NO_DICOM) and _is_dicom(path)):
+            if lower.endswith(SUFFIXES) or (not lower.endswith(NO_DICOM) and is_dicom(path)):
                 found.append(path)
         return found
 
@@ -154,13 +136,6 @@ class Folder:
 
 def _ending(path: Path) -> str:
     return (split_name(path.name)[1] or path.suffix or "without ending").lower()
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        return path.is_file() and dicom_series.is_dicom_file(path)
-    except UserError:
-        return False
 
 
 def draw_tree(folder: Folder, most: int = 12, depth: int = 3) -> list[str]:

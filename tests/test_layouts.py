@@ -5,7 +5,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 import data
 from dataset import layouts
@@ -459,3 +463,71 @@ def test_classes_are_those_of_the_layout_unless_given(tmp_path):
 def write(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), pixels.astype(np.uint8))
+
+
+# --------------------------------------------------------------------------------- radiotherapy
+
+
+def write_series(folder: Path, uid: str, count: int = 4) -> None:
+    """Write slices of CT of 3 mm, 32 x 32 pixels of 2 mm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        header = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        header.SeriesInstanceUID, header.SOPInstanceUID = uid, f"{uid}.{i + 1}"
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        header.Rows = header.Columns = 32
+        header.PixelSpacing, header.SliceThickness = [2, 2], 3
+        header.ImagePositionPatient, header.InstanceNumber = [0, 0, 3 * i], i + 1
+        header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        header.PixelData = np.full((32, 32), 100 + i, np.int16).tobytes()
+        header.save_as(folder / f"IM{i}")
+
+
+def write_contours(path: Path, uid: str, structures: dict[str, float]) -> None:
+    """Write an RTSTRUCT with a square of 20 mm in slice 1 for each structure, at its offset."""
+    header = Dataset()
+    header.SOPClassUID, header.Modality = "1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT"
+    header.SOPInstanceUID, header.SeriesInstanceUID = f"{uid}.900", f"{uid}.901"
+    reference, study, series = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID = uid
+    study.RTReferencedSeriesSequence = [series]
+    reference.RTReferencedStudySequence = [study]
+    header.ReferencedFrameOfReferenceSequence = [reference]
+    header.StructureSetROISequence, header.ROIContourSequence = [], []
+    for number, (name, offset) in enumerate(structures.items(), 1):
+        roi, contours, contour = Dataset(), Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, contours.ReferencedROINumber = number, name, number
+        low, high = offset - 1, offset + 19  # pixels' centres are at 0, 2, 4 mm
+        contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
+        corners = [(low, low), (high, low), (high, high), (low, high)]
+        contour.ContourData = [value for x, y in corners for value in (x, y, 3)]
+        contours.ContourSequence = [contour]
+        header.StructureSetROISequence.append(roi)
+        header.ROIContourSequence.append(contours)
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("place", ["{}/RS.dcm", "{}/CT/RS.dcm", "{}/RTSTRUCT/RS.dcm"])
+def test_contours_of_radiotherapy(tmp_path, place):
+    for i in range(1, 4):
+        uid = f"1.2.3.{i}"
+        write_series(tmp_path / f"patient{i}" / "CT", uid)
+        structures = {"BODY": -1.0, "Liver": 10.0, "Spleen": 40.0}
+        if i == 3:
+            del structures["Spleen"]
+        write_contours(tmp_path / place.format(f"patient{i}"), uid, structures)
+    layout = find(tmp_path)
+    assert layout.classes == "Liver,Spleen" and "RTSTRUCT" in layout.name
+    assert [pair.patient for pair in layout.pairs] == ["patient1", "patient2", "patient3"]
+    assert [pair.image.name for pair in layout.pairs] == ["CT"] * 3
+    masks = [read_pair(pair, Classes(layout.classes))[1].mask for pair in layout.pairs]
+    expected = np.zeros((4, 32, 32), np.uint8)
+    expected[1, 5:15, 5:15] = 1
+    np.testing.assert_array_equal(masks[2], expected)
+    expected[1, 20:30, 20:30] = 2
+    np.testing.assert_array_equal(masks[0], expected)
