@@ -45,11 +45,18 @@ class Folder:
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    if not is_litter(entry.name):
+                    if not is_litter(entry.name) and not self._leads_back(entry):
                         names[entry.is_dir()].append(entry.name)
         except OSError as error:
             raise UserError(f"{self.path} cannot be opened ({error.strerror})") from None
         return sorted(names[0]), sorted(names[1])
+
+    def _leads_back(self, entry: os.DirEntry) -> bool:
+        """Say whether a link leads to this folder or to one above."""
+        if not (entry.is_symlink() and entry.is_dir()):
+            return False
+        here = self.path.resolve()
+        return Path(entry.path).resolve() in (here, *here.parents)
 
     @cached_property
     def files(self) -> list[Path]:

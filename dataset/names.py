@@ -24,9 +24,9 @@ NO_MASKS = {"2ndmanual", "manual2", "segmentationobject", "fov"}
 OTHER_WORDS = "png jpg jpeg tif tiff bmp nii nifti dcm dicom dir folder files all"
 FORMAT_WORDS = frozenset(OTHER_WORDS.split())
 SUBSET_WORDS = {
-    "train": "train training trn tr traindata trainset trainingset trainingdata stage1train",
+    "train": "train training trn tr traindata trainset trainingset trainingdata stagetrain",
     "val": "val valid validation validate dev valset validationset validationdata",
-    "test": "test testing tst ts testset testingset testdata stage1test",
+    "test": "test testing tst ts testset testingset testdata stagetest",
 }
 SUBSET_OF = {word: name for name, words in SUBSET_WORDS.items() for word in words.split()}
 

@@ -531,3 +531,10 @@ def test_contours_of_radiotherapy(tmp_path, place):
     np.testing.assert_array_equal(masks[2], expected)
     expected[1, 20:30, 20:30] = 2
     np.testing.assert_array_equal(masks[0], expected)
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/a.png")
+    for place in ("images/again", "masks/again", "loop"):
+        (tmp_path / place).symlink_to(tmp_path)
+    assert paired(find(tmp_path), tmp_path) == {"images/a.png": ("masks/a.png",)}
