@@ -1,4 +1,4 @@
-"""Layouts of annotation programs: COCO and labelme files, CVAT and Pascal VOC with colours."""
+"""Layouts of annotation programs whose masks are shapes in JSON files: COCO and labelme."""
 
 from collections import defaultdict
 from collections.abc import Collection
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dataset.annotations import COCO_KEYS, Coco, find_shapes, read_shapes
 from dataset.folder import Folder
-from dataset.folder_layouts import images_and_masks
 from dataset.names import subset_of
 from dataset.pairs import Layout, Pair, classes_text
 from utils import UserError
@@ -182,50 +181,3 @@ def is_labelme(path: Path) -> bool:
     except OSError:
         return False
     return b'"shapes"' in head
-
-
-# ----------------------------------------------------------------------------------- CVAT and VOC
-
-
-def voc(folder: Folder) -> Layout | None:
-    """Recognise JPEGImages/ + SegmentationClass/ of Pascal VOC and CVAT, and labelmap.txt.
-
-    Images without a mask are passed over: most of Pascal VOC have none.
-    """
-    if not folder.folder("segmentationclass"):
-        return None
-    layout = images_and_masks(folder)
-    if layout is None:
-        return None
-    table = folder.file("labelmap.txt")
-    if table:
-        layout.other.append(table)
-        layout.classes, layout.ignore = read_labelmap(table)
-        layout.name += ", classes from labelmap.txt"
-    lacking = [problem for problem in layout.problems if ": no mask of that name" in problem]
-    if lacking and layout.pairs:
-        layout.problems = [one for one in layout.problems if one not in lacking]
-        layout.notes.append(f"{len(lacking)} images have no mask and are passed over")
-    return layout
-
-
-def read_labelmap(path: Path) -> tuple[str, str]:
-    """Read CVAT's lines name:r,g,b:parts:actions: the classes, and the colour that is ignored."""
-    colours, ignored = {}, ""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    for line in lines:
-        name, _, rest = line.partition(":")
-        numbers = rest.partition(":")[0].split(",")
-        if line.lstrip().startswith("#") or not line.strip():
-            continue
-        if len(numbers) != 3 or not all(one.strip().isdecimal() for one in numbers):
-            raise UserError(f"{path}: line {line[:60]!r}; expected name:red,green,blue::")
-        colour = "#" + "".join(f"{min(int(one), 255):02x}" for one in numbers)
-        if name.strip().lower() in ("ignore", "void", "unlabeled", "unlabelled"):
-            ignored = colour
-        elif colour != "#000000" and name.strip().lower() != "background":
-            colours[name.strip()] = colour
-    return classes_text(colours), ignored

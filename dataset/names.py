@@ -12,8 +12,9 @@ IMAGE_WORDS = (
 )
 MASK_WORDS = (
     "mask masks label labels gt gts groundtruth groundtruths truth annotation annotations anns ann "
-    "anno annos seg segs segmentation segmentations segmentationclass segmentationobject manual "
-    "annot annots manuals 1stmanual target targets contour contours roi rois labelmap labelmaps"
+    "anno annos annot annots seg segs segmentation segmentations segmentationclass "
+    "segmentationclasspng segmentationobject manual manuals 1stmanual target targets contour "
+    "contours roi rois labelmap labelmaps"
 )
 IMAGES, MASKS = frozenset(IMAGE_WORDS.split()), frozenset(MASK_WORDS.split())
 # The better first, where there are several. In DRIVE mask/ is the field of view.

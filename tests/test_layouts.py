@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
@@ -419,6 +420,28 @@ def test_cvat_with_labelmap(tmp_path):
     assert layout.classes == "liver=#ff0000,cyst=#008007" and len(layout.pairs) == 2
     assert {pair.masks[0].parent.name for pair in layout.pairs} == {"SegmentationClass"}
     assert "1 images have no mask and are passed over" in layout.notes
+
+
+def test_pascal_voc_with_its_lists_and_void_borders(tmp_path):
+    palette = np.zeros((256, 3), np.uint8)
+    palette[1:3], palette[255] = [(128, 0, 0), (0, 128, 0)], (224, 224, 192)
+    for i in range(3):
+        write(tmp_path / f"JPEGImages/{i}.jpg", np.full((20, 20), 40 * i))
+        ids = np.zeros((20, 20), np.uint8)
+        ids[5:10], ids[10] = 1, 255
+        picture = Image.fromarray(ids, mode="P")
+        picture.putpalette(palette.ravel().tolist())
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        picture.save(tmp_path / f"SegmentationClass/{i}.png")
+    for subset, i in (("train", 0), ("val", 1), ("trainval", 2)):
+        touch(tmp_path, f"ImageSets/Segmentation/{subset}.txt", f"Annotations/{i}.xml")
+        (tmp_path / f"ImageSets/Segmentation/{subset}.txt").write_text(f"{i}\n")
+    (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\nliver\ncyst\n")
+    layout = find(tmp_path)
+    assert layout.classes == "liver=1,cyst=2" and layout.ignore == "255"
+    assert [pair.subset for pair in layout.pairs] == ["train", "val", ""]
+    truth = read_pair(layout.pairs[0], Classes(layout.classes, layout.ignore))[1]
+    assert (truth.mask == 1).sum() == 100 and truth.ignored.sum() == 20
 
 
 # ---------------------------------------------------------------------------------- not known
