@@ -140,6 +140,8 @@ def find(root: Path) -> Layout:
     layout = _find(folder)
     if layout is None:
         raise UserError(explain_unknown(folder))
+    if not (layout.pairs or layout.problems):
+        layout.problems.append(f"{root}: no image with a mask ({layout.name})")
     layout.pairs.sort(key=lambda pair: str(pair.image))
     layout.pairs = [_with_label(pair) for pair in layout.pairs]
     apply_index(root, layout)

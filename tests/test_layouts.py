@@ -1,6 +1,7 @@
 """Every layout that is recognised by itself: the pairs, classes, patients, subsets, notes."""
 
 import json
+import random
 from pathlib import Path
 
 import cv2
@@ -561,3 +562,68 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path):
     for place in ("images/again", "masks/again", "loop"):
         (tmp_path / place).symlink_to(tmp_path)
     assert paired(find(tmp_path), tmp_path) == {"images/a.png": ("masks/a.png",)}
+
+
+# ------------------------------------------------------------------------------------ any folder
+
+FOLDERS = (
+    "images masks labels train val test p1 p2 p3 liver tumour imagesTr labelsTr mask 1st_manual "
+    "JPEGImages SegmentationClass CXR_png ManualMask leftMask rightMask benign normal [1] ä"
+)
+STEMS = (
+    "a b 1 2 a_mask b_mask 1_seg mask_2 a_1stHO a_2ndHO 01L 01L_1stHO a_0000 a_0001 21_training "
+    "image mask imaging segmentation p1_t1 p1_seg ._a a_1 a_2"
+)
+CONTENTS = {
+    ".png": [""],
+    ".nii.gz": [""],
+    "": [""],
+    ".dcm": [""],
+    ".mhd": [""],
+    ".raw": [""],
+    "dataset.json": [
+        '{"labels": {"background": 0, "a": [1, 2], "b": "x"}}',
+        '{"labels": {"0": "background", "1": "liver"}}',
+        "{",
+    ],
+    "x.json": [
+        '{"images": 3, "annotations": [], "categories": []}',
+        '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1}], '
+        '"categories": [{"id": 1, "name": "x"}]}',
+    ],
+    ".json": ['{"shapes": [{"label": "x", "points": [[1, 2], [3, 4], [5, 6]]}]}', "[1]"],
+    "labelmap.txt": ["liver:1,2,3::", "x"],
+    "index.csv": ["stem,patient\na,1\n", "stem;split\n1;test\n2;foo", "", "x"],
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_folder_is_recognised_or_answered(tmp_path, seed):
+    for number in range(60):
+        root = tmp_path / str(number)
+        draw_folder(root, random.Random(1000 * seed + number))
+        try:
+            layout = data.find_data(root)
+        except UserError:
+            continue
+        assert layout.pairs or layout.problems
+        images = [pair.image for pair in layout.pairs]
+        assert len(set(images)) == len(images)
+        for pair in layout.pairs:
+            assert pair.image.exists() and all(path.exists() for path in pair.masks)
+            assert pair.image not in pair.masks and len(set(pair.masks)) == len(pair.masks)
+
+
+def draw_folder(root: Path, rng: random.Random) -> None:
+    """Make a folder of usual names, put together by chance."""
+    folders = [root]
+    for _ in range(rng.randint(0, 7)):
+        folders.append(rng.choice(folders) / rng.choice(FOLDERS.split()))
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for _ in range(rng.randint(0, 25)):
+        ending = rng.choice(list(CONTENTS))
+        own = ending[0:1] not in ("", ".")
+        path = rng.choice(folders) / (ending if own else rng.choice(STEMS.split()) + ending)
+        if not path.is_dir():
+            path.write_text(rng.choice(CONTENTS[ending]))
