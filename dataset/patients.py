@@ -34,6 +34,7 @@ MAX_LISTED = 3
 SMALL = 16  # pixels of the images that are compared
 ALIKE = 0.999  # correlation of images that are nearly the same
 BLOCK = 1024  # images that are compared at once
+MAX_ALIKE = 10_000  # pairs of images; then no more are looked for
 
 
 def find_leaks(pairs: Sequence[Pair], dataset: Dataset) -> list[str]:
@@ -173,10 +174,12 @@ def shrink(dataset: Dataset, slices: np.ndarray) -> np.ndarray:
 
 
 def nearly_same(small: np.ndarray) -> list[tuple[int, int]]:
-    """List pairs (i, j), i < j, of images whose correlation is above ALIKE."""
+    """List pairs (i, j), i < j, of images that correlate by more than ALIKE, at most MAX_ALIKE."""
     found = []
     for start in range(0, len(small), BLOCK):
         block = small[start : start + BLOCK]
         i, j = np.nonzero(block @ small[start:].T > ALIKE)
-        found += [(start + a, start + b) for a, b in zip(i, j, strict=True) if a < b]
+        found += [(start + a, start + b) for a, b in zip(i, j, strict=True) if a < b][:MAX_ALIKE]
+        if len(found) >= MAX_ALIKE:
+            break
     return found
