@@ -32,6 +32,8 @@ MAX_ID = 32
 USUAL = {1, 255, 65535}
 # So many colours are looked at whether they fill an area.
 MAX_SOLID = 64
+# JPEG's blocks have so many pixels a side.
+BLOCK = 8
 # A colour that is not named is a class of its own from this share of the pixels on, else an edge.
 MIN_COLOUR_SHARE = 0.005
 MIN_COLOUR_PIXELS = 16
@@ -210,11 +212,13 @@ def _soft_pixels(values: np.ndarray, found: set[int]) -> tuple[np.ndarray, int] 
     between = (values > END * full) & (values < (1 - END) * full)
     rounding = GREY_TOLERANCE * full // 255
     ringing = (values > rounding) & (values < full - rounding) & ~between
-    reach = max(4, min(inside.shape[1:]) // 50)
-    if _strays(between, inside, reach) or _strays(ringing, inside, 4 * reach):
+    reach = max(BLOCK, min(inside.shape[1:]) // 50)
+    if _strays(between, inside, reach) or _strays(ringing, inside, 2 * reach):
         return None
-    is_blur = len(found) > MAX_SUGGESTED_CLASSES
-    if not is_blur and any(_is_solid(values, one) for one in found - {full}):
+    flat = np.stack([_is_flat(one) for one in values])
+    if np.count_nonzero(between & flat) > STRAY * np.count_nonzero(between):
+        return None
+    if len(found) <= MAX_SUGGESTED_CLASSES and (blurred & flat).any():
         return None
     return inside, int(np.count_nonzero(blurred))
 
@@ -225,6 +229,13 @@ def _strays(blurred: np.ndarray, inside: np.ndarray, reach: int) -> bool:
         return False
     near = np.stack([_near_edge(one, reach) for one in inside])
     return np.count_nonzero(blurred & ~near) > STRAY * np.count_nonzero(blurred)
+
+
+def _is_flat(values: np.ndarray) -> np.ndarray:
+    """Say which pixels of a plane (H, W) have the value of all their neighbours."""
+    kernel = np.ones((3, 3), np.uint8)
+    values = values.astype(np.float32)
+    return cv2.dilate(values, kernel) == cv2.erode(values, kernel)
 
 
 def _near_edge(inside: np.ndarray, reach: int) -> np.ndarray:

@@ -313,3 +313,26 @@ def test_any_pixels_are_read_or_refused(seed):
             one.shape == (2, 20, 20) and one.dtype == bool for one in decoded.planes.values()
         )
         assert (decoded.ignored is None) == (not classes.ignored)
+
+
+def test_crowded_instance_labels_are_no_soft_edges():
+    """Cells that touch, with the labels 1 to 225."""
+    y, x = np.mgrid[:120, :120]
+    labels = (1 + y // 8 + 15 * (x // 8)).astype(np.uint8)
+    labels[::8] = labels[:, ::8] = 0
+    for order in (labels, np.random.default_rng(0).permutation(256).astype(np.uint8)[labels]):
+        with pytest.raises(UserError, match="instance labels"):
+            found(order)
+
+
+@pytest.mark.parametrize("quality", [95, 70, 50, 30])
+def test_jpeg_of_any_quality(quality):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        drawn = np.zeros((96, 96), np.uint8)
+        axes = [int(one) for one in rng.integers(10, 26, 2)]
+        centre = [int(one) for one in rng.integers(34, 62, 2)]
+        cv2.ellipse(drawn, centre, axes, int(rng.integers(180)), 0, 360, 255, -1)
+        coded = cv2.imencode(".jpg", drawn, [1, quality])[1]
+        mask, _ = found(cv2.imdecode(coded, cv2.IMREAD_UNCHANGED))
+        assert np.count_nonzero(mask != (drawn > 0)) < 60
