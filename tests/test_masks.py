@@ -9,7 +9,7 @@ import data
 from dataset import loading
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
-from dataset.notes import describe_masks, summarize_notes
+from dataset.notes import describe_masks, describe_subsets, summarize_notes
 from dataset.reading import read_truth
 from imaging.encodings import decode
 from imaging.labels import Classes
@@ -336,3 +336,18 @@ def test_jpeg_of_any_quality(quality):
         coded = cv2.imencode(".jpg", drawn, [1, quality])[1]
         mask, _ = found(cv2.imdecode(coded, cv2.IMREAD_UNCHANGED))
         assert np.count_nonzero(mask != (drawn > 0)) < 60
+
+
+def test_empty_validation_masks_are_told(folder, ids):
+    for i in range(3):
+        write(folder / "masks" / f"{i}.png", ids * (i != 2))
+    pairs, _ = data.find_pairs(folder)
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    [note] = describe_subsets(dataset, {"train": np.array([0, 1]), "val": np.array([2])})
+    assert note.startswith("all 1 val masks are empty")
+    assert describe_subsets(dataset, {"val": np.array([0, 2])}) == []
+    assert describe_subsets(dataset, {"val": np.array([], int)}) == []
+    write(folder / "masks" / "1.png", np.uint8(2) * (ids == 2))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    [note] = describe_subsets(dataset, {"val": np.array([1, 2])})
+    assert note == "class disc is empty in all 2 val masks"
