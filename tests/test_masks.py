@@ -152,6 +152,21 @@ def test_one_colour_is_the_only_class(ids):
     assert (mask == (ids == 1)).all() and not notes
 
 
+@pytest.mark.parametrize("quality", [95, 70])
+def test_one_colour_in_a_jpeg(ids, quality):
+    colours = np.array([BLACK, RED, BLACK], np.uint8)[ids]
+    coded = cv2.imencode(".jpg", colours[..., ::-1], [1, quality])[1]
+    mask, [(text, _)] = found(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    assert "nearest" in text and np.count_nonzero(mask != (ids == 1)) < 80
+
+
+def test_a_photograph_is_no_mask():
+    photograph = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for classes in ("", "a,b", "a=#ff0000"):
+        with pytest.raises(UserError, match=r"a picture of \d+ colours; expected a mask$"):
+            found(photograph, classes)
+
+
 def test_greys_and_ids_where_colours_are_named(ids):
     """White is a colour too; and masks that predict.py writes hold ids."""
     white = np.array([BLACK, WHITE, BLACK], np.uint8)[ids]
