@@ -14,8 +14,10 @@ import numpy as np
 from imaging import (
     arrays,
     dicom,
+    dicom_masks,
     dicom_seg,
     dicom_series,
+    encodings,
     jpeg2000,
     metaimage,
     nifti,
@@ -24,6 +26,7 @@ from imaging import (
     pictures,
     tiff,
 )
+from imaging.labels import Classes, plane
 from imaging.scan import (
     MAX_BYTES,
     MAX_CHANNELS,
@@ -59,8 +62,13 @@ class Format:
     # (header, its path, max_bytes) → one content, for a header whose pixels are in another file.
     join: Callable[[bytes, Path, int], bytes] | None = None
 
+    # (content) → whether it is of this format, where marks are not enough.
+    recognise: Callable[[bytes], bool] | None = None
+
     def matches(self, content: bytes) -> bool:
         """Say whether a file's content is of this format."""
+        if self.recognise is not None and self.recognise(content):
+            return True
         return any(content.startswith(mark, offset) for offset, mark in self.magic)
 
 
@@ -83,7 +91,15 @@ TIFF = Format(
     tiff.encode_floats,
     tiff.decode_mask,
 )
-DICOM = Format("DICOM", (".dcm",), dicom.MAGIC, dicom.decode_dicom, ".dcm", dicom_seg.encode_mask)
+DICOM = Format(
+    "DICOM",
+    (".dcm", ".dicom", ".ima"),
+    dicom.MAGIC,
+    dicom.decode_dicom,
+    ".dcm",
+    dicom_seg.encode_mask,
+    recognise=dicom.is_dicom,
+)
 NIFTI = Format(
     "NIfTI",
     (".nii", ".nii.gz", ".hdr", ".hdr.gz"),
@@ -116,6 +132,21 @@ METAIMAGE = Format(
     join=metaimage.join,
 )
 
+BMP = Format(
+    "BMP",
+    (".bmp",),
+    pictures.BMP_MAGIC,
+    pictures.decode_picture,
+    decode_mask=pictures.decode_ids,
+)
+GIF = Format(
+    "GIF",
+    (".gif",),
+    pictures.GIF_MAGIC,
+    pictures.decode_picture,
+    decode_mask=pictures.decode_ids,
+)
+
 # The first that matches is taken. DICOM is the first: the bytes before its mark can be anything.
 FORMATS = (
     DICOM,
@@ -125,25 +156,15 @@ FORMATS = (
     METAIMAGE,
     PNG,
     Format("JPEG", (".jpg", ".jpeg"), pictures.JPEG_MAGIC, pictures.decode_picture),
-    Format(
-        "BMP",
-        (".bmp",),
-        pictures.BMP_MAGIC,
-        pictures.decode_picture,
-        decode_mask=pictures.decode_ids,
-    ),
-    Format(
-        "GIF",
-        (".gif",),
-        pictures.GIF_MAGIC,
-        pictures.decode_picture,
-        decode_mask=pictures.decode_ids,
-    ),
+    BMP,
+    GIF,
     Format("WebP", (".webp",), pictures.WEBP_MAGIC, pictures.decode_picture),
     Format("JPEG 2000", jpeg2000.SUFFIXES, jpeg2000.MAGIC, jpeg2000.decode_jpeg2000),
     Format("NPY", (".npy",), arrays.NPY_MAGIC, arrays.decode_npy),
     Format("NPZ", (".npz",), arrays.NPZ_MAGIC, arrays.decode_npz),
 )
+# They may have a palette.
+PALETTES = (PNG, TIFF, BMP, GIF)
 # What `write_mask` can be asked for.
 KINDS = {"png": PNG, "tiff": TIFF, "nifti": NIFTI, "nrrd": NRRD, "seg": DICOM}
 SUFFIXES = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
@@ -238,9 +259,14 @@ def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) ->
     message without the path.
     """
     if Path(path).is_dir():
-        scan = replace(dicom_series.read_series(path, max_bytes), format=DICOM.name)
+        scan = replace(dicom_series.read_folder(path, max_bytes), format=DICOM.name)
     else:
         scan = decode_scan(read_content(path, max_bytes), max_bytes)
+    return check_window(scan, window)
+
+
+def check_window(scan: Scan, window: str) -> Scan:
+    """Return a scan. Raises UserError if `window` is "file" and its file proposes none."""
     if window == "file" and scan.window is None:
         raise UserError(
             "its header proposes no window; expected one, or --window centre,width or percentiles"
@@ -264,39 +290,39 @@ def read_image(path: str | Path) -> np.ndarray:
     return decode_image(read_bytes(path))
 
 
-def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[str] = ()) -> Scan:
-    """Read a mask: its values as stored, (S, H, W, 1). Raises UserError without the path.
+def read_mask_scan(
+    path: str | Path,
+    image: Scan | None = None,
+    names: Sequence[str] = (),
+    overlap: bool = False,
+    in_colour: bool = False,
+) -> Scan:
+    """Read a mask: its values or colours as stored, see `encodings.decode`.
 
-    A colour file needs equal channels. A DICOM segmentation of `image` is read as ids of the
-    classes `names`.
+    A DICOM segmentation of `image`, or its RTSTRUCT, is read as ids of the classes `names`, as BITS
+    with `overlap`. in_colour: a palette's colours are meant, not its indices. Raises UserError
+    without the path.
     """
     if Path(path).is_dir():
         scan = read_scan(path)
     else:
         content = read_content(path)
-        if image is not None and image.format == DICOM.name and DICOM.matches(content):
-            ids = dicom_seg.decode_seg(content, image, names)
-            if ids is not None:
-                return Scan(ids[..., None])
+        if DICOM.matches(content):
+            mask = dicom_masks.decode_mask(content, image, names, overlap)
+            if mask is not None:
+                return replace(mask, format=encodings.IDS)
+        if in_colour and find_format(content) in PALETTES:
+            return decode_scan(content)
         scan = decode_mask_scan(content, image)
-    return replace(scan, pixels=_single_channel(scan), has_alpha=False)
-
-
-def _single_channel(scan: Scan) -> np.ndarray:
-    """Reduce a mask (S, H, W, C) to one channel. Raises UserError if that loses something."""
-    if scan.has_alpha and np.ptp(scan.pixels[..., -1]) > 0:
-        raise UserError(
-            "its alpha channel varies; expected a mask without one, its values in the colours"
-        )
-    colours = scan.colours
-    if not (colours == colours[..., :1]).all():
-        raise UserError("a colour picture; expected a mask with one value per pixel")
-    return colours[..., :1]
+    return scan
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask of one image: (H, W), values as stored. Raises UserError without the path."""
-    return _only_slice(read_mask_scan(path).pixels, "mask")[..., 0]
+    pixels = _only_slice(encodings.without_alpha(read_mask_scan(path), []), "mask")
+    if not (pixels == pixels[..., :1]).all():
+        raise UserError("a colour picture; expected a mask with one value per pixel")
+    return pixels[..., 0]
 
 
 def _only_slice(pixels: np.ndarray, what: str) -> np.ndarray:
@@ -322,9 +348,10 @@ def write_mask(
 ) -> Written:
     """Write a mask in the format of its image, or as `kind` says, one of KINDS.
 
-    path: without an ending. ids: class ids (S, H, W). levels: the value of each class in the file;
-    none means 1, 2 …, and 255 for a single class in a picture. Where a format cannot be made, the
-    mask is NIfTI if the image's place is known, else PNG or TIFF, and a note says why.
+    path: without an ending. ids: class ids (S, H, W). levels: the values of background and classes
+    in the file; none means 0, 1, 2 …, and 255 for a single class in a picture. Where a format
+    cannot be made, the mask is NIfTI if the image's place is known, else PNG or TIFF, and a note
+    says why.
     """
     mask = Mask(ids, names, levels)
     wanted = KINDS[kind] if kind else _own_format(image, len(ids))
@@ -340,6 +367,22 @@ def write_mask(
     raise UserError(note)
 
 
+def write_masks(
+    folder: Path, name: str, mask: np.ndarray, classes: Classes, image: Scan, kind: str = ""
+) -> list[Written]:
+    """Write a mask (S, H, W) as `write_mask` does; classes that overlap get a folder each.
+
+    The folders are those of the layout masks/CLASS/. name: without an ending. Raises UserError.
+    """
+    if not classes.overlap:
+        return [write_mask(folder / name, mask, classes.names, image, classes.levels, kind)]
+    places = []
+    for class_id, one in enumerate(classes.names, 1):
+        ids = plane(mask, class_id).astype(np.uint8)
+        places.append(write_mask(folder / one / name, ids, [one], image, (), kind))
+    return places
+
+
 def write_probabilities(
     path: str | Path, probs: np.ndarray, names: Sequence[str], image: Scan
 ) -> list[Path]:
@@ -351,9 +394,9 @@ def write_probabilities(
     if form.encode_floats is None:
         form = NIFTI if image.affine is not None else TIFF
     places = []
-    for name, plane in zip(names, np.moveaxis(probs[..., -len(names) :], -1, 0), strict=True):
+    for name, shares in zip(names, np.moveaxis(probs[..., -len(names) :], -1, 0), strict=True):
         word = re.sub(r"[^\w-]+", "_", name)
-        content = form.encode_floats(np.float32(plane), image)
+        content = form.encode_floats(np.float32(shares), image)
         places.append(_write(f"{path}_prob_{word}{form.mask_suffix}", content))
     return places
 

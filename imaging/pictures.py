@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from imaging.scan import Mask, Scan, check_declared_bytes
+from imaging.labels import BITS
+from imaging.scan import OVERLAPPING, Mask, Scan, check_declared_bytes
 from utils import UserError, atomic
 
 if TYPE_CHECKING:
@@ -230,7 +231,12 @@ def encode_pages(suffix: str, pages: Sequence[np.ndarray]) -> bytes:
 
 
 def mask_to_png(ids: np.ndarray, names: Sequence[str]) -> bytes:
-    """Encode class ids (H, W) as PNG: 0/255 for one class, else the ids."""
+    """Encode class ids (H, W) as PNG: 0/255 for one class, else the ids.
+
+    Raises UserError for classes that overlap.
+    """
+    if ids.dtype == BITS:
+        raise UserError(OVERLAPPING)
     return cv2.imencode(".png", (255 if len(names) == 1 else 1) * ids)[1].tobytes()
 
 

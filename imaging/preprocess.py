@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from imaging.labels import BITS, join_planes, plane
 from imaging.scan import Scan
 from utils import UserError
 
@@ -124,6 +125,8 @@ def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str =
     inner = (rows.stop - rows.start, columns.stop - columns.start)
     small = np.stack([resize(to_channels(image, channels), inner) for image in scan.colours])
     low, high = grey_ranges(small, scan, window)
+    if window == "file" and scan.voi_curve is not None:
+        small, low, high = np.interp(small, *scan.voi_curve), 0, 1
     canvas = np.zeros((len(small), *size, channels), np.uint8)
     # What is constant is divided by infinity.
     width = np.where(high > low, high - low, np.inf) if np.ndim(low) else high - low
@@ -156,22 +159,32 @@ def prepare_image(image: np.ndarray, size: tuple[int, int], channels: int) -> np
     return prepare_scan(Scan(image[None]), size, channels)[0]
 
 
-def prepare_mask(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
-    """Resize class ids (H, W) in 0..classes like their image: uint8 (size[0], size[1], classes).
+def prepare_mask(mask: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
+    """Resize a mask (H, W), ids or BITS, like its image: uint8 (size[0], size[1], classes).
 
     Each value is the share of the pixel that belongs to the class, 255 is all of it. Shares keep
     where in a pixel a border runs; class ids would round that away.
     """
-    rows, columns = letterbox(ids.shape, size)
+    planes = [resize_plane(plane(mask, i), size) for i in range(1, classes + 1)]
+    return np.stack(planes, axis=-1)
+
+
+def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a plane (H, W) of bool like its image: uint8, the share of each pixel, 255 is all."""
+    rows, columns = letterbox(plane.shape, size)
     inner = (rows.stop - rows.start, columns.stop - columns.start)
-    canvas = np.zeros((*size, classes), np.uint8)
-    for i in range(classes):
-        canvas[rows, columns, i] = resize(cv2.compare(ids, i + 1, cv2.CMP_EQ), inner)
+    canvas = np.zeros(size, np.uint8)
+    canvas[rows, columns] = resize(np.uint8(255) * plane, inner)
     return canvas
 
 
-def shares_to_ids(shares: np.ndarray) -> np.ndarray:
-    """Turn shares (..., K) of `prepare_mask` into uint8 class ids (...): the largest share wins."""
+def shares_to_ids(shares: np.ndarray, dtype: type = np.uint8) -> np.ndarray:
+    """Turn shares (..., K) of `prepare_mask` into a mask (...).
+
+    Of ids, uint8, the largest share wins. Of BITS each class counts that covers half of a pixel.
+    """
+    if dtype == BITS:
+        return join_planes((shares[..., k] > 127 for k in range(shares.shape[-1])), BITS)
     background = np.maximum(255 - shares.sum(-1, dtype=np.int32), 0)
     shares = np.concatenate([background[..., None], shares], axis=-1)
     return np.argmax(shares, axis=-1).astype(np.uint8)

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from imaging.labels import BITS
 from utils import UserError
 
 # Largest size of one decoded file. A small file can claim to be far larger (a decompression bomb).
 MAX_BYTES = 2**31
+# What `Mask.values` answers.
+OVERLAPPING = "the model's classes overlap, and such a file holds one of them per pixel"
 # Smaller files are thumbnails or accidents, never scans.
 MIN_SIDE = 16
 # More than these are slices or spectra, and would fill the memory.
@@ -46,6 +49,9 @@ class Scan:
     padding: np.ndarray | None = None
     # What a user must know of how the file was read, a sentence each, without the file's name.
     notes: tuple[str, ...] = ()
+    # Grey levels (N,), ascending, and their brightness (N,) in 0..1: the curve that the file
+    # proposes, beside its window.
+    voi_curve: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def colours(self) -> np.ndarray:
@@ -67,20 +73,25 @@ class Mask:
     ids: np.ndarray
     # Names of the classes 1, 2 …
     names: Sequence[str]
-    # Value of each class in the file; none means 1, 2 …
+    # Values of background and classes in the file; none means 0, 1, 2 …
     levels: Sequence[int] = ()
 
     @cached_property
     def values(self) -> np.ndarray:
-        """The mask with its classes' values: (S, H, W), uint8 or uint16."""
-        levels = list(self.levels) or list(range(1, len(self.names) + 1))
-        table = np.array([0, *levels], np.uint8 if max(levels) < 256 else np.uint16)
+        """The mask with its classes' values: (S, H, W), uint8 or uint16.
+
+        Raises UserError for classes that overlap.
+        """
+        if self.ids.dtype == BITS:
+            raise UserError(OVERLAPPING)
+        levels = list(self.levels) or list(range(len(self.names) + 1))
+        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
         return table[self.ids.astype(np.uint8)]
 
     @property
     def pages(self) -> list[np.ndarray]:
         """The slices as pictures (H, W): a single class of value 1 is shown white, 255."""
-        if len(self.names) == 1 and list(self.levels) in ([], [1]):
+        if len(self.names) == 1 and list(self.levels) in ([], [0, 1]):
             return list(255 * self.values)
         return list(self.values)
 

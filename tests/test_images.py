@@ -55,12 +55,11 @@ def test_several_pages_are_refused():
         formats.decode_image(cv2.imencodemulti(".tiff", pages)[1].tobytes())
 
 
-def test_a_mask_drawn_in_the_alpha_channel_is_refused(tmp_path):
+def test_a_mask_drawn_in_the_alpha_channel_is_read(tmp_path):
     mask = np.full((20, 20, 4), 255, np.uint8)
     mask[5:, :, 3] = 0
     cv2.imwrite(str(tmp_path / "a.png"), mask)
-    with pytest.raises(UserError, match="alpha channel varies"):
-        formats.read_mask(tmp_path / "a.png")
+    np.testing.assert_array_equal(formats.read_mask(tmp_path / "a.png"), mask[..., 3])
 
 
 def test_a_flat_image_with_a_few_bright_pixels_keeps_them():
