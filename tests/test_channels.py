@@ -12,6 +12,7 @@ from dataset.augmentation import STRENGTHS, build_augmentation
 from dataset.channels import detect_channels
 from dataset.layouts import Pair
 from imaging import formats
+from imaging.labels import Classes
 from imaging.plots import draw_panel
 from imaging.preprocess import prepare_scan, to_channels, to_picture, to_rgb
 from imaging.scan import Scan
@@ -153,7 +154,7 @@ def test_panels_show_the_first_three_channels(tmp_path, channels):
 @pytest.mark.parametrize("channels", [2, 4, 5])
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_images_of_any_channels_are_augmented(channels, strength):
-    augment = build_augmentation(["x"], 0, strength)
+    augment = build_augmentation(Classes("x"), 0, strength)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), dtype=np.uint8)
     for _ in range(20):
         changed = augment(image=image, mask=np.full((64, 64, 1), 255, np.uint8))

@@ -204,8 +204,9 @@ def test_damaged_headers_are_read_or_refused(kind, data):
 def test_probabilities_lie_where_the_image_lies(tmp_path):
     scan = formats.read_scan(save(tmp_path / "a.nii"))
     probs = np.random.default_rng(0).uniform(0, 1, (5, 20, 30, 3)).astype(np.float32)
-    places = formats.write_probabilities(tmp_path / "a", probs, ["left/x", "b"], scan)
-    assert [place.name for place in places] == ["a_prob_left_x.nii.gz", "a_prob_b.nii.gz"]
+    places = formats.write_probabilities(tmp_path / "a", probs, ["left/x", "left x"], scan)
+    expected = ["a_prob_left_x.nii.gz", "a_prob_left_x_2.nii.gz"]
+    assert [place.name for place in places] == expected
     for i, place in enumerate(places, 1):
         stored = nibabel.load(place)
         np.testing.assert_array_equal(stored.get_fdata(dtype=np.float32), probs[..., i].T)
