@@ -40,7 +40,8 @@ def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Tru
         raise UserError("\n".join(problems))
     if image.pixels.shape[:3] != truth.mask.shape:
         sizes = f"{_size(truth.mask)}; its image {pair.image.name} is {_size(image.pixels)}"
-        raise UserError(f"{pair.masks[0]}: {sizes}")
+        how = f" ({'; '.join(image.notes)})" if image.notes else ""
+        raise UserError(f"{pair.masks[0]}: {sizes}{how}")
     for path, mask in zip(pair.masks, masks, strict=True):
         with name_in_errors(path):
             check_alignment(image, mask)
