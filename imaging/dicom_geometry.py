@@ -179,27 +179,28 @@ def usual_step_mm(positions: Sequence[float]) -> float | None:
     return step if step >= MIN_STEP_MM else None
 
 
-def find_gaps(positions: Sequence[float]) -> list[int]:
-    """List the slices after which the step is much wider than usual."""
-    step = usual_step_mm(positions)
-    if step is None:
-        return []
-    return np.flatnonzero(np.diff(positions) > MAX_UNEVENNESS * step).tolist()
+def is_even(positions: Sequence[float]) -> bool:
+    """Say whether sorted positions have about the same distance each."""
+    steps = np.diff(positions)
+    return len(steps) > 0 and MIN_STEP_MM <= steps.max() <= MAX_UNEVENNESS * steps.min()
 
 
 def describe_gaps(positions: Sequence[float], names: Sequence[str]) -> tuple[str, ...]:
-    """Say where slices seem to be missing, for at most three gaps.
+    """Say where slices seem to be missing, for at most three gaps, or that steps are uneven.
 
     names: of the slices, such as their files.
     """
-    step, gaps = usual_step_mm(positions), find_gaps(positions)
-    told = []
+    step = usual_step_mm(positions)
+    if step is None or is_even(positions):
+        return ()
+    steps = np.diff(positions)
+    gaps, told = np.flatnonzero(steps > MAX_UNEVENNESS * step).tolist(), []
     for i in gaps[:3]:
         width = positions[i + 1] - positions[i]
         missing = max(1, round(width / step) - 1)
         told.append(f"{names[i]} and {names[i + 1]} are {width:.3g} mm apart, {missing} missing")
     if not told:
-        return ()
+        return (f"its slices are uneven: {steps.min():.3g} to {steps.max():.3g} mm apart",)
     more = f" and {len(gaps) - 3} more gaps" if len(gaps) > 3 else ""
     return (f"a gap: slices are {step:.3g} mm apart, but {'; '.join(told)}{more}",)
 
@@ -219,8 +220,7 @@ def slice_affine(headers: Sequence[Any]) -> np.ndarray | None:
         return None
     affine = each[0].copy()
     if len(each) > 1:
-        positions = sorted_positions_mm(headers)
-        if find_gaps(positions) or usual_step_mm(positions) is None:
+        if not is_even(sorted_positions_mm(headers)):
             return None
         affine[:3, 0] = (each[-1][:3, 3] - each[0][:3, 3]) / (len(each) - 1)
     return affine

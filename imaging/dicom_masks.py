@@ -174,8 +174,8 @@ class _Grid:
         if self.is_other or affine is None or (target is None and not self.slice_affines):
             raise UserError("not a segmentation of its image (it refers to other images)")
         if target is None:
-            distances = [np.abs((np.linalg.inv(a) @ affine)[0, 3]) for a in self.slice_affines]
-            number = int(np.argmin(distances))
+            inverses = np.linalg.inv(np.stack(self.slice_affines))
+            number = int(np.abs(inverses[:, 0] @ affine[:, 3]).argmin())
             target = self.slice_affines[number]
         turn = np.linalg.inv(target) @ affine
         rows, columns = inside
