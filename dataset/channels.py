@@ -32,6 +32,6 @@ def is_colour(path: Path) -> bool:
     """Say whether an image file shows colours. Raises UserError if it cannot be read."""
     if path.name.lower().endswith(formats.NIFTI.suffixes):  # without reading a large volume
         return False
-    file = dicom_series.series_files(path)[0] if path.is_dir() else path
+    file = dicom_series.volume_files(path)[0][0] if path.is_dir() else path
     pixels = formats.read_scan(file).pixels[..., :3].astype(np.float32)
     return pixels.shape[-1] == 3 and float(np.ptp(pixels, axis=-1).max()) > TOLERANCE

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from imaging import dicom_codecs
+from imaging.dicom_elements import count_frames, spacing_mm
 from imaging.dicom_file import MAGIC, PIXEL_ELEMENTS, SEGMENTATIONS, is_dicom, read_header
 from imaging.dicom_geometry import (
-    count_frames,
     describe_gaps,
     slice_affine,
     sort_frames,
     sorted_positions_mm,
-    spacing_mm,
     usual_step_mm,
 )
 from imaging.dicom_grey import Proposal, fill_empty_slices, to_grey

@@ -9,15 +9,9 @@ from typing import Any
 import numpy as np
 
 from imaging import dicom, dicom_codecs, rtstruct
+from imaging.dicom_elements import count_frames, look_up, places
 from imaging.dicom_file import MAX_FRAMES, open_dataset
-from imaging.dicom_geometry import (
-    count_frames,
-    frame_affine,
-    look_up,
-    places,
-    slice_affines,
-    sort_frames,
-)
+from imaging.dicom_geometry import frame_affine, slice_affines, sort_frames
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from utils import UserError, first_line
 

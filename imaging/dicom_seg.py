@@ -7,14 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from imaging.dicom_geometry import (
-    count_frames,
-    look_up,
-    positions_mm,
-    read_numbers,
-    sort_frames,
-    usual_step_mm,
-)
+from imaging.dicom_elements import count_frames, look_up, read_numbers
+from imaging.dicom_geometry import positions_mm, sort_frames, usual_step_mm
 from imaging.scan import Mask, Scan
 from utils import UserError, first_line
 
