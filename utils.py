@@ -13,11 +13,13 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent
 # Flags of earlier versions.
 OLD_FLAGS = {"--normalisation": "--normalization", "--room": "--max-concurrent-requests"}
+MAX_NAME_BYTES = 255  # of a file's name
 MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
@@ -237,6 +240,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    if len(os.fsencode(temporary.name)) > MAX_NAME_BYTES:
+        number = zlib.crc32(os.fsencode(path.name))
+        temporary = path.with_name(f".{os.getpid()}.{number}{path.suffix[:16]}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -247,7 +253,54 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def parse_size(value: int | str | Sequence[int]) -> tuple[int, int]:
+    """Read an image size: (height, width) of 128, "128", "192,256" or "192x256".
+
+    Raises UserError.
+    """
+    parts = value if isinstance(value, (list, tuple)) else re.split("[,x ]+", str(value).strip())
+    sides = [int(part) if str(part).isdecimal() else 0 for part in parts]
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise UserError(
+            f"image_size is {value!r}; expected pixels such as 128, or height and width such as "
+            "192,256"
+        )
+    return sides[0], sides[-1]
+
+
+def printable(name: str | Path) -> str:
+    """Return a file's name for a message: a line break, or bytes that are no text, are escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name)
+    )
+
+
+def find_default(path: str) -> str:
+    """Return where a file of the default places is: below this folder, else in the repository."""
+    return str(ROOT / path) if not Path(path).exists() and (ROOT / path).exists() else path
+
+
 # ---------------------------------------------------------------------------- devices, precision
+
+
+def free_memory_bytes() -> float:
+    """Return how much memory this computer, or this container, has left."""
+    free = [8 * 2.0**30] if not Path("/proc/meminfo").is_file() else []
+    if not free:
+        meminfo = Path("/proc/meminfo").read_text()
+        free.append(1024 * float(re.search(r"MemAvailable:\s*(\d+)", meminfo)[1]))
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        (group / "memory.max", group / "memory.current"),
+        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            # Files that were read count as used until the memory is needed.
+            cached = re.search(r"inactive_file (\d+)", limit.with_name("memory.stat").read_text())
+            free.append(float(limit.read_text()) - int(used.read_text()) + int(cached[1]))
+        except (OSError, TypeError, ValueError):
+            pass  # no container, or no limit: "max"
+    return max(0.0, min(free))
 
 
 def cores() -> int:

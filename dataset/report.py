@@ -24,7 +24,7 @@ HOUNSFIELD_BELOW = -200  # only CT has grey levels below: air is -1000
 RARE = 0.002  # share of the pixels
 REASONS = {
     "image_size": f"nine of ten objects measure {MIN_OBJECT_PIXELS} pixels or more at this size",
-    "channels": "most images are in colour (3) or grey (1)",
+    "channels": "most images are grey (1), in colour (3) or have as many channels",
     "batch_size": "less for larger images, to stay within a few GB",
     "window": "CT, as grey levels are negative: the objects' range and a margin on both sides",
     "loss": "the objects are less than 0.2 % of the pixels: missed pixels count more",
@@ -44,8 +44,8 @@ def describe(pairs: Sequence[Pair], dataset: Dataset, names: Sequence[str]) -> l
         counts = Counter(info[column].dropna())
         if counts and not (column == "slices" and set(counts) == {1}):
             lines.append(_line(column, _most_common(counts, 6)))
-    in_colour = "yes, so 3" if dataset.channels == 3 else "no, so 1"
-    lines.append(_line("colour", f"{in_colour} to train with (--channels)"))
+    said = {1: "no, so 1", 3: "yes, so 3"}.get(dataset.channels, f"{dataset.channels} channels")
+    lines.append(_line("colour", f"{said} to train with (--channels)"))
     for name in names:
         share = info[f"share: {name}"]
         empty = f"empty in {(share == 0).sum()} of {len(share)} masks"
@@ -72,7 +72,7 @@ def _odd_files(info: "pd.DataFrame") -> list[str]:
     notes = [
         ("constant image, nothing to see", info.constant),
         ("16 bits or more, stretched to 8 between its own percentiles", info.bits > 8),
-        ("has an alpha channel, which is ignored", info.channels == 4),
+        ("has an alpha channel, which is ignored", info.alpha),
     ]
     lines = []
     for text, is_odd in notes:
@@ -127,8 +127,11 @@ def train_command(fields: dict[str, Any]) -> str:
     words = ["python", "train.py"]
     for name, value in fields.items():
         is_default = name == "channels" or (name, value) == ("classes", "foreground")
+        is_default |= value is False or value == ""
         if not is_default:  # train.py looks at the images for the number of channels
             flag = f"--{name.replace('_', '-')}"
             # A value such as -600,1500 would be read as a flag if it stood alone.
             words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+            if value is True:
+                words.pop()
     return shlex.join([*words, "--out-dir", "files/mine"])

@@ -44,7 +44,7 @@ def write_report(
     lines: what `report.describe` says; those that begin with "note" are shown above the others.
     fields: of `train.Config`: data_dir, classes, and what `suggest` proposes.
     """
-    names, info = preprocessing.names, dataset.info
+    names, info = preprocessing.classes.names, dataset.info
     title = html.escape(f"Check of {fields['data_dir']}")
     notes = [line.partition(" ")[2].strip() for line in lines if line.startswith("note")]
     facts = "\n".join(line for line in lines if not line.startswith("note"))
@@ -147,7 +147,7 @@ def _pictures(
     fields: dict[str, Any],
 ) -> str:
     """Show the chosen pairs: odd ones first."""
-    names = preprocessing.names
+    names = preprocessing.classes.names
     chosen = choose_pairs(pairs, dataset.info, names, problems)
     drawn = thumbnails.draw_all(chosen, preprocessing, fields.get("window", ""))
     root = Path(os.path.commonpath([pair.image.parent for pair in pairs]))

@@ -14,6 +14,7 @@ import numpy as np
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing, read_as_stored
 from imaging import formats, preprocess
+from imaging.labels import plane
 from imaging.scan import Scan
 from utils import UserError, cores
 
@@ -54,20 +55,21 @@ def draw_thumbnail(
 ) -> Thumbnail:
     """Draw a pair; without outlines if its mask cannot be read, empty if its image cannot."""
     try:
-        scan, ids = read_as_stored(pair, preprocessing)
+        scan, truth = read_as_stored(pair, preprocessing)
+        mask = truth.mask
     except UserError:
         try:
             scan = formats.read_scan(pair.image)
         except UserError:
             return Thumbnail(pair, reason)
-        ids = None
-    number = fullest_slice(ids) if ids is not None else len(scan.pixels) // 2
+        mask = None
+    number = fullest_slice(mask) if mask is not None else len(scan.pixels) // 2
     picture, note = visible_slice(scan, number, window)
     outlines = ()
-    if ids is not None:
-        classes = range(1, len(preprocessing.names) + 1)
+    if mask is not None:
+        classes = range(1, len(preprocessing.classes.names) + 1)
         size = picture.shape[:2]
-        outlines = tuple(outline_path(ids[number] == one, size) for one in classes)
+        outlines = tuple(outline_path(plane(mask[number], one), size) for one in classes)
     return Thumbnail(pair, reason, picture.shape[:2], encode_webp(picture), outlines, note)
 
 

@@ -48,7 +48,7 @@ def decode_frame(src: bytes, runner: Any) -> bytearray:
 
     samples = runner.samples_per_pixel
     shape = (runner.rows, runner.columns) + ((samples,) if samples > 1 else ())
-    out = np.empty(shape, f"u{runner.bits_allocated // 8}")
+    out = np.empty(shape, f"u{max(1, runner.bits_allocated // 8)}")
     if runner.transfer_syntax in uid.JPEGLSTransferSyntaxes:
         imagecodecs.jpegls_decode(src, out=out)
     elif runner.transfer_syntax in uid.JPEG2000TransferSyntaxes:

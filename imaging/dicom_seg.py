@@ -1,19 +1,42 @@
-"""DICOM segmentations: masks that refer to the DICOM files of their image, by highdicom."""
+"""Write DICOM segmentations: masks that refer to the DICOM files of their image, by highdicom."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from imaging import dicom
-from imaging.scan import MAX_BYTES, Mask, Scan
+from imaging.dicom_geometry import (
+    count_frames,
+    look_up,
+    positions_mm,
+    read_numbers,
+    sort_frames,
+    usual_step_mm,
+)
+from imaging.labels import BITS, plane
+from imaging.scan import Mask, Scan
 from utils import UserError, first_line
 
 # Version of this software in the files that it writes.
 VERSION = "1"
 # DICOM's longest code meaning.
 MAX_NAME_LENGTH = 64
+# A segmentation refers to its source by these.
+SOURCE_UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+# Every object has these, empty if their value is not known (type 2). Anonymisers remove some.
+EMPTY_IF_MISSING = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
 
 
 def encode_mask(mask: Mask, image: Scan, version: str = VERSION) -> bytes:
@@ -28,18 +51,27 @@ def encode_mask(mask: Mask, image: Scan, version: str = VERSION) -> bytes:
 def encode_seg(
     ids: np.ndarray, names: Sequence[str], headers: Sequence[Any], version: str = VERSION
 ) -> bytes:
-    """Encode class ids (S, H, W) as in `encode_mask`; headers: of the image's files, sorted."""
+    """Encode class ids as in `encode_mask`; headers: of the image's files, sorted.
+
+    ids: (S, H, W), of BITS where classes overlap. The same input gives the same
+    UIDs, so that an archive keeps one object.
+    """
     import highdicom as hd
 
+    _check_uids(headers)
+    if ids.dtype == BITS:
+        ids = np.stack([plane(ids, i) for i in range(1, len(names) + 1)], axis=-1)
+    ids = ids.astype(np.uint8)
+    uids = [_derive_uid(kind, ids, names, headers, version) for kind in ("series", "instance")]
     try:
         segmentation = hd.seg.Segmentation(
-            headers,
-            ids.astype(np.uint8),
+            _complete_headers(headers),
+            _as_stored(ids, headers),
             hd.seg.SegmentationTypeValues.BINARY,
             _describe_segments(names, version),
-            series_instance_uid=hd.UID(),
+            series_instance_uid=uids[0],
             series_number=100,
-            sop_instance_uid=hd.UID(),
+            sop_instance_uid=uids[1],
             instance_number=1,
             manufacturer="none",
             manufacturer_model_name="U-Net",
@@ -58,6 +90,88 @@ def encode_seg(
         # A damaged header causes errors of many kinds.
         raise UserError(f"no DICOM segmentation can refer to it ({first_line(error)})") from error
     return buffer.getvalue()
+
+
+def _check_uids(headers: Sequence[Any]) -> None:
+    """Raise UserError unless each file has the UIDs by which a segmentation refers to it."""
+    missing = [name for name in SOURCE_UIDS if not all(header.get(name) for header in headers)]
+    if missing:
+        raise UserError(
+            f"no DICOM segmentation can refer to it (its files lack {', '.join(missing)})"
+        )
+    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+        raise UserError(
+            "no DICOM segmentation can refer to it (several of its files have one SOPInstanceUID)"
+        )
+
+
+def _derive_uid(
+    kind: str, ids: np.ndarray, names: Sequence[str], headers: Sequence[Any], version: str
+) -> str:
+    """Make a UID that follows from the source, the mask and the model."""
+    sources = [str(header.SOPInstanceUID) for header in headers]
+    digest = hashlib.sha256("\0".join([kind, version, *names, *sources]).encode())
+    digest.update(repr(ids.shape).encode() + np.ascontiguousarray(ids).tobytes())
+    # 2.25 is the root of UIDs that are numbers of 128 bits (DICOM PS3.5, B.2).
+    return f"2.25.{int.from_bytes(digest.digest()[:16])}"
+
+
+def _as_stored(ids: np.ndarray, headers: Sequence[Any]) -> np.ndarray:
+    """Put the slices of a file of several frames into the order in which it stores them."""
+    if len(headers) > 1 or count_frames(headers[0]) == 1:
+        return ids
+    return ids[np.argsort(sort_frames(headers[0]))]
+
+
+def _complete_headers(headers: Sequence[Any]) -> list[Any]:
+    """Copy headers, with what a segmentation needs of them although the files lack it."""
+    import pydicom
+
+    positions = positions_mm(headers)
+    step_mm = usual_step_mm(sorted(positions)) if positions else None
+    completed = []
+    for header in headers:
+        copy = pydicom.Dataset(header)
+        copy.file_meta = header.file_meta
+        for name in EMPTY_IF_MISSING:
+            if copy.get(name) is None:
+                setattr(copy, name, "")
+        if copy.PatientSex not in ("M", "F", "O"):
+            copy.PatientSex = ""
+        if not copy.get("Modality"):
+            copy.Modality = "OT"
+        if positions and not copy.get("FrameOfReferenceUID"):
+            digest = hashlib.sha256(str(copy.SeriesInstanceUID).encode()).digest()
+            copy.FrameOfReferenceUID = f"2.25.{int.from_bytes(digest[:16])}"
+        _complete_thickness(copy, step_mm)
+        if positions and "PerFrameFunctionalGroupsSequence" in copy:
+            copy.SharedFunctionalGroupsSequence = [_complete_groups(copy, step_mm)]
+        completed.append(copy)
+    return completed
+
+
+def _complete_groups(header: Any, step_mm: float | None) -> Any:
+    """Give all frames the direction and spacing of the first, where it has them for itself."""
+    import pydicom
+
+    shared = header.get("SharedFunctionalGroupsSequence")
+    groups = pydicom.Dataset(shared[0]) if shared else pydicom.Dataset()
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if name not in groups and name in header.PerFrameFunctionalGroupsSequence[0]:
+            item = pydicom.Dataset(header.PerFrameFunctionalGroupsSequence[0][name][0])
+            setattr(groups, name, [item])
+    for measures in groups.get("PixelMeasuresSequence") or []:
+        _complete_thickness(measures, step_mm)
+    return groups
+
+
+def _complete_thickness(header: Any, step_mm: float | None) -> None:
+    """Give a slice a thickness; its distance to the next is left out if it is empty."""
+    if not read_numbers(header, "SpacingBetweenSlices") and "SpacingBetweenSlices" in header:
+        del header.SpacingBetweenSlices
+    if count_frames(header) == 1 and not read_numbers(header, "SliceThickness"):
+        between = look_up(header, "SpacingBetweenSlices")
+        header.SliceThickness = f"{between[0] if between else step_mm or 1:.6g}"
 
 
 def _describe_segments(names: Sequence[str], version: str) -> list[Any]:
@@ -83,69 +197,3 @@ def _describe_segments(names: Sequence[str], version: str) -> list[Any]:
             )
         )
     return segments
-
-
-def is_seg(header: Any) -> bool:
-    """Say whether a DICOM file is a segmentation."""
-    from pydicom import uid
-
-    return header.get("SOPClassUID") == uid.SegmentationStorage
-
-
-def decode_seg(content: bytes, image: Scan, names: Sequence[str]) -> np.ndarray | None:
-    """Decode a DICOM segmentation of `image`: class ids (S, H, W), by the segments' labels.
-
-    Returns None if the file is another kind of DICOM. Raises UserError if it refers to other
-    images, its segments overlap, or their labels are not `names`.
-    """
-    header = dicom.read_header(content, MAX_BYTES)
-    if not is_seg(header):
-        return None
-    try:
-        numbers, labels = _read_segments(header, image.header)
-    except Exception as error:
-        raise UserError(f"not a segmentation of its image ({first_line(error)})") from None
-    return _to_class_ids(numbers, labels, names)
-
-
-def _read_segments(header: Any, sources: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
-    """Read the segment number of every pixel (S, H, W), and the label of each number.
-
-    Raises an error of any kind if the segmentation does not fit the source's headers.
-    """
-    import highdicom as hd
-
-    segmentation = hd.seg.Segmentation.from_dataset(header)
-    uids = [source.SOPInstanceUID for source in sources]
-    referred = {uid for _, _, uid in segmentation.get_source_image_uids()}
-    if not referred or not referred <= set(uids):
-        raise ValueError("it refers to other images")
-    options = {
-        "combine_segments": True,
-        "ignore_spatial_locations": True,
-        "assert_missing_frames_are_empty": True,
-    }
-    frames = int(sources[0].get("NumberOfFrames") or 1)
-    if frames > 1:
-        every = range(1, frames + 1)
-        numbers = segmentation.get_pixels_by_source_frame(uids[0], every, **options)
-    else:
-        numbers = segmentation.get_pixels_by_source_instance(uids, **options)
-    labels = {
-        item.SegmentNumber: item.SegmentLabel.strip().lower()
-        for item in segmentation.SegmentSequence
-    }
-    return numbers, labels
-
-
-def _to_class_ids(numbers: np.ndarray, labels: dict[int, str], names: Sequence[str]) -> np.ndarray:
-    """Replace segment numbers by class ids. With a single class every segment belongs to it."""
-    known = {name.lower(): i for i, name in enumerate(names, 1)}
-    if len(names) > 1 and not set(labels.values()) <= set(known):
-        raise UserError(
-            f"segments {', '.join(labels.values())}; expected the classes {', '.join(names)}"
-        )
-    ids = np.zeros(numbers.shape, np.uint8)
-    for number, label in labels.items():
-        ids[numbers == number] = known[label] if len(names) > 1 else 1
-    return ids

@@ -1,6 +1,5 @@
-"""DICOM series: a folder whose files are the slices of one volume."""
+"""DICOM series: files that are the slices of one volume."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,23 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from imaging import dicom
+from imaging import dicom, dicom_file
+from imaging.dicom_geometry import (
+    MIN_STEP_MM,
+    count_frames,
+    describe_gaps,
+    positions_mm,
+    read_numbers,
+    slice_affine,
+    usual_step_mm,
+)
+from imaging.dicom_grey import fill_empty_slices
+from imaging.dicom_groups import group_files
 from imaging.scan import Scan, check_declared_bytes, name_in_errors, read_bytes
 from utils import UserError
 
-# Slices closer than this have the same position.
-MIN_STEP_MM = 1e-3
-# A gap wider than this many steps means that a file is missing.
-MAX_UNEVENNESS = 1.5
+__all__ = ["group_files", "is_dicom_file", "read_folder", "read_series", "series_files"]
 
 
 def is_dicom_file(path: str | Path) -> bool:
-    """Say whether a file is DICOM, by its first bytes. Raises UserError if it cannot be opened."""
+    """Say whether a file is DICOM, by its first bytes, and no DICOMDIR.
+
+    Raises UserError if it cannot be opened.
+    """
     try:
         with Path(path).open("rb") as file:
-            return dicom.is_dicom(file.read(dicom.HEAD_BYTES))
+            head = file.read(dicom_file.HEAD_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be opened ({error.strerror})") from None
+    return dicom_file.is_dicom(head) and not dicom_file.is_directory(head)
 
 
 def series_files(folder: str | Path) -> list[Path]:
@@ -40,80 +51,100 @@ def series_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def is_one_volume(files: Sequence[Path]) -> bool:
-    """Say whether DICOM files are the slices of one series, not images of their own.
+def volume_files(folder: str | Path) -> tuple[list[Path], list[str]]:
+    """List the files of a folder's only volume, and notes on those that are left out.
 
-    Raises UserError for slices of several series.
-    """
-    import pydicom
-
-    counts: Counter[str] = Counter()
-    for file in files:
-        header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        if len(dicom.read_numbers(header, "ImagePositionPatient")) != 3:
-            return False
-        counts[str(header.get("SeriesInstanceUID"))] += 1
-    if len(counts) > 1 and max(counts.values()) > 1:
-        sizes = ", ".join(map(str, counts.values()))
-        raise UserError(
-            f"{len(counts)} series, of {sizes} files; expected one: put each in its own folder"
-        )
-    return len(files) > 1 and len(counts) == 1
-
-
-def read_series(folder: str | Path, max_bytes: int) -> Scan:
-    """Read the files of a DICOM series, a slice each, as one volume.
-
-    Raises UserError, its message names the file but not the folder.
+    Files without positions are one volume if they are of one series. Raises UserError.
     """
     files = series_files(folder)
     if not files:
         raise UserError("a folder without DICOM files; expected those of one series")
+    volumes, notes = group_files(files)
+    if len(volumes) == 1:
+        return volumes[0], notes
+    if volumes and all(len(volume) == 1 for volume in volumes):
+        # Their headers are compared when they are read.
+        return [volume[0] for volume in volumes], notes
+    sizes = ", ".join(str(len(volume)) for volume in volumes)
+    found = f"{len(volumes)} volumes, of {sizes} files" if volumes else "no image"
+    reasons = "".join(f"; {note}" for note in notes[:3])
+    raise UserError(f"{found}; expected one volume: put each in its own folder{reasons}")
+
+
+def read_folder(folder: str | Path, max_bytes: int) -> Scan:
+    """Read the only volume in a folder of DICOM files.
+
+    Raises UserError, its message names the file but not the folder.
+    """
+    files, notes = volume_files(folder)
+    scan = read_series(files, max_bytes)
+    told = tuple(note.removeprefix(f"{folder}/") for note in notes)
+    return replace(scan, notes=(*scan.notes, *told))
+
+
+def read_series(files: Sequence[Path], max_bytes: int) -> Scan:
+    """Read the files of one volume, a slice each, or one file of several frames.
+
+    Raises UserError, its message names the file but not the folder.
+    """
+    if len(files) == 1:
+        with name_in_errors(files[0].name):
+            return dicom.decode_dicom(read_bytes(files[0]), max_bytes)
     headers = []
     for file in files:
         with name_in_errors(file.name):
             headers.append(dicom.read_header(read_bytes(file), max_bytes))
-    order, step_mm = sort_slices(headers)
+    order = sort_slices(headers)
     files, headers = [files[i] for i in order], [headers[i] for i in order]
-    check_declared_bytes(max_bytes, sum(map(dicom.declared_bytes, headers)))
+    check_declared_bytes(max_bytes, sum(map(dicom_file.declared_bytes, headers)))
     slices = []
     for file, header in zip(files, headers, strict=True):
         with name_in_errors(file.name):
             slices.append(dicom.decode_header(header))
-    return _join(slices, step_mm)
+    return _join(slices, [file.name for file in files])
 
 
-def _join(slices: Sequence[Scan], step_mm: float | None) -> Scan:
+def _join(slices: Sequence[Scan], names: Sequence[str]) -> Scan:
     """Make one volume of sorted slices."""
     first = slices[0]
     if any(one.pixels.shape != first.pixels.shape for one in slices):
         raise UserError("the files of the series have different numbers of frames or colours")
-    spacing = first.spacing_mm
+    headers = tuple(one.header[0] for one in slices)
+    positions = positions_mm(headers) or []
+    step_mm, spacing = usual_step_mm(positions), first.spacing_mm
     if spacing and step_mm:
         spacing = (step_mm, *spacing[1:])
-    headers = tuple(one.header[0] for one in slices)
+    # Each note once.
+    notes = dict.fromkeys(note for one in slices for note in one.notes)
     pixels = np.concatenate([one.pixels for one in slices])
-    affine = dicom.slice_affine(headers)
-    return replace(first, pixels=pixels, spacing_mm=spacing, affine=affine, header=headers)
+    fill_empty_slices(pixels)
+    return replace(
+        first,
+        pixels=pixels,
+        spacing_mm=spacing,
+        affine=slice_affine(headers),
+        header=headers,
+        notes=(*notes, *describe_gaps(positions, names)),
+    )
 
 
-def sort_slices(headers: Sequence[Any]) -> tuple[list[int], float | None]:
-    """Sort a series along its axis, from the feet up where it is axial.
+def sort_slices(headers: Sequence[Any]) -> list[int]:
+    """Sort a series along its axis, from the feet up where it is axial: the order of the files.
 
-    Returns the order of the files, and the distance between slices in mm where positions are known.
-    Raises UserError unless the files are slices of one series, each position once.
+    Without positions they are sorted by their numbers. Raises UserError unless the files are slices
+    of one series, each position once.
     """
     _check_one_series(headers)
-    positions = _positions_mm(headers)
+    if max(map(count_frames, headers)) > 1:
+        raise UserError("several files of several frames each; expected one, or a slice in each")
+    positions = positions_mm(headers)
     if positions is None:
-        numbers = [dicom.read_numbers(header, "InstanceNumber") for header in headers]
-        return sorted(range(len(headers)), key=numbers.__getitem__), None
+        numbers = [read_numbers(header, "InstanceNumber") for header in headers]
+        return sorted(range(len(headers)), key=numbers.__getitem__)
     order = sorted(range(len(headers)), key=positions.__getitem__)
-    if len(headers) == 1:
-        return order, None
-    steps = np.diff([positions[i] for i in order])
-    _check_steps(steps, [headers[i] for i in order])
-    return order, float(np.median(steps))
+    if np.diff([positions[i] for i in order]).min() < MIN_STEP_MM:
+        raise UserError("two files of the series have the same position; expected each once")
+    return order
 
 
 def _check_one_series(headers: Sequence[Any]) -> None:
@@ -122,27 +153,13 @@ def _check_one_series(headers: Sequence[Any]) -> None:
     sizes = {(header.get("Rows"), header.get("Columns")) for header in headers}
     if len(series) > 1 or len(sizes) > 1:
         raise UserError(
-            f"{len(series)} series of {len(sizes)} sizes in one folder; expected one of each"
+            f"{len(series)} series of {len(sizes)} sizes in one folder; expected one of each: "
+            "put each image in a folder of its own"
         )
+    axes = {_rounded_axes(h) for h in headers}
+    if len(axes) > 1:
+        raise UserError(f"slices of {len(axes)} directions in one folder; expected parallel ones")
 
 
-def _positions_mm(headers: Sequence[Any]) -> list[float] | None:
-    """Project the slices' positions on the axis across them; None if a header lacks one."""
-    directions = dicom.read_numbers(headers[0], "ImageOrientationPatient")
-    corners = [dicom.read_numbers(header, "ImagePositionPatient") for header in headers]
-    if len(directions) != 6 or any(len(corner) != 3 for corner in corners):
-        return None
-    axis = np.cross(directions[:3], directions[3:])
-    return [float(axis @ np.array(corner)) for corner in corners]
-
-
-def _check_steps(steps: np.ndarray, headers: Sequence[Any]) -> None:
-    """Raise UserError if two slices have the same position, or one seems to be missing."""
-    if steps.min() < MIN_STEP_MM:
-        raise UserError("two files of the series have the same position; expected each once")
-    if steps.max() > MAX_UNEVENNESS * steps.min():
-        before = headers[int(np.argmax(steps))].get("InstanceNumber")
-        raise UserError(
-            f"slices are {steps.min():.3g} to {steps.max():.3g} mm apart, the widest gap after "
-            f"number {before}; expected even steps: a file may be missing"
-        )
+def _rounded_axes(header: Any) -> tuple[float, ...]:
+    return tuple(round(value, 2) + 0.0 for value in read_numbers(header, "ImageOrientationPatient"))

@@ -1,5 +1,6 @@
 """Names, folders and sizes of image files."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,18 @@ from utils import UserError
 
 # A file of more bytes is decoded alone, so that several volumes do not fill the memory.
 LARGE_FILE_BYTES = 2**24
+LITTER = {
+    *("@eadir", "#recycle", "__macosx", "$recycle.bin", "lost+found", "dicomdir"),
+    *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
+ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}")
 # Endings of files that hold no DICOM. They need not be opened to see that.
 OTHER_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM.suffixes)
+
+
+def is_litter(name: str) -> bool:
+    """Say whether a NAS, macOS or Windows left a file or folder of this name, or it is hidden."""
+    return name.startswith((".", "~$")) or name.lower() in LITTER
 
 
 def is_image(path: Path) -> bool:
@@ -19,18 +30,23 @@ def is_image(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
+def is_image_file(path: Path) -> bool:
+    """Say whether a file is an image, by its ending, or DICOM by its first bytes."""
+    return is_image(path) or (not path.name.startswith(".") and is_dicom(path))
+
+
 def is_series(path: Path) -> bool:
     """Say whether a folder holds a DICOM series: one of its files is DICOM."""
     if not path.is_dir() or path.name.startswith("."):
         return False
     try:
-        return any(_is_dicom(file) for file in path.iterdir())
+        return any(is_dicom(file) for file in path.iterdir())
     except OSError:
         # A folder that cannot be opened.
         return False
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """Say whether a file is DICOM; one that cannot be opened is not."""
     if not path.is_file() or path.name.lower().endswith(OTHER_SUFFIXES):
         return False
@@ -41,11 +57,11 @@ def _is_dicom(path: Path) -> bool:
 
 
 def holds_one_volume(folder: Path) -> bool:
-    """Say whether a folder's DICOM files are the slices of one series, not images of their own.
-
-    Raises UserError for slices of several series.
-    """
-    return is_series(folder) and dicom_series.is_one_volume(dicom_series.series_files(folder))
+    """Say whether a folder's DICOM files are the slices of one volume, not images of their own."""
+    if not is_series(folder):
+        return False
+    volumes, _ = dicom_series.group_files(dicom_series.series_files(folder))
+    return len(volumes) == 1 and len(volumes[0]) > 1
 
 
 def file_stem(path: Path) -> str:
@@ -54,10 +70,11 @@ def file_stem(path: Path) -> str:
     if path.is_dir():
         return path.name
     # ".nii.gz" is one ending.
-    for suffix in SUFFIXES:
-        if suffix.count(".") > 1 and path.name.lower().endswith(suffix):
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[: -len(suffix)]
-    return path.stem
+    # What follows the last dot of a name such as 1.2.840.1 is no ending.
+    return path.stem if ENDING.fullmatch(path.suffix) else path.name
 
 
 def normalize_name(name: str) -> str:
@@ -80,7 +97,7 @@ def files_by_name(
     """Map names to the image files among `paths`, sorted; an equal name goes to `problems`."""
     found: dict[str, Path] = {}
     for path in sorted(paths):
-        if not is_image(path) and not is_series(path):
+        if not is_image_file(path) and not is_series(path):
             continue
         name = normalize_name(name_of(path))
         # Bytes that are not UTF-8 become surrogates, which tables cannot hold.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imaging import formats, pictures, preprocess
+from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference import engines, postprocess, segment
 from utils import UserError
@@ -93,13 +94,14 @@ class ExportedModel:
     ) -> tuple[np.ndarray, list[float]]:
         """Decide slices (H, W) by their probabilities (N, h, w, K).
 
-        Returns their class ids (N, H, W) uint8 and their confidence.
+        Returns their masks (N, H, W), ids or BITS, and their confidence.
         """
         inside = preprocess.letterbox(shape, probs.shape[1:3])
-        ids, confidence = [], []
+        threshold, ids, confidence = self.metadata["threshold"], [], []
+        overlap = Classes.from_metadata(self.metadata).overlap
         for one in probs:
             ids.append(postprocess.decide(preprocess.restore(one, shape), self.metadata))
-            confidence.append(mean_confidence(one[inside], self.metadata["threshold"]))
+            confidence.append(mean_confidence(one[inside], threshold, overlap))
         return np.stack(ids), confidence
 
 
@@ -122,13 +124,11 @@ def check_declared_pixels(content: bytes, max_bytes: int) -> None:
         )
 
 
-def mean_confidence(probs: np.ndarray, threshold: float) -> float:
-    """Average over the pixels of (h, w, K) the probability of the class that is decided."""
-    if probs.shape[-1] > 1:
+def mean_confidence(probs: np.ndarray, threshold: float, overlap: bool = False) -> float:
+    """Average over the pixels of (h, w, K) the probability of what is decided."""
+    if probs.shape[-1] > 1 and not overlap:
         return float(probs.max(-1).mean())
-    foreground = probs[..., 0]
-    decided = postprocess.to_ids(probs, threshold) > 0
-    return float(np.where(decided, foreground, 1 - foreground).mean())
+    return float(np.where(probs >= threshold, probs, 1 - probs).mean())
 
 
 def load_exported(

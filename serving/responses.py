@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from imaging import dicom_seg, nifti, pictures, tiff
+from imaging.labels import Classes, plane
 from imaging.scan import Mask
 from inference.exported_model import ExportedModel, Prediction, Prepared
 from serving import media_types, volumes
@@ -99,7 +100,7 @@ def write_mask(
         return to_json_line(described | {"notes": list(notes)}).encode()
     if media_type == media_types.PNG:
         return pictures.mask_to_png(ids[0], names)
-    mask = Mask(ids, names, network.metadata.get("mask_values", ()))
+    mask = Mask(ids, names, Classes.from_metadata(network.metadata).levels)
     if media_type == media_types.DICOM:
         return dicom_seg.encode_mask(mask, prepared.scan(), network.sha256)
     if media_type == media_types.NIFTI:
@@ -123,7 +124,7 @@ def class_areas(
             pixel_mm2 = None
     areas = []
     for number, name in enumerate(names, 1):
-        pixels = int(np.count_nonzero(ids == number))
+        pixels = int(np.count_nonzero(plane(ids, number)))
         mm2 = None if pixel_mm2 is None else pixels * pixel_mm2
         areas.append({"class": name, "area_pixels": pixels, "area_mm2": mm2})
     return areas
@@ -137,7 +138,7 @@ def to_json(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
     ids = prediction.ids
     classes = class_areas(ids, names, prediction.spacing_mm)
     for number, one in enumerate(classes, 1):
-        one["rle"] = run_lengths(ids == number)
+        one["rle"] = run_lengths(plane(ids, number))
     return {"size": list(ids.shape), "confidence": prediction.confidence, "classes": classes}
 
 
@@ -149,7 +150,7 @@ def to_geojson(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
     features = []
     areas = class_areas(prediction.ids, names, prediction.spacing_mm)
     for number, properties in enumerate(areas, 1):
-        geometry = outline(prediction.ids == number)
+        geometry = outline(plane(prediction.ids, number))
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return {
         "type": "FeatureCollection",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from imaging.labels import plane
 from inference.exported_model import Prepared
 from serving.errors import Problem
 from serving.run_lengths import run_lengths
@@ -29,7 +30,7 @@ def class_volumes(
             voxel_ml = None
     volumes = []
     for number, name in enumerate(names, 1):
-        voxels = int(np.count_nonzero(ids == number))
+        voxels = int(np.count_nonzero(plane(ids, number)))
         ml = None if voxel_ml is None else voxels * voxel_ml
         volumes.append({"class": name, "voxels": voxels, "volume_ml": ml})
     return volumes
@@ -45,7 +46,7 @@ def to_json(ids: np.ndarray, names: Sequence[str], prepared: Prepared) -> dict[s
     for number, one in enumerate(classes, 1):
         one["rle"] = []
         for slice_ids in ids:
-            one["rle"].append(run_lengths(slice_ids == number))
+            one["rle"].append(run_lengths(plane(slice_ids, number)))
             numbers += len(one["rle"][-1]["counts"])
             if numbers > MAX_NUMBERS:
                 cure = "ask for the volume as NIfTI or TIFF"

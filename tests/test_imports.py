@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "serving": {"utils", "imaging", "inference"},
     "training": {"utils", "imaging", "dataset", "inference", "metrics", "model"},
     "predict": {"utils", "imaging", "dataset", "data", "inference", "metrics"},
-    "export": {"utils", "imaging", "dataset", "inference"},
+    "exporting": {"utils", "imaging", "dataset", "inference"},
+    "export": {"utils", "imaging", "dataset", "inference", "exporting"},
     "serve": {"utils", "imaging", "inference", "serving"},
     "train": {
         "utils",

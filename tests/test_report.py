@@ -16,17 +16,14 @@ import train
 from dataset import loading, report
 from dataset.loading import Preprocessing
 from imaging import pictures
-from imaging.labels import class_names, mask_values
+from imaging.labels import Classes
 from utils import UserError
 
 
 def described(folder: Path, classes: str = "foreground"):
     pairs, problems = data.find_pairs(folder)
-    names = class_names(classes)
-    dataset, unreadable = loading.load_pairs(
-        pairs, Preprocessing(names, (128, 128), levels=mask_values(classes))
-    )
-    return dataset, names, problems + unreadable
+    dataset, unreadable = loading.load_pairs(pairs, Preprocessing(Classes(classes), (128, 128)))
+    return dataset, dataset.classes.names, problems + unreadable
 
 
 def test_the_page_shows_pictures_problems_and_proposals(discs, tmp_path, script):

@@ -18,9 +18,9 @@ from dataset import charts, oddities, thumbnails
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from imaging import pictures
-from imaging.labels import class_names
+from imaging.labels import Classes
 
-ONE = Preprocessing(class_names("foreground"), (128, 128))
+ONE = Preprocessing(Classes("foreground"), (128, 128))
 
 
 def page_of(folder: Path, tmp_path: Path) -> str:

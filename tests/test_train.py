@@ -23,6 +23,7 @@ from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.split_table import read_split
+from imaging.labels import Classes
 from inference import postprocess
 from training import run_folder
 from utils import UserError
@@ -100,9 +101,9 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     log = train.train(config)
     model, facts = utils.load_model(tmp_path / "run" / "model.h5")
     pairs, subsets = read_split(tmp_path / "run" / "split.csv")
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(["foreground"], (32, 32)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("foreground"), (32, 32)))
     rows = np.flatnonzero(np.array(subsets) == "val")
-    x, y = Batches(dataset, rows, ["foreground"], 4)[0]
+    x, y = Batches(dataset, rows, 4)[0]
     dice = float(np.mean(train.metrics.dice(y, model(x))))
     assert (
         dice

@@ -7,8 +7,9 @@ from typing import Any
 
 import utils
 from dataset.augmentation import STRENGTHS
-from imaging.labels import class_names, mask_values, mirrored_channels
+from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
+from imaging.scan import MAX_CHANNELS
 from utils import ROOT, UserError, nearest, or_expected
 
 SEEDS = range(2**32)
@@ -53,7 +54,7 @@ def check_name(field: str, name: str, known: Collection[str]) -> None:
 
 def check_image_size(config: Any, backbones: Collection[str]) -> None:
     """Raise UserError for an image size that the network cannot halve as often as it does."""
-    size = (config.image_size, config.image_size)
+    size = utils.parse_size(config.image_size)
     utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
 
 
@@ -82,16 +83,19 @@ def keys_in_source(path: Path, name: str, parts: dict[str, list[str]] | None = N
 
 def check_values(config: Any) -> None:
     """Raise UserError for a value that cannot work whatever the network is."""
-    names = class_names(config.classes)
-    mask_values(config.classes)
+    classes = Classes(config.classes, config.ignore, config.overlap)
     if config.window not in ("", "file"):
         parse_window(config.window)
-    can_mirror = mirrored_channels(names) is not None
+    can_mirror = mirrored_channels(classes.names) is not None
     one_of_folds = f"-1 or a fold of --folds {config.folds}"
     rules = [
-        ("channels", config.channels in (0, 1, 3), "0, 1 or 3"),
+        ("channels", 0 <= config.channels <= MAX_CHANNELS, f"0 to {MAX_CHANNELS}"),
         ("neighbours", config.neighbours in (0, 1), "0 or 1"),
-        ("neighbours", not config.neighbours or config.channels != 3, "0 for colour images"),
+        (
+            "neighbours",
+            not config.neighbours or config.channels in (0, 1),
+            "0 for several channels",
+        ),
         ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),
         ("val_fraction", 0 <= config.val_fraction <= 0.5, "0 to 0.5"),
         ("folds", config.folds == 0 or config.folds >= 2, "0 or at least 2"),
@@ -104,7 +108,6 @@ def check_values(config: Any) -> None:
         ("learning_rate", config.learning_rate > 0, "above 0"),
         ("mirror", not config.mirror or can_mirror, "false, because a class has one side only"),
         ("seed", config.seed in SEEDS, f"0 to {SEEDS[-1]}"),
-        ("memory_gb", config.memory_gb >= 0, "at least 0"),
     ]
     for name, is_fine, expected in rules:
         if not is_fine:
