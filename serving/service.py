@@ -93,12 +93,14 @@ class Service:
         count, confidence = len(prepared.images), []
         # Several of the largest masks would fill the memory.
         async with self.volume_turns:
-            ids = np.zeros((count, *prepared.shape), np.uint8)
+            ids = None
             for start in range(0, count, step):
                 batch = prepared.images[start : start + step].astype(np.float32) / 255
                 await self.batcher.wait_for_room(len(batch))
                 probs = await self.batcher.predict(batch)
                 decided = await self.workers.run(self.network.decide_slices, probs, prepared.shape)
+                if ids is None:
+                    ids = np.zeros((count, *prepared.shape), decided[0].dtype)
                 ids[start : start + step] = decided[0]
                 confidence += decided[1]
             rest = prepared._replace(images=prepared.images[:0])
