@@ -18,50 +18,45 @@ import numpy as np
 import tyro
 
 import utils
-from dataset import layouts, loading, report
+from dataset import layouts, loading, patients, report, report_page
 from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
-from dataset.layouts import Pair
+from dataset.layouts import Layout, Pair
 from dataset.loading import Preprocessing
+from dataset.notes import describe_masks, summarize_notes
+from dataset.patients import find_leaks
 from dataset.phantoms import make_phantoms
-from dataset.unmatched import explain_none, explain_unmatched
-from imaging.files import files_by_name
-from imaging.labels import class_names, mask_values
+from imaging.labels import Classes
 from utils import UserError
 
 MAX_SHOWN = 20  # problems in an error message
+FOREGROUND = "foreground"  # the class where nobody names one
 
 
 # ------------------------------------------------------------------------------------------- find
 
 
+def find_data(data_dir: str | Path) -> Layout:
+    """Recognise the layout of a data set: its pairs, classes, and what was noticed.
+
+    Raises UserError if the layout is not known.
+    """
+    return layouts.find(Path(data_dir))
+
+
 def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[str]]:
-    """Pair images and masks by their names; return the pairs, sorted, and the problems found.
+    """Pair images and masks; return the pairs, sorted, and the problems found.
 
     Raises UserError if the folder has no known layout.
     """
-    root, problems = Path(data_dir), []
-    layout = layouts.recognise(root)
-    images = files_by_name(root.glob(layout.images), layout.image_name, problems)
-    image_dir = (root / layout.images).parent
-    if not images:
-        return [], [*problems, explain_none("image", image_dir)]
-    masks = []
-    for pattern in layout.masks:
-        found = files_by_name(root.glob(pattern), layout.mask_name, problems)
-        problems += explain_unmatched(images, found, image_dir, (root / pattern).parent)
-        masks.append(found)
-    rows = layouts.read_index(root, images, problems)
-    pairs = []
-    for name, image in images.items():
-        if all(name in found for found in masks):
-            paths = tuple(found[name] for found in masks)
-            row = rows.get(name, {})
-            label = row.get("label", layouts.label_in_name(name))
-            subset = row.get("split", "").lower()
-            pairs.append(Pair(image, paths, row.get("patient", ""), label, subset))
-    return pairs, problems
+    layout = find_data(data_dir)
+    return layout.pairs, layout.problems
+
+
+def choose_classes(classes: str, layout: Layout | None = None) -> str:
+    """Return the classes as given; else those that the layout names, else "foreground"."""
+    return classes or (layout.classes if layout else "") or FOREGROUND
 
 
 # ------------------------------------------------------------------------------------------- read
@@ -71,28 +66,30 @@ def load_dataset(
     data_dir: str | Path,
     preprocessing: Preprocessing,
     cache_dir: str | Path = "",
-    memory_gb: float = 4.0,
     extra_dir: str | Path = "",
 ) -> tuple[list[Pair], Dataset]:
     """Find and decode a whole data set, and a further one for training alone.
 
     The pairs of `extra_dir` have the subset "extra". Raises UserError that lists every problem.
     """
-    pairs, problems = find_pairs(data_dir)
+    layout = find_data(data_dir)
+    pairs, problems = list(layout.pairs), list(layout.problems)
     if extra_dir:
         extra, more = find_pairs(extra_dir)
         pairs += [replace(pair, subset="extra") for pair in extra]
         problems += more
-    dataset, unreadable = loading.load_pairs(pairs, preprocessing, cache_dir, memory_gb)
+    dataset, unreadable = loading.load_pairs(pairs, preprocessing, cache_dir)
     problems += unreadable + loading.find_duplicates(dataset)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:MAX_SHOWN])
         rest = len(problems) - MAX_SHOWN
         shown += f"\n  … and {rest} more" if rest > 0 else ""
         raise UserError(f"{_count(problems)} in {data_dir}. Fix or remove these files:{shown}")
-    if note := layouts.merged_note(layouts.recognise(Path(data_dir)), preprocessing.names):
-        print(note)
+    for note in describe_notes(layout, dataset):
+        print(f"note: {note}")
     pairs = loading.name_patients(pairs, dataset)
+    for warning in find_leaks(pairs, dataset):
+        print(f"warning: {warning}; python data.py check {data_dir} writes an index.csv for it")
     extra_patients = {pair.patient for pair in pairs if pair.subset == "extra"} - {""}
     shared = extra_patients & {pair.patient for pair in pairs if pair.subset != "extra"}
     if shared:
@@ -101,6 +98,12 @@ def load_dataset(
             "that no test image is trained on"
         )
     return pairs, dataset
+
+
+def describe_notes(layout: Layout, dataset: Dataset) -> list[str]:
+    """List what a user must know of how the data lie and how the files were read, a line each."""
+    notes = layouts.describe_layout(layout, dataset.classes.names)
+    return [*notes, *summarize_notes(dataset.info.to_dict("records")), *describe_masks(dataset)]
 
 
 def _count(problems: Sequence[str]) -> str:
@@ -150,7 +153,7 @@ def _draw_fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.nd
     """Draw one of `folds` parts with equal shares of each label: indices of its pairs."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = [pair.patient or pair.stem for pair in pairs]
+    groups = [pair.group for pair in pairs]
     if len(set(groups)) < folds:
         raise UserError(
             f"{len(set(groups))} patients (or images) are too few to set one of {folds} aside; "
@@ -182,30 +185,44 @@ def _check_patients(pairs: Sequence[Pair], subsets: Sequence[str]) -> None:
 def check(
     data_dir: tyro.conf.Positional[Path],
     *,
-    classes: str = "foreground",
+    classes: str = "",
+    ignore: str = "",
+    overlap: bool = False,
     output: Path = Path("results/check"),
 ) -> None:
     """Report on a data set: OUTPUT/report.html with pictures, and the command that trains on it.
 
     Args:
         data_dir: the folder to look at
-        classes: class names separated by commas, as in train.py
+        classes: class names separated by commas, as in train.py; "" takes those of the layout
+        ignore: value or colour of mask pixels that do not count
+        overlap: a pixel may be of several classes
         output: where the report goes
 
     Exits with 2 if there is a problem.
     """
-    layout, names = layouts.recognise(data_dir), class_names(classes)
-    levels = mask_values(classes)
-    pairs, problems = find_pairs(data_dir)
-    preprocessing = Preprocessing(names, (128, 128), detect_channels(pairs), levels=levels)
+    utils.check_folder(data_dir)
+    layout = find_data(data_dir)
+    ignore = ignore or ("" if classes else layout.ignore)
+    classes = choose_classes(classes, layout)
+    parsed = Classes(classes, ignore, overlap)
+    names = parsed.names
+    pairs, problems = layout.pairs, list(layout.problems)
+    preprocessing = Preprocessing(parsed, (128, 128), detect_channels(pairs))
     dataset, unreadable = loading.load_pairs(pairs, preprocessing)
     problems += unreadable + loading.find_duplicates(dataset)
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]
-    if note := layouts.merged_note(layout, names):
-        lines.append(f"{'note':10} {note}")
+    lines += [f"{'note':10} {note}" for note in describe_notes(layout, dataset)]
+    warnings = find_leaks(pairs, dataset)
+    lines += [f"{'warning':10} {warning}" for warning in warnings]
+    if any("index.csv" in warning for warning in warnings):
+        path = patients.write_index(output / "index.csv", data_dir, pairs)
+        lines.append(f"{'':10} copy {path} to {data_dir / 'index.csv'} to keep them together")
     print(*lines, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
     fields = {"data_dir": str(data_dir), "classes": classes, **report.suggest(dataset, names)}
-    page = report.write_report(output, dataset, names, lines, problems, fields)
+    fields |= {"ignore": ignore} if ignore else {}
+    fields |= {"overlap": overlap} if overlap else {}
+    page = report_page.write_report(output, pairs, dataset, preprocessing, lines, problems, fields)
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:
         raise UserError(

@@ -5,12 +5,15 @@
 In training y_true and y_pred are (N, H, W, K) in [0, 1]; a true pixel on a border is partly
 inside. Each function returns one number per image, (N,), computed in float32 whatever the
 network's precision. With several channels the first is the background: Dice, Tversky and the
-metrics leave it out and average the others.
+metrics leave it out and average the others. Classes that overlap are scored each for itself.
+y_true may have a further channel: the share of a pixel that does not count (--ignore).
 
-To add a loss, write a function (y_true, y_pred) → (N,) and name it in LOSSES.
+To add a loss, write a function (y_true, y_pred) → (N,) and name it in LOSSES. Begin it with
+`split_valid`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 
 import utils
@@ -23,7 +26,11 @@ import pandas as pd
 from keras import KerasTensor, ops
 from scipy import ndimage, stats
 
+from imaging.labels import plane
 from utils import UserError
+
+# A loss or metric: (y_true, y_pred) → (N,).
+Score = Callable[[KerasTensor, KerasTensor], KerasTensor]
 
 OVERLAPS = ("dice", "iou", "precision", "recall")  # in [0, 1]
 DISTANCES = ("nsd", "hd95", "assd")  # they depend on the unit, pixels or mm
@@ -36,6 +43,37 @@ NSD_TOLERANCE = 2.0  # by so many pixels, or mm, a border may be off and still c
 
 def _float32(*tensors: KerasTensor) -> list[KerasTensor]:
     return [ops.cast(tensor, "float32") for tensor in tensors]
+
+
+def split_valid(
+    y_true: KerasTensor, y_pred: KerasTensor
+) -> tuple[KerasTensor, KerasTensor, KerasTensor | None]:
+    """Split truth from what does not count: y_true, y_pred, and each pixel's weight, float32.
+
+    The weight, (N, H, W, 1) in [0, 1], is None if all pixels count.
+    """
+    y_true, y_pred = _float32(y_true, y_pred)
+    if y_true.shape[-1] == y_pred.shape[-1]:
+        return y_true, y_pred, None
+    return y_true[..., :-1], y_pred, 1 - y_true[..., -1:]
+
+
+def per_class(function: Score) -> Score:
+    """Make a loss or metric of overlapping classes: the mean of each class's, as if it were alone.
+
+    y_pred (N, H, W, K) has no background.
+    """
+
+    @wraps(function)
+    def average(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
+        classes = y_pred.shape[-1]
+        values = []
+        for k in range(classes):
+            one = ops.concatenate([y_true[..., k : k + 1], y_true[..., classes:]], axis=-1)
+            values.append(function(one, y_pred[..., k : k + 1]))
+        return ops.mean(ops.stack(values, axis=-1), axis=-1)
+
+    return average
 
 
 def _foreground(tensor: KerasTensor) -> KerasTensor:
@@ -51,11 +89,17 @@ def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> 
 
     Lin et al. 2017; for partly covered pixels Li et al. 2020.
     """
-    y_true, y_pred = map(_with_background, _float32(y_true, y_pred))
+    y_true, y_pred, counts = split_valid(y_true, y_pred)
+    y_true, y_pred = _with_background(y_true), _with_background(y_pred)
     # A larger floor would end the gradient where a class is wrongly ruled out.
     y_pred = ops.clip(y_pred, 1e-30, 1.0)
     weight = ops.power(ops.abs(y_true - y_pred), gamma) if gamma else 1.0
-    return -ops.mean(ops.sum(y_true * weight * ops.log(y_pred), axis=-1), axis=(1, 2))
+    pixels = -ops.sum(y_true * weight * ops.log(y_pred), axis=-1)
+    if counts is None:
+        return ops.mean(pixels, axis=(1, 2))
+    counts = counts[..., 0]
+    total = ops.maximum(ops.sum(counts, axis=(1, 2)), 1.0)
+    return ops.sum(pixels * counts, axis=(1, 2)) / total
 
 
 def cross_entropy(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
@@ -73,7 +117,10 @@ def tversky_loss(
     where they are equal (Wang et al. 2023). One pixel is added to both sides of the fraction, so
     that an empty image has a gradient and no division by zero.
     """
-    y_true, y_pred = map(_foreground, _float32(y_true, y_pred))
+    y_true, y_pred, counts = split_valid(y_true, y_pred)
+    y_true, y_pred = _foreground(y_true), _foreground(y_pred)
+    if counts is not None:
+        y_true, y_pred = y_true * counts, y_pred * counts
     hits = ops.sum(ops.minimum(y_true, y_pred), axis=(1, 2))
     extra = ops.sum(y_pred, axis=(1, 2)) - hits
     missed = ops.sum(y_true, axis=(1, 2)) - hits
@@ -93,7 +140,7 @@ def bce_dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     return cross_entropy(y_true, y_pred) + dice_loss(y_true, y_pred)
 
 
-LOSSES: dict[str, Callable[[KerasTensor, KerasTensor], KerasTensor]] = {
+LOSSES: dict[str, Score] = {
     "bce_dice": bce_dice_loss,
     "dice": dice_loss,
     "focal": focal_loss,
@@ -116,7 +163,11 @@ def _counts(
     y_true: KerasTensor, y_pred: KerasTensor
 ) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
     """Count the pixels of the decided masks, (N, K) each: in both, in truth, in prediction."""
-    truth, found = (_foreground(_decide(tensor)) for tensor in _float32(y_true, y_pred))
+    y_true, y_pred, counts = split_valid(y_true, y_pred)
+    truth, found = _foreground(_decide(y_true)), _foreground(_decide(y_pred))
+    if counts is not None:
+        counts = ops.cast(counts >= 0.5, "float32")
+        truth, found = truth * counts, found * counts
     return tuple(ops.sum(mask, axis=(1, 2)) for mask in (truth * found, truth, found))
 
 
@@ -147,6 +198,9 @@ def recall(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     """Share of the true pixels that are predicted: (N,) in [0, 1]; empty as in `dice`."""
     hits, truth, found = _counts(y_true, y_pred)
     return _ratio(hits, truth, truth + found)
+
+
+TRAINING_METRICS: tuple[Score, ...] = (dice, iou, precision, recall)
 
 
 # ---------------------------------------------------------------------- scores of a predicted mask
@@ -207,17 +261,21 @@ def score_classes(
     found: np.ndarray,
     names: Sequence[str],
     spacing: Sequence[float] | None = None,
+    ignored: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Compare class ids (S, H, W) or (H, W): each metric's mean over the classes.
+    """Compare masks (S, H, W) or (H, W), ids or BITS: each metric's mean over the classes.
 
     With several classes also `dice: name` … of each. spacing: mm between slices, rows and
-    columns, if known. A volume of one slice is compared as a plane.
+    columns, if known. A volume of one slice is compared as a plane. ignored: bool, of the masks'
+    shape; these pixels are background in both.
     """
+    if ignored is not None:
+        truth, found = (np.where(ignored, mask.dtype.type(0), mask) for mask in (truth, found))
     if len(truth) == 1 and truth.ndim == 3:
         truth, found, spacing = truth[0], found[0], spacing and spacing[1:]
     scores = {}
     for class_id, name in enumerate(names, 1):
-        scores[name] = score_mask(truth == class_id, found == class_id, spacing)
+        scores[name] = score_mask(plane(truth, class_id), plane(found, class_id), spacing)
     row = {}
     for metric in METRICS:
         row[metric] = float(np.mean([score[metric] for score in scores.values()]))

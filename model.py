@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import keras
 from keras import KerasTensor, layers
 
-from utils import UserError
+from utils import UserError, check_size
 
 NORMALIZATIONS = ("batch", "group", "instance", "none")
 
@@ -289,12 +289,14 @@ def build_unet(
     architecture: str = "unet",
     normalization: str = "batch",
     encoder_weights: str = "none",
+    overlap: bool = False,
 ) -> keras.Model:
     """Build a network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
 
     input_shape: (H, W, C); H and W are multiples of 2**depth, or None for any such size.
     classes: output channels; 1 ends in a sigmoid, more end in a softmax whose first channel is
         the background.
+    overlap: whether the classes may overlap: each of them ends in a sigmoid, without background.
     filters: channels of the first level, doubled at each of the `depth` halvings; a pretrained
         encoder has 5 halvings.
     architecture: a name in ARCHITECTURES.
@@ -310,7 +312,7 @@ def build_unet(
     outputs = layers.Conv2D(
         classes,
         1,
-        activation="sigmoid" if classes == 1 else "softmax",
+        activation="sigmoid" if classes == 1 or overlap else "softmax",
         dtype="float32",  # also where the layers before compute in bfloat16
         name="probabilities",
     )(features)
@@ -332,27 +334,12 @@ def check_names(architecture: str, normalization: str, encoder_weights: str = "n
         )
 
 
-def check_size(sides: tuple[int | None, int | None], depth: int, pretrained: bool = False) -> None:
-    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times)."""
-    step = 2**5 if pretrained else 2**depth
-    smallest = 2 * step if pretrained else step
-    for side in sides:
-        if side is None and pretrained:
-            raise UserError("image size is open; a pretrained encoder needs a fixed one")
-        if side is None or (side >= smallest and side % step == 0):
-            continue
-        nearest = max(smallest, round(side / step) * step)
-        why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
-        cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
-        raise UserError(f"image size {side} is not a multiple of {step} ({why}); {cure}")
-
-
 @dataclass(frozen=True)
 class Config:
     """Which network to print."""
 
     architecture: str = "unet"  # unet, residual, attention, unet++, unet3+, or a pretrained encoder
-    image_size: int = 128  # pixels, height and width
+    image_size: int | str = 128  # pixels; or height and width: 192,256
     channels: int = 1  # 1 grey, 3 colour
     classes: int = 1  # output channels
     filters: int = 8  # of the first level
@@ -361,7 +348,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the network layer by layer."""
-    shape = (config.image_size, config.image_size, config.channels)
+    shape = (*utils.parse_size(config.image_size), config.channels)
     model = build_unet(
         shape, config.classes, config.filters, config.depth, architecture=config.architecture
     )

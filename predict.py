@@ -1,16 +1,17 @@
 """Use a trained model: score test images, or segment any file or folder.
 
     python predict.py                                the test images of files/model.h5
-    python predict.py --data-dir DIR                 all images and masks of another data set
-    python predict.py --input PATH --output DIR      masks of a file or of a folder's images
+    python predict.py --data-dir DIR                 another data set, or one that was moved
+    python predict.py --input PATH --output DIR      masks of a file, or of a folder and those in it
     python predict.py --model "files/run/fold*/model.h5"      several models, averaged
 
 Scoring writes metrics.csv and a panel per image to results/. Segmenting writes a mask per image to
-results/masks, in the format and size of the image: PNG, TIFF, NIfTI or DICOM SEG. A file that
-cannot be read is named, and the others are done; the exit code is then 2.
+results/masks, in the format and size of the image, and measurements.csv with a row per class. A
+file that cannot be read is named, and the others are done; the exit code is then 2.
 --verbose also shows what TensorFlow or JAX says.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,16 +19,21 @@ from typing import TYPE_CHECKING
 
 import data
 import utils
+from dataset import run_split
 from dataset.layouts import SUBSETS, Pair
+from dataset.notes import summarize_notes
 from dataset.reading import read_pair
-from dataset.split_table import read_split
 from imaging import formats
-from imaging.files import file_stem
+from imaging.labels import Classes
 from imaging.plots import draw_panel
 from inference import models
-from inference.inputs import list_inputs, read_chunks
-from inference.segment import DEFAULT_OPTIONS, Member, Options, segment_scans
-from utils import UserError, atomic
+from inference.inputs import Inputs, describe_passed_over, list_inputs
+from inference.output_names import name_outputs
+from inference.problems import Problems
+from inference.read_ahead import read_chunks
+from inference.segment import DEFAULT_OPTIONS, Member, Options
+from inference.segment_files import segment_each, segment_files
+from utils import UserError, atomic, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,10 +48,15 @@ class Config:
     model: str = ""
     input: str = ""  # a file or folder to segment; "" scores images that have masks
     output: str = ""  # where to write; "" is results, with --input results/masks
-    data_dir: str = ""  # a data set to score as a whole; "" is the split of the model's run
+    # A data set to score, but for what the model was trained on; "" is the split of its run.
+    data_dir: str = ""
     subset: str = "test"  # which part of the split: train, val or test
     tile: bool = False  # window by window at the images' own resolution, not scaled to fit
     clean: bool = True  # remove small parts and fill holes, if the model file asks for it
+    # Probability from which a pixel is of the class, "0.5", or one for each class: "0.3,0.6".
+    threshold: str = ""
+    probabilities: bool = False  # also write a map of each class's probability, with --input
+    format: str = ""  # of masks: png, tiff, nifti, nrrd, seg (DICOM); "" is that of the image
     uncertainty: bool = False  # also show where several models, or mirrored images, disagree
     engine: str = "auto"  # for an exported model: onnxruntime or openvino
     precision: str = "auto"  # for an exported model: float32, bfloat16 or int8
@@ -55,7 +66,7 @@ class Config:
     @property
     def options(self) -> Options:
         """How to run the network."""
-        return Options(self.batch_size, self.tile, self.uncertainty)
+        return Options(self.batch_size, self.tile, self.uncertainty, self.probabilities)
 
     @property
     def folder(self) -> Path:
@@ -71,7 +82,7 @@ def main(config: Config) -> None:
     check_config(config)
     problems = run_segmentation(config) if config.input else run_scoring(config)
     if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
+        lines = "\n".join(f"  {printable(problem)}" for problem in problems)
         raise UserError(f"{len(problems)} file(s) left out:\n{lines}")
 
 
@@ -81,6 +92,10 @@ def check_config(config: Config) -> None:
         raise UserError(f"batch_size is {config.batch_size}; expected at least 1")
     if config.subset not in SUBSETS:
         raise UserError(f"subset is {config.subset!r}; expected one of {', '.join(SUBSETS)}")
+    if config.format not in ("", *formats.KINDS):
+        raise UserError(f"format is {config.format!r}; expected {', '.join(formats.KINDS)}")
+    if (config.probabilities or config.format) and not config.input:
+        raise UserError("--probabilities and --format need --input")
     if config.input and config.data_dir:
         raise UserError(
             "--input segments images, --data-dir scores images that have masks; "
@@ -100,9 +115,27 @@ def model_paths(config: Config) -> list[str]:
 
 def load_members(config: Config) -> list[Member]:
     """Load the model, or the members of an ensemble, see `models.load_members`."""
-    return models.load_members(
+    members = models.load_members(
         model_paths(config), config.engine, config.precision, config.uncertainty, config.clean
     )
+    if not config.threshold:
+        return members
+    threshold = parse_threshold(config.threshold, members[0][1]["classes"])
+    return [(network, metadata | {"threshold": threshold}) for network, metadata in members]
+
+
+def parse_threshold(text: str, names: Sequence[str]) -> float | list[float]:
+    """Read `--threshold`: a number for a single class, a list for several. Raises UserError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, len(names)) or not all(0 < value < 1 for value in values):
+        raise UserError(
+            f"threshold is {text!r}; expected a number between 0 and 1, or one for each class "
+            f"({', '.join(names)}), separated by commas"
+        )
+    return values[0] if len(names) == 1 else values * (len(names) // len(values))
 
 
 # -------------------------------------------------------------------------------------- scoring
@@ -119,7 +152,7 @@ def run_scoring(config: Config) -> list[str]:
     source = f"images of {config.data_dir}" if config.data_dir else f"{config.subset} images"
     print(f"scoring {len(pairs)} {source} ({models.describe_network(members)})", flush=True)
     panel_dir = output if config.panels else None
-    table, unreadable = score_pairs(members, pairs, config.options, panel_dir)
+    table, unreadable = score_pairs(members, pairs, config.options, panel_dir, output)
     if len(table):
         with atomic(output / "metrics.csv") as temporary:
             table.to_csv(temporary, index=False)
@@ -157,35 +190,25 @@ def score_run(folder: Path) -> "pd.DataFrame":
 
 
 def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
-    """Choose the pairs, and name the problems found: a whole data set, or a subset of the run.
+    """Choose the pairs, and name the problems found: a data set, or a subset of the run.
 
     Of an ensemble, the images that are in this subset in every member's run. Raises UserError.
     """
     if config.data_dir:
-        return data.find_pairs(config.data_dir)
-    subsets = [read_subset(Path(path), config.subset) for path in model_paths(config)]
-    common = set.intersection(*(set(subset) for subset in subsets))
-    pairs = [pair for image, pair in subsets[0].items() if image in common]
+        pairs, problems = data.find_pairs(config.data_dir)
+        pairs, note = run_split.keep_subset(pairs, model_paths(config), config.subset)
+        if note:
+            print(f"{config.data_dir}: {note}")
+        return pairs, problems
+    found = [run_split.read_subset(path, config.subset) for path in model_paths(config)]
+    common = set.intersection(*(set(pairs) for pairs, _ in found))
+    pairs = [pair for image, pair in found[0][0].items() if image in common]
     if not pairs:
         raise UserError(
             f"no image is {config.subset} in the split.csv of every model; name another --subset, "
             "or images with --data-dir or --input"
         )
-    return pairs, []
-
-
-def read_subset(model: Path, subset: str) -> dict[Path, Pair]:
-    """Read the pairs of a subset from the split.csv beside a model, by their images."""
-    path = model.with_name("split.csv")
-    if not path.is_file():
-        raise UserError(
-            f"no {path} beside the model; name images with --input, or a data set with --data-dir"
-        )
-    pairs = {}
-    for pair, pair_subset in zip(*read_split(path), strict=True):
-        if pair_subset == subset:
-            pairs[pair.image] = pair
-    return pairs
+    return pairs, list(dict.fromkeys(problem for _, problems in found for problem in problems))
 
 
 def score_pairs(
@@ -193,11 +216,12 @@ def score_pairs(
     pairs: Sequence[Pair],
     options: Options = DEFAULT_OPTIONS,
     panel_dir: str | Path | None = None,
+    log_dir: str | Path | None = None,
 ) -> tuple["pd.DataFrame", list[str]]:
     """Segment each pair's image and compare it with the mask at the image's own size.
 
     Returns a table (image, the columns of `metrics.score_classes`, the unit of distances) and the
-    problems, a line per unreadable pair. Panels are drawn into `panel_dir`, if there is one.
+    problems, a line per pair that was left out. Panels are drawn into `panel_dir`, if there is one.
     """
     import pandas as pd
 
@@ -205,31 +229,64 @@ def score_pairs(
 
     metadata = members[0][1]
     names, window = metadata["classes"], metadata.get("window", "")
-    values = metadata.get("mask_values", ())
-    rows, problems = [], []
+    classes = Classes.from_metadata(metadata)
+    rows, noted, problems = [], [], Problems(log_dir or panel_dir)
+    panels = dict(zip(pairs, panel_names(pairs), strict=True))
     chunks = read_chunks(
         pairs,
         [pair.image for pair in pairs],
-        lambda pair: read_pair(pair, names, values, window),
+        lambda pair: read_pair(pair, classes, window),
         options.batch_size,
         problems,
     )
     for chunk in chunks:
-        predictions = segment_scans(members, [scan for _, (scan, _) in chunk], options)
-        for (pair, (scan, truth)), found in zip(chunk, predictions, strict=True):
-            scores = metrics.score_classes(truth, found.ids, names, scan.spacing_mm)
-            unit = "mm" if scan.spacing_mm else "pixels"
-            row = {"image": pair.image.as_posix(), **scores, "unit": unit}
-            if options.uncertainty:
-                row["disagreement"] = found.disagreement
-            rows.append(row)
-            if panel_dir is not None:
-                path = Path(panel_dir) / f"{pair.stem}.png"
-                title = (
-                    f"{pair.image.name}    Dice {row['dice']:.3f}    HD95 {row['hd95']:.1f} {unit}"
+        paths, scans = [pair.image for pair, _ in chunk], [scan for _, (scan, _) in chunk]
+        for i, found in segment_each(members, scans, options, paths, problems):
+            pair, (scan, truth) = chunk[i]
+            try:
+                noted.append({"image": pair.image, "notes": [*scan.notes, *truth.notes]})
+                scores = metrics.score_classes(
+                    truth.mask, found.ids, names, scan.spacing_mm, truth.ignored
                 )
-                draw_panel(path, scan, found.ids, names, title, truth, found.uncertainty, window)
-    return pd.DataFrame(rows, columns=None if rows else ["image"]), problems
+                unit = "mm" if scan.spacing_mm else "pixels"
+                row = {"image": pair.image.as_posix(), **scores, "unit": unit}
+                if options.uncertainty:
+                    row["disagreement"] = found.disagreement
+                rows.append(row)
+                if panel_dir is not None:
+                    path = Path(panel_dir) / f"{panels[pair]}.png"
+                    name, dice = printable(pair.image.name), f"Dice {row['dice']:.3f}"
+                    title = f"{name}    {dice}    HD95 {row['hd95']:.1f} {unit}"
+                    spread = found.uncertainty
+                    draw_panel(
+                        path,
+                        scan,
+                        found.ids,
+                        names,
+                        title,
+                        truth.mask,
+                        spread,
+                        window,
+                        truth.ignored,
+                    )
+            except Exception as error:
+                problems.add(pair.image, error)
+    for note in summarize_notes(noted):
+        print(f"note: {note}")
+    return pd.DataFrame(rows, columns=None if rows else ["image"]), problems.lines
+
+
+def panel_names(pairs: Sequence[Pair]) -> list[str]:
+    """Name each pair's panel by its image; images of one name keep the folders that differ."""
+    stems = [pair.stem for pair in pairs]
+    if len({stem.casefold() for stem in stems}) == len(stems):
+        return name_outputs([(pair.stem, pair.image.name) for pair in pairs])
+    root = os.path.commonpath([pair.image.absolute().parent for pair in pairs])
+    names = []
+    for pair in pairs:
+        folder = pair.image.absolute().parent.relative_to(root)
+        names.append(((folder / pair.stem).as_posix(), pair.image.name))
+    return name_outputs(names)
 
 
 # ----------------------------------------------------------------------------------- segmenting
@@ -238,59 +295,38 @@ def score_pairs(
 def run_segmentation(config: Config) -> list[str]:
     """Segment the files that `config` names and print what was written; return the problems."""
     output = config.folder
-    paths, problems = list_inputs(Path(config.input))
-    check_output([output, output / "panels"] if config.panels else [output], paths)
-    if config.model:
-        print(f"model: {config.model}", flush=True)
-    else:
+    model, reason = config.model, ""
+    if not model:
         model, reason = models.choose_model(config.uncertainty)
-        print(f"model: {model}, {reason}", flush=True)
-        config = replace(config, model=model)
+        reason = f", {reason}"
+    if not Path(config.input).exists():
+        list_inputs(Path(config.input))
+    print(f"model: {model}{reason}", flush=True)
+    config = replace(config, model=model)
     members = load_members(config)
-    print(f"segmenting {len(paths)} image(s) ({models.describe_network(members)})", flush=True)
-    count, failed = segment_files(members, paths, output, config.options, config.panels)
+    found = list_inputs(Path(config.input), output, members[0][1].get("channel_endings", ()))
+    check_output(output_folders(config, found), (file for one in found.items for file in one.files))
+    for line in (*found.notes, describe_passed_over(found.passed_over)):
+        if line:
+            print(f"note  {line}")
+    network = models.describe_network(members)
+    print(f"segmenting {len(found.items)} image(s) ({network})", flush=True)
+    count, failed = segment_files(
+        members, found.items, output, config.options, config.panels, config.format
+    )
     if count:
         panels = f", panels to {output / 'panels'}" if config.panels else ""
-        print(f"{count} mask(s) written to {output}{panels}")
-    return problems + failed
+        print(f"{count} mask(s) and measurements.csv written to {output}{panels}")
+    return found.problems + failed
 
 
-def segment_files(
-    members: Sequence[Member],
-    paths: Sequence[Path],
-    output: str | Path,
-    options: Options = DEFAULT_OPTIONS,
-    panels: bool = True,
-) -> tuple[int, list[str]]:
-    """Write the masks of image files to `output`, and panels to the folder panels in it.
-
-    Returns how many masks, and the problems, a line per file that was left out.
-    """
-    metadata = members[0][1]
-    window = metadata.get("window", "")
-    problems: list[str] = []
-    count = 0
-    chunks = read_chunks(
-        paths,
-        paths,
-        lambda path: formats.read_named_scan(path, window),
-        options.batch_size,
-        problems,
-    )
-    for chunk in chunks:
-        predictions = segment_scans(members, [scan for _, scan in chunk], options)
-        for (path, scan), found in zip(chunk, predictions, strict=True):
-            count += 1
-            place, names = Path(output) / file_stem(path), metadata["classes"]
-            try:
-                formats.write_mask(place, found.ids, names, scan, metadata.get("mask_values", ()))
-            except UserError as error:
-                problems.append(f"{path}: {error}")
-            if panels:
-                panel = place.parent / "panels" / f"{place.name}.png"
-                title, uncertainty = path.name, found.uncertainty
-                draw_panel(panel, scan, found.ids, names, title, None, uncertainty, window)
-    return count, problems
+def output_folders(config: Config, found: Inputs) -> list[Path]:
+    """List the folders that are written to."""
+    below = {Path(item.name).parent for item in found.items}
+    folders = [config.folder / folder for folder in below]
+    if config.panels:
+        folders += [config.folder / "panels" / folder for folder in below]
+    return folders
 
 
 def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:

@@ -1,10 +1,10 @@
 """Serve an exported model over HTTP: `python serve.py` (run `python export.py` first).
 
-    POST /v1/segment                 an image file → its mask, as PNG. With the header Accept also
-                                     JSON (COCO RLE), GeoJSON or DICOM SEG
+    POST /v1/segment                 an image file → its mask, as PNG, a volume's in kind. With the
+                                     header Accept also JSON (COCO RLE), GeoJSON, DICOM SEG, TIFF
     GET  /v1/model                   which model is served
     POST /v2/models/unet/infer       Open Inference Protocol v2, as Triton and KServe speak it
-    POST /v1/models/unet:predict     TensorFlow Serving's REST
+    POST /v1/models/unet:predict     TensorFlow Serving's REST, also with /versions/1, /metadata
     POST /invocations, GET /ping     SageMaker. Vertex AI's routes are those that it sets in
                                      AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE
     GET  /                           a web page that shows the mask of an image

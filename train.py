@@ -25,9 +25,12 @@ class Config:
     # Data and output
     data_dir: str = ""  # your images and masks; "" makes synthetic chest X-rays
     out_dir: str = "files"  # the run folder
-    classes: str = "foreground"  # one name joins all masks; "liver,tumour" names the ids 1 and 2
-    image_size: int = 128  # pixels, a multiple of 2**depth; images are scaled to fit
-    channels: int = 0  # 1 grey, 3 colour; 0 looks at the images
+    classes: str = ""  # those of the data set, or foreground; "liver,tumour" names the ids 1 and 2
+    ignore: str = ""  # value or colour of mask pixels that do not count, such as "255"
+    overlap: bool = False  # a pixel may be of several classes: a sigmoid for each
+    # Pixels, multiples of 2**depth, or height and width: "192,256". Images are scaled to fit.
+    image_size: int | str = 128
+    channels: int = 0  # 1 grey, 3 colour, or as many as the images have; 0 looks at them
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
     neighbours: int = 0  # 1 adds the slices before and after as channels (volumes, 2.5-D)
     extra_dir: str = ""  # a second data set, for training only
@@ -56,12 +59,14 @@ class Config:
     # Computer
     precision: str = "auto"  # float32, bfloat16 or float16; auto is bfloat16 where that is fast
     cache_dir: str = "files/cache"  # decoded images, for later runs; "" keeps none
-    memory_gb: float = 4.0  # larger data sets stay on disk and are read batch by batch
     distributed: bool = False  # several processes share each batch, see docs/scaling.md
 
 
 if __name__ == "__main__":  # --help and wrong flags are answered before the slow imports
+    from training.checks import check_before_keras
+
     CONFIG = utils.parse_flags(Config)
+    utils.run_cli(lambda: check_before_keras(CONFIG))
     print("loading Keras …", flush=True)
     utils.load_keras()
 
@@ -78,8 +83,10 @@ from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
+from dataset.notes import describe_subsets
 from dataset.phantoms import make_phantoms
-from imaging.labels import class_names, mask_values, output_channels
+from imaging.channel_files import channel_endings
+from imaging.labels import Classes
 from imaging.plots import draw_curves
 from model import BACKBONES, build_unet
 from training import distributed, run_folder
@@ -96,6 +103,7 @@ PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
 
 def train(config: Config) -> pd.DataFrame:
     """Train as `config` says: one run (returns its log) or folds (returns their summary)."""
+    config = with_classes(config)
     check_config(config)
     if config.distributed:
         distributed.initialize()
@@ -110,13 +118,22 @@ def train(config: Config) -> pd.DataFrame:
     return log
 
 
+def with_classes(config: Config) -> Config:
+    """Fill in the classes, and what does not count: as the data set says, else foreground."""
+    layout = data.find_data(config.data_dir) if config.data_dir and not config.classes else None
+    ignore = config.ignore or (layout.ignore if layout else "")
+    return replace(config, classes=data.choose_classes(config.classes, layout), ignore=ignore)
+
+
 def train_run(config: Config, folder: Path) -> pd.DataFrame:
     """Train one network in `folder`, or go on with a stopped run; return its log."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     precision = distributed.broadcast_from_main(utils.set_precision, config.precision)
     utils.set_precision(precision)
-    history = distributed.broadcast_from_main(run_folder.read_history, folder, config)
+    history = distributed.broadcast_from_main(
+        run_folder.read_history, folder, config, lambda: find_pairs(config)
+    )
     if distributed.broadcast_from_main(run_folder.is_complete, folder, config, history):
         return pd.DataFrame(history)
 
@@ -125,7 +142,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 
     with distributed.scope():
         # Model: plain Keras is saved; a twin that shares its weights trains faster on a CPU.
-        model = build_network(config, dataset.channels, folder, resumed=bool(history))
+        model = build_network(config, dataset.channels, dataset.classes, folder, bool(history))
         twin = fuse_batch_norm(model)
 
         # Split: only now, because it puts an earlier run aside.
@@ -134,13 +151,16 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         for name in SUBSETS:
             slices[name] = dataset.slices_of(np.flatnonzero(np.array(subsets) == name))
         print(", ".join(f"{len(slices[name])} {name}" for name in SUBSETS))
+        for note in describe_subsets(dataset, slices):
+            print(f"note: {note}")
 
         # Compile: loss and metrics are computed per image and averaged over images.
         train_batches, val_batches = make_batches(config, dataset, slices)
         compile_model(twin, config, steps=len(train_batches) * config.epochs)
 
         # Fit.
-        checkpoint = Checkpoint(config, folder, history, model, make_metadata(config, dataset))
+        metadata = make_metadata(config, dataset, pairs)
+        checkpoint = Checkpoint(config, folder, history, model, metadata)
         checkpoint.restore(twin)
         train_batches.epoch = checkpoint.epoch
         print(f"{model.count_params():,} parameters, {precision}, {utils.device_name()}")
@@ -164,26 +184,36 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     return log
 
 
+def find_pairs(config: Config) -> list[Pair]:
+    """List the pairs of the data set, and of the one for training only."""
+    pairs = []
+    for folder in (data_folder(config), config.extra_dir):
+        pairs += data.find_pairs(folder)[0] if folder else []
+    return pairs
+
+
+def data_folder(config: Config) -> str:
+    """Return the folder of the data set; without one, phantoms are drawn."""
+    return config.data_dir or str(make_phantoms("", PHANTOMS, seed=0))
+
+
 def load_data(config: Config) -> tuple[list[Pair], Dataset]:
     """Find and decode the images and masks. Raises UserError that lists every unusable file."""
 
     def load() -> tuple[list[Pair], Dataset]:
-        data_dir = config.data_dir or make_phantoms("", PHANTOMS, seed=0)
+        data_dir = data_folder(config)
         print(f"data: {data_dir}", flush=True)
         preprocessing = Preprocessing(
-            class_names(config.classes),
-            (config.image_size, config.image_size),
+            Classes(config.classes, config.ignore, config.overlap),
+            utils.parse_size(config.image_size),
             config.channels or detect_channels(data.find_pairs(data_dir)[0]),
             config.window,
-            mask_values(config.classes),
         )
-        return data.load_dataset(
-            data_dir, preprocessing, config.cache_dir, config.memory_gb, config.extra_dir
-        )
+        return data.load_dataset(data_dir, preprocessing, config.cache_dir, config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if config.neighbours and dataset.channels > 1:
-        raise UserError("neighbours is 1; expected 0, because the images are in colour")
+        raise UserError("neighbours is 1; expected 0, because the images have several channels")
     images = [pair.image.name for pair in pairs]
     if distributed.broadcast_from_main(lambda: images) != images:
         raise UserError("the data set holds other images here than where the main process runs")
@@ -208,19 +238,24 @@ def assign_subsets(
 
 
 def build_network(
-    config: Config, channels: int, folder: Path = Path(), resumed: bool = False
+    config: Config,
+    channels: int,
+    classes: Classes,
+    folder: Path = Path(),
+    resumed: bool = False,
 ) -> keras.Model:
     """Build the network, with the weights that it starts from unless a run is resumed."""
     start = "" if resumed else config.init_weights
     from_encoder = config.architecture in BACKBONES and not utils.is_model_file(start)
     model = build_unet(
-        (config.image_size, config.image_size, channels * (1 + 2 * config.neighbours)),
-        output_channels(class_names(config.classes)),
+        (*utils.parse_size(config.image_size), channels * (1 + 2 * config.neighbours)),
+        classes.num_channels,
         config.filters,
         config.depth,
         architecture=config.architecture,
         normalization=config.normalization,
         encoder_weights=start if start and from_encoder else "none",
+        overlap=classes.overlap,
     )
     if start and not from_encoder:
         if Path(start).resolve().parent == folder.resolve():
@@ -241,11 +276,9 @@ def make_batches(
         )
     on_device = fits_on_device(dataset, config.augmentation, shard)
     kind = DeviceBatches if on_device else Batches
-    names = class_names(config.classes)
     training = kind(
         dataset,
         slices["train"],
-        names,
         config.batch_size,
         config.augmentation,
         seed=config.seed,
@@ -254,35 +287,42 @@ def make_batches(
     )
     if not len(slices["val"]):
         return training, None
-    return training, kind(dataset, slices["val"], names, config.batch_size, shard=shard)
+    return training, kind(dataset, slices["val"], config.batch_size, shard=shard)
 
 
 def compile_model(model: keras.Model, config: Config, steps: int) -> None:
     """Give the network its optimizer, loss and metrics; `steps` is the length of the training."""
+    loss, *scores = (
+        metrics.per_class(function) if config.overlap else function
+        for function in (metrics.LOSSES[config.loss], *metrics.TRAINING_METRICS)
+    )
     model.compile(
         make_optimizer(config.learning_rate, steps),
-        metrics.LOSSES[config.loss],
-        weighted_metrics=[metrics.dice, metrics.iou, metrics.precision, metrics.recall],
+        loss,
+        weighted_metrics=scores,
         jit_compile=utils.jit_compile(),
     )
     model.optimizer.build(model.trainable_variables)
     if keras.backend.backend() == "tensorflow":
         # Make the metrics' variables now: in the first step they would cost a second trace.
         blank = np.zeros((1, *model.output_shape[1:]), np.float32)
-        model.compute_metrics(None, blank, blank)
+        truth = np.concatenate([blank, blank[..., :1]], axis=-1) if config.ignore else blank
+        model.compute_metrics(None, truth, blank)
         model.reset_metrics()
 
 
-def make_metadata(config: Config, dataset: Dataset) -> dict:
+def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
     """Collect what a user of the model file must know."""
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
-        class_names(config.classes),
-        (config.image_size, config.image_size),
+        dataset.classes.names,
+        utils.parse_size(config.image_size),
         dataset.channels,
-        mask_values=mask_values(config.classes),
+        **dataset.classes.metadata,
         window=config.window,
         neighbours=config.neighbours,
+        # How the files of an image's channels are named, where they are several.
+        channel_endings=channel_endings((pairs[0].image, *pairs[0].more_channels)),
         mirror=config.mirror,
         phantoms=all((folder / "phantoms.json").is_file() for folder in folders),
     )

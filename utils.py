@@ -6,16 +6,20 @@ threshold, versions, validation Dice. Keras is imported by the functions that ne
 `serve.py` and `predict.py` on an exported model do without its seconds of start-up.
 """
 
+import difflib
 import importlib.util
+import itertools
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,6 +35,8 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent
 # Flags of earlier versions.
 OLD_FLAGS = {"--normalisation": "--normalization", "--room": "--max-concurrent-requests"}
+MAX_NAME_BYTES = 255  # of a file's name
+MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -65,6 +71,9 @@ def parse_flags(config_class: type[T], description: str | None = None) -> T:
         flags.append(OLD_FLAGS.get(name, name) + separator + value)
     if description is None:
         description = sys.modules[config_class.__module__].__doc__
+    if "--verbose" not in description:
+        # It is taken from the flags before they are parsed, so tyro does not list it.
+        description += "\n--verbose also shows what TensorFlow or JAX says."
     return tyro.cli(config_class, prog=program(), args=flags, description=description)
 
 
@@ -149,11 +158,71 @@ def run_script(
 def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> None:
     """Run the one of several functions that the command line names."""
     hide_backend_logs()
-    cli = tyro.extras.subcommand_cli_from_dict
-    run_cli(lambda: cli(commands, prog=program(), description=description))
+
+    def run() -> None:
+        name = next(iter(sys.argv[1:]), "--help")
+        if not name.startswith("-") and name not in commands:
+            expected = or_expected(nearest(name, commands))
+            raise UserError(f"unknown command {name}{expected} one of {', '.join(commands)}")
+        tyro.extras.subcommand_cli_from_dict(commands, prog=program(), description=description)
+
+    run_cli(run)
+
+
+def check_size(sides: tuple[int | None, int | None], depth: int, pretrained: bool = False) -> None:
+    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times)."""
+    step = 2**5 if pretrained else 2**depth
+    smallest = 2 * step if pretrained else step
+    for side in sides:
+        if side is None and pretrained:
+            raise UserError("image size is open; a pretrained encoder needs a fixed one")
+        if side is None or (side >= smallest and side % step == 0):
+            continue
+        nearest = max(smallest, round(side / step) * step)
+        why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
+        cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
+        raise UserError(f"image size {side} is not a multiple of {step} ({why}); {cure}")
 
 
 # ------------------------------------------------------------------------------- errors and files
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most like one that is not known; "" if none is."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else ""
+
+
+def nearest_path(path: str | Path) -> str:
+    """Return the path that is most like one that does not exist; "" if none is."""
+    path = Path(path)
+    for missing in [*reversed(path.parents), path]:
+        if missing.exists():
+            continue
+        # The first part that is missing is the one that is misspelt.
+        try:
+            siblings = [
+                one.name for one in itertools.islice(missing.parent.iterdir(), MAX_SIBLINGS)
+            ]
+        except OSError:
+            return ""
+        near = nearest(missing.name, siblings)
+        found = missing.parent / near / path.relative_to(missing)
+        return str(found) if near and found.exists() else ""
+    return ""
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise UserError unless there is such a folder of a data set."""
+    if not Path(path).is_dir():
+        expected = or_expected(nearest_path(path))
+        raise UserError(f"{path} is not a folder{expected} one with images and masks")
+
+
+def or_expected(near: str) -> str:
+    """Write "; did you mean …? Expected", or "; expected" where nothing is near."""
+    return f"; did you mean {near}? Expected" if near else "; expected"
 
 
 def first_line(error: BaseException) -> str:
@@ -171,6 +240,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    if len(os.fsencode(temporary.name)) > MAX_NAME_BYTES:
+        number = zlib.crc32(os.fsencode(path.name))
+        temporary = path.with_name(f".{os.getpid()}.{number}{path.suffix[:16]}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -181,7 +253,54 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def parse_size(value: int | str | Sequence[int]) -> tuple[int, int]:
+    """Read an image size: (height, width) of 128, "128", "192,256" or "192x256".
+
+    Raises UserError.
+    """
+    parts = value if isinstance(value, (list, tuple)) else re.split("[,x ]+", str(value).strip())
+    sides = [int(part) if str(part).isdecimal() else 0 for part in parts]
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise UserError(
+            f"image_size is {value!r}; expected pixels such as 128, or height and width such as "
+            "192,256"
+        )
+    return sides[0], sides[-1]
+
+
+def printable(name: str | Path) -> str:
+    """Return a file's name for a message: a line break, or bytes that are no text, are escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name)
+    )
+
+
+def find_default(path: str) -> str:
+    """Return where a file of the default places is: below this folder, else in the repository."""
+    return str(ROOT / path) if not Path(path).exists() and (ROOT / path).exists() else path
+
+
 # ---------------------------------------------------------------------------- devices, precision
+
+
+def free_memory_bytes() -> float:
+    """Return how much memory this computer, or this container, has left."""
+    free = [8 * 2.0**30] if not Path("/proc/meminfo").is_file() else []
+    if not free:
+        meminfo = Path("/proc/meminfo").read_text()
+        free.append(1024 * float(re.search(r"MemAvailable:\s*(\d+)", meminfo)[1]))
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        (group / "memory.max", group / "memory.current"),
+        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            # Files that were read count as used until the memory is needed.
+            cached = re.search(r"inactive_file (\d+)", limit.with_name("memory.stat").read_text())
+            free.append(float(limit.read_text()) - int(used.read_text()) + int(cached[1]))
+        except (OSError, TypeError, ValueError):
+            pass  # no container, or no limit: "max"
+    return max(0.0, min(free))
 
 
 def cores() -> int:
@@ -345,8 +464,10 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     import h5py
 
     if not Path(path).is_file():
+        near = nearest_path(path)
+        hint = f"did you mean {near}? Else " if near else ""
         raise UserError(
-            f"no model at {path}; run `python train.py` first, or name one with --model"
+            f"no model at {path}; {hint}run `python train.py` first, or name one with --model"
         )
     try:
         with h5py.File(path) as file:

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 import train
+from imaging.labels import Classes
 from training.batch_norm import fuse_batch_norm
 
 REST_S = 0.5  # before each measurement, so that the threads of the previous one sleep
@@ -64,7 +65,7 @@ def steps_per_second(step: Callable[[], object], count: int) -> float:
 
 def training_model(config: train.Config) -> keras.Model:
     """Build and compile the network as train.py does, for one class of grey images."""
-    twin = fuse_batch_norm(train.build_network(config, channels=1))
+    twin = fuse_batch_norm(train.build_network(config, 1, Classes()))
     train.compile_model(twin, config, steps=10_000)
     return twin
 

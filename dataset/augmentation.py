@@ -4,13 +4,12 @@ Masks follow the geometry. The pipelines are albumentations'; two steps are our 
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from imaging.labels import mirrored_channels
+from imaging.labels import Classes, mirrored_channels
 
 STRENGTHS = ("none", "mild", "strong", "free")
 
@@ -53,25 +52,37 @@ def draw_opacity(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return np.stack([opacity, np.full_like(opacity, rng.uniform(140, 255))], axis=-1)
 
 
-def own_transforms(order: np.ndarray) -> tuple[Any, Any]:
-    """Make the two transforms that albumentations lacks: Mirror and Opacity.
+def mirrored_planes(classes: Classes) -> np.ndarray | None:
+    """List which mask takes each one's place in a mirrored image: those of `Dataset.take`.
 
-    order: where each channel goes in a mirrored image, see `mirrored_channels`.
+    None if a class has a side but no partner.
     """
+    order = mirrored_channels(classes.names)
+    if order is None:
+        return None
+    planes = np.arange(classes.num_planes)
+    planes[: len(classes.names)] = order[1:] - 1
+    return planes
+
+
+def own_transforms(classes: Classes) -> tuple[Any, Any]:
+    """Make the two transforms that albumentations lacks: Mirror and Opacity."""
     import albumentations as A  # predictions do without its seconds of start-up
+
+    order, count = mirrored_planes(classes), len(classes.names)
 
     class Mirror(A.HorizontalFlip):
         """Mirror the image; a left lung becomes a right one."""
 
         def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-            return super().apply_to_mask(mask, *args, **params)[..., order[1:] - 1]
+            return super().apply_to_mask(mask, *args, **params)[..., order]
 
     class Opacity(A.ImageOnlyTransform):
         """Hide some of the foreground as fluid hides lung; the mask stays."""
 
         def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
             rng = np.random.default_rng(self.random_generator.integers(2**32))
-            return {"veil": draw_opacity(data["mask"].max(-1) > 127, rng)}
+            return {"veil": draw_opacity(data["mask"][..., :count].max(-1) > 127, rng)}
 
         def apply(self, img: np.ndarray, veil: np.ndarray, **params: Any) -> np.ndarray:
             return np.uint8(img + (veil[..., 1:] - img) * veil[..., :1])
@@ -97,10 +108,10 @@ def basic_steps(amounts: Amounts) -> list[Any]:
     ]
 
 
-def build_augmentation(names: Sequence[str], seed: int, strength: str = "mild") -> Any:
+def build_augmentation(classes: Classes, seed: int, strength: str = "mild") -> Any:
     """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K).
 
-    names: of the classes; a mirror swaps left and right ones.
+    classes: a mirror swaps left and right ones.
     strength:
         none: nothing is changed.
         mild: what varies within one hospital, in any modality.
@@ -112,9 +123,8 @@ def build_augmentation(names: Sequence[str], seed: int, strength: str = "mild") 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
 
-    order = mirrored_channels(names)
-    Mirror, Opacity = own_transforms(np.arange(len(names) + 1) if order is None else order)
-    flip = Mirror(p=0 if order is None else 0.5)
+    Mirror, Opacity = own_transforms(classes)
+    flip = Mirror(p=0 if mirrored_planes(classes) is None else 0.5)
 
     def film_edge(fill: int) -> A.CropAndPad:
         return A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill)

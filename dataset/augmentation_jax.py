@@ -5,7 +5,6 @@ random numbers of their own. "strong" is left to albumentations. Each step is te
 albumentations' own; the speed on a GPU is not measured.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     from jax import Array
-from dataset.augmentation import AMOUNTS, Amounts
-from dataset.batches import Batches, Shard, with_background
+from dataset.augmentation import AMOUNTS, Amounts, mirrored_planes
+from dataset.batches import Batches, Shard, to_targets
 from dataset.cache import Dataset
-from imaging.labels import mirrored_channels
+from imaging.labels import Classes
 
 MAX_MEMORY_SHARE = 0.25  # of the GPU's memory that the images may take
 SIGMA = 6.0  # pixels over which a displacement is smooth
@@ -44,18 +43,15 @@ class DeviceBatches(Batches):
         self,
         dataset: Dataset,
         slices: np.ndarray,
-        names: Sequence[str],
         batch_size: int,
         strength: str = "",
         **options: Any,
     ) -> None:
         import jax
 
-        super().__init__(dataset, np.arange(len(slices)), names, batch_size, strength, **options)
+        super().__init__(dataset, np.arange(len(slices)), batch_size, strength, **options)
         self.on_device = jax.device_put(dataset.take(slices))
-        channels = mirrored_channels(names)
-        mirrored = None if channels is None else tuple(channels)
-        finish = partial(make_batch, amounts=AMOUNTS.get(strength), mirrored=mirrored)
+        finish = partial(make_batch, amounts=AMOUNTS.get(strength), classes=dataset.classes)
         self.finish = jax.jit(finish)
 
     def __getitem__(self, index: int) -> tuple["Array", "Array"]:
@@ -72,7 +68,7 @@ def make_batch(
     places: "Array",
     seeds: "Array",
     amounts: Amounts | None,
-    mirrored: tuple | None,
+    classes: Classes,
 ) -> tuple["Array", "Array"]:
     """Take images (M, H, W, C) and masks (M, H, W, K) at `places` and augment them.
 
@@ -83,20 +79,21 @@ def make_batch(
 
     batch = [jnp.asarray(array[places], jnp.float32) / 255 for array in (images, masks)]
     if amounts:
+        mirrored = mirrored_planes(classes)
         key = jax.random.key(0)
         for seed in seeds:
             key = jax.random.fold_in(key, seed)
         keys = jax.random.split(key, len(places))
         batch = jax.vmap(partial(augment_image, amounts=amounts, mirrored=mirrored))(*batch, keys)
-    return batch[0], with_background(batch[1], jnp)
+    return batch[0], to_targets(batch[1], classes, jnp)
 
 
 def augment_image(
-    image: "Array", mask: "Array", key: "Array", amounts: Amounts, mirrored: tuple | None
+    image: "Array", mask: "Array", key: "Array", amounts: Amounts, mirrored: np.ndarray | None
 ) -> tuple["Array", "Array"]:
     """Augment one image (H, W, C) and its masks (H, W, K), in [0, 1].
 
-    mirrored: as in `mirrored_channels`.
+    mirrored: as in `mirrored_planes`.
     """
     import jax.numpy as jnp
     from jax import random
@@ -110,9 +107,9 @@ def augment_image(
         return random.bernoulli(next(keys), probability)
 
     size, channels = image.shape[:2], image.shape[-1]
-    flips = happens(0.5) if mirrored else False
-    if mirrored:
-        mask = jnp.where(flips, mask[..., np.array(mirrored[1:]) - 1], mask)
+    flips = happens(0.5) if mirrored is not None else False
+    if mirrored is not None:
+        mask = jnp.where(flips, mask[..., mirrored], mask)
     moves = happens(0.9)
     scale = jnp.where(moves, draw(*amounts.scale, (2,)), 1.0)
     turn = jnp.where(moves, jnp.deg2rad(draw(-amounts.rotate, amounts.rotate)), 0.0)

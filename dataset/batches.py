@@ -3,7 +3,6 @@
 import os
 import random
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from dataset.augmentation import build_augmentation
 from dataset.cache import Dataset
+from imaging.labels import Classes
 
 PREFETCH_PER_THREAD = 2  # batches that each thread makes in advance
 MAX_THREADS = 8
@@ -44,7 +44,6 @@ class Batches(keras.utils.PyDataset):
         self,
         dataset: Dataset,
         slices: np.ndarray,
-        names: Sequence[str],
         batch_size: int,
         strength: str = "",
         *,
@@ -54,7 +53,7 @@ class Batches(keras.utils.PyDataset):
     ) -> None:
         # Keras's own workers would wait a tenth of a second at the end of each epoch.
         super().__init__(workers=1)
-        self.dataset, self.slices, self.names = dataset, slices, names
+        self.dataset, self.slices = dataset, slices
         self.batch_size, self.strength, self.seed, self.shard = batch_size, strength, seed, shard
         self.epoch = 0
         self.count = max(len(slices), at_least)  # images of an epoch
@@ -104,7 +103,7 @@ class Batches(keras.utils.PyDataset):
         images, masks = self.dataset.take(slices[part])
         if self.strength not in ("", "none"):
             images, masks = self._augment(images, masks, (self.seed, epoch, index), part.start)
-        masks = with_background(masks.astype(np.float32) / 255)
+        masks = to_targets(masks.astype(np.float32) / 255, self.dataset.classes)
         batch = images.astype(np.float32) / 255, masks
         return (*batch, weights[part]) if self.missing else batch
 
@@ -113,7 +112,7 @@ class Batches(keras.utils.PyDataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Augment each image with random numbers of its own; `start` is the first one's place."""
         if not hasattr(self.local, "augment"):
-            self.local.augment = build_augmentation(self.names, 0, self.strength)
+            self.local.augment = build_augmentation(self.dataset.classes, 0, self.strength)
         augment = self.local.augment
         augmented = []
         for place, (image, mask) in enumerate(zip(images, masks, strict=True), start):
@@ -130,12 +129,14 @@ class Batches(keras.utils.PyDataset):
         self.epoch += 1
 
 
-def with_background(masks: np.ndarray, numpy: Any = np) -> np.ndarray:
+def to_targets(masks: np.ndarray, classes: Classes, numpy: Any = np) -> np.ndarray:
     """Put the background before several classes, as a class of its own; one class needs none.
 
-    masks: (N, H, W, K) in [0, 1]. numpy: NumPy, or JAX's for its arrays.
+    masks: (N, H, W, K) in [0, 1], as `Dataset.take` gives them. numpy: NumPy, or JAX's for its
+    arrays.
     """
-    if masks.shape[-1] == 1:
+    if classes.num_channels == len(classes.names):
         return masks
-    background = numpy.maximum(1 - masks.sum(-1, keepdims=True), 0)
+    shown = masks[..., : len(classes.names)]
+    background = numpy.maximum(1 - shown.sum(-1, keepdims=True), 0)
     return numpy.concatenate([background, masks], axis=-1)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from imaging.labels import Classes
+from imaging.preprocess import shares_to_ids
 from utils import atomic
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class Dataset:
     pair: np.ndarray  # (N,) the pair of each slice; a plain image is a pair of one slice
     size: tuple[int, int]  # (H, W)
     channels: int
+    classes: Classes
     info: "pd.DataFrame"  # a row per pair: size, bits, channels, each class's share of the pixels …
     neighbours: int = 0  # slices before and after each that are further channels of its image
 
@@ -109,7 +112,8 @@ class Dataset:
     def take(self, slices: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Get slices (n,): images (n, H, W, C) and masks (n, H, W, K), uint8.
 
-        A mask's value is the share of the pixel that is of the class: 255 is all of it.
+        A mask's value is the share of the pixel that is of the class: 255 is all of it. With
+        `--ignore` a further mask is the share that does not count.
         """
         slices = np.arange(len(self.index))[slices]
         rows = self.rows[self.index[slices]]
@@ -132,6 +136,12 @@ class Dataset:
             channels.append(near[:, : self.image_bytes].reshape(images.shape))
         return np.concatenate(channels, axis=-1)
 
+    def truth(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Get a slice's mask (H, W), ids or BITS, and which pixels do not count, if any may."""
+        shares = self.take([number])[1][0]
+        ignored = shares[..., -1] > 127 if self.classes.ignored else None
+        return shares_to_ids(shares[..., : len(self.classes.names)], self.classes.dtype), ignored
+
     @property
     def images(self) -> np.ndarray:
         """All images (N, H, W, C)."""
@@ -144,7 +154,12 @@ class Dataset:
 
 
 def select(
-    store: Store, keys: Sequence[str], size: tuple[int, int], channels: int, max_bytes: float
+    store: Store,
+    keys: Sequence[str],
+    size: tuple[int, int],
+    channels: int,
+    classes: Classes,
+    max_bytes: float,
 ) -> Dataset:
     """Make a data set of the pairs named by `keys`, in memory if it takes at most `max_bytes`."""
     import pandas as pd  # a wrong path is answered without its half second
@@ -158,4 +173,4 @@ def select(
     if len(index) * store.width <= max_bytes:
         rows, index = store[index], np.arange(len(index))
     info = pd.DataFrame([entry.info for entry in entries])
-    return Dataset(rows, index, pair, size, channels, info)
+    return Dataset(rows, index, pair, size, channels, classes, info)

@@ -1,37 +1,47 @@
-"""Find out whether a data set is grey or in colour."""
+"""Find out how many channels the images of a data set have: grey, colour, or more."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dataset.layouts import Pair
-from imaging import dicom_series, formats
+from imaging import dicom_series, formats, nifti
+from imaging.scan import read_bytes
 from utils import UserError
 
 IMAGES = 5  # spread over the data set
-TOLERANCE = 2  # grey levels by which the channels of a grey JPEG may differ
+TOLERANCE = 2  # grey levels of 8 bits by which the channels of a grey JPEG may differ
 
 
 def detect_channels(pairs: Sequence[Pair]) -> int:
-    """Return 3 if most images are in colour, else 1; a handful of images is read.
+    """Return the number of channels that most images have; a handful of images is read.
 
-    Grey images stored as RGB are grey. Files that cannot be read do not count.
+    Grey images stored as RGB have 1. Files that cannot be read do not count.
     """
     places = np.unique(np.linspace(0, len(pairs) - 1, min(IMAGES, len(pairs))).astype(int))
-    votes = []
+    counts: Counter[int] = Counter()
     for place in places:
+        pair = pairs[place]
         try:
-            votes.append(is_colour(pairs[place].image))
+            found = count_channels(pair.image)
         except UserError:  # reported when all files are read
             continue
-    return 3 if 2 * sum(votes) > len(votes) else 1
+        counts[found + len(pair.more_channels)] += 1
+    # Of two numbers that are as common, the smaller.
+    return max(counts, key=lambda count: (counts[count], -count), default=1)
 
 
-def is_colour(path: Path) -> bool:
-    """Say whether an image file shows colours. Raises UserError if it cannot be read."""
+def count_channels(path: Path) -> int:
+    """Count an image's channels without alpha; three equal ones are 1. Raises UserError."""
     if path.name.lower().endswith(formats.NIFTI.suffixes):  # without reading a large volume
-        return False
+        return nifti.count_channels(read_bytes(path))
     file = dicom_series.volume_files(path)[0][0] if path.is_dir() else path
-    pixels = formats.read_scan(file).pixels[..., :3].astype(np.float32)
-    return pixels.shape[-1] == 3 and float(np.ptp(pixels, axis=-1).max()) > TOLERANCE
+    scan = formats.read_scan(file)
+    channels = scan.colours.shape[-1]
+    if channels != 3:
+        return channels
+    tolerance = TOLERANCE if scan.pixels.dtype == np.uint8 else 0
+    differs = np.ptp(scan.colours.astype(np.float32), axis=-1).max() > tolerance
+    return 3 if differs else 1

@@ -1,194 +1,164 @@
-"""Recognise how the files of a data set lie: where its images and masks are, how their names pair.
+"""Recognise how the files of a data set lie: which image has which masks.
 
 To add a layout, write a function that returns a `Layout` if it recognises the folder, else None,
 and add it to LAYOUTS. docs/contributing.md has an example.
 """
 
-import glob
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from imaging.files import file_stem, is_series, normalize_name
+from dataset.annotation_layouts import coco, labelme, voc
+from dataset.dicom_layout import series
+from dataset.folder import Folder
+from dataset.folder_layouts import (
+    case_files,
+    group_kind,
+    images_and_masks,
+    merge,
+    montgomery,
+    one_folder,
+)
+from dataset.index_table import apply_index, read_table  # noqa: F401 (imported from here)
+from dataset.known_layouts import chase, drive, nnunet
+from dataset.names import role_of, subset_of
+from dataset.pairs import SUBSETS, Layout, Pair  # noqa: F401 (imported from here)
+from dataset.passed_over import note_passed_over
+from dataset.unknown import explain_unknown
 from utils import UserError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SUBSETS = ("train", "val", "test")
+MAX_TRIED = 20_000  # folders that are tried as those of patients
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An image and its masks: one file, or a file per class or side."""
-
-    image: Path
-    masks: tuple[Path, ...]
-    patient: str = ""  # images of one patient stay in one subset; "" is a patient of its own
-    label: str = ""  # subsets get equal shares of each label
-    subset: str = ""  # set by the data set's author, or ""
-    more_channels: tuple[Path, ...] = ()  # further channels of the image, in files of their own
-
-    @property
-    def stem(self) -> str:
-        """The name that image, mask and prediction share."""
-        return file_stem(self.image)
-
-
-def mask_name(path: Path) -> str:
-    """Name the image that a mask belongs to: the mask's own name, without `_mask`."""
-    return file_stem(path).removesuffix("_mask")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the images and masks of a data set lie; those of equal names belong together."""
-
-    name: str
-    images: str  # glob pattern below the data set's folder, such as images/*
-    masks: tuple[str, ...]  # glob patterns; an image has one mask of each
-    classes: tuple[str, ...] = ()  # a name for each pattern of masks, if the layout has names
-    image_name: Callable[[Path], str] = file_stem
-    mask_name: Callable[[Path], str] = mask_name
-
-    @property
-    def folders(self) -> list[str]:
-        """The folders that must exist, as glob patterns."""
-        parents = [str(Path(pattern).parent) for pattern in (self.images, *self.masks)]
-        return [parent for parent in parents if parent != "."]
-
-
-# ---------------------------------------------------------------------------------- the layouts
-
-
-def montgomery(root: Path) -> Layout | None:
-    """Recognise the Montgomery County chest X-rays, as they are distributed."""
-    if not (root / "CXR_png").is_dir():
+def ready_subsets(folder: Folder) -> Layout | None:
+    """Recognise train/, val/, test/, each in a layout of its own: the given split is used."""
+    found, notes, problems = [], [], []
+    for one in folder.folders:
+        subset = subset_of(one.name)
+        if not subset or role_of(one.name)[0]:
+            continue
+        layout = _find(one)
+        if layout and layout.pairs:
+            layout.pairs = [replace(pair, subset=subset) for pair in layout.pairs]
+            found.append((one.name, layout))
+        elif layout:
+            problems += layout.problems
+            notes += layout.notes
+        elif one.has_images():
+            notes.append(f"{one.name}/ has no masks and is passed over")
+    if not found:
         return None
-    masks = ("ManualMask/leftMask/*", "ManualMask/rightMask/*")
-    return Layout("Montgomery", "CXR_png/*", masks)
+    whole = merge([layout for _, layout in found])
+    whole.name = f"{', '.join(f'{name}/' for name, _ in found)} each with {whole.name}"
+    whole.notes += notes
+    whole.problems += problems
+    return whole
 
 
-def folder_per_class(root: Path) -> Layout | None:
-    """Recognise images/ + masks/CLASS/, a folder of masks for each class."""
-    classes = tuple(folder.name for folder in class_folders(root / "masks"))
-    if not classes:
+def folder_a_case(folder: Folder) -> Layout | None:
+    """Recognise a folder a patient, or a folder an image, each in a layout of its own."""
+    found, problems = [], []
+    for one in folder.folders[:MAX_TRIED]:
+        layout = _find(one, CASE_LAYOUTS)
+        if layout and layout.pairs:
+            found.append((one.name, layout))
+        elif layout or one.has_images():
+            problems += layout.problems if layout else [f"{one.path}: images and no masks in it"]
+        # Other folders are not searched to the end.
+        if len(problems) > 20 + len(found):
+            return None
+    if len(found) < 2 or len(problems) > len(found):
         return None
-    masks = tuple(f"masks/{glob.escape(name)}/*" for name in classes)
-    return Layout("images/ + masks/CLASS/", "images/*", masks, classes)
+    whole = merge([layout for _, layout in found])
+    single = len(whole.pairs) == len(found)
+    if single and "object" in whole.name:
+        whole.name = f"a folder an image, with {whole.name} (as Data Science Bowl 2018)"
+    else:
+        kind = group_kind(folder)
+        whole.name = f"a folder a {kind}, each with {whole.name}"
+        whole.pairs = []
+        for name, layout in found:
+            whole.pairs += [replace(pair, **{kind: name}) for pair in layout.pairs]
+    whole.problems += problems
+    return whole
 
 
-def images_and_masks(root: Path) -> Layout | None:
-    """Recognise images/ + masks/, the masks named as the images, with or without `_mask`."""
-    if not ((root / "images").is_dir() or (root / "masks").is_dir()):
+def folder_in_folder(folder: Folder) -> Layout | None:
+    """Recognise a data set that lies in the only folder with images."""
+    full = [one for one in folder.folders if one.has_images() or one.file("dataset.json")]
+    if len(full) != 1:
         return None
-    return Layout("images/ + masks/", "images/*", ("masks/*",))
-
-
-LAYOUTS = (montgomery, folder_per_class, images_and_masks)  # the first that recognises it is taken
-EXPECTED = (
-    "images/ + masks/ (or masks/CLASS/), or CXR_png/ + ManualMask/leftMask/ + ManualMask/rightMask/"
-)
-
-
-def recognise(root: Path) -> Layout:
-    """Recognise the layout of a data set. Raises UserError if there is none, or a folder lacks."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; expected one that holds {EXPECTED}")
-    layout = None
-    for find in LAYOUTS:
-        layout = layout or find(root)
-    needed = layout.folders if layout else ["images", "masks"]
-    missing = [name for name in needed if not any(root.glob(name))]
-    if layout is None or missing:
-        found = sorted(path.name for path in root.iterdir())[:8]
-        raise UserError(
-            f"{root} holds {', '.join(found) or 'nothing'} but not {', '.join(missing)}; "
-            f"{_rename_advice(root, missing)}expected {EXPECTED}"
-        )
+    layout = _find(full[0])
+    if layout:
+        layout.name += f", in {full[0].name}/"
     return layout
 
 
-def _rename_advice(root: Path, missing: list[str]) -> str:
-    """Say which folders have nearly the name of a missing one."""
-    advice = ""
-    for name in missing:
-        parent, wanted = (root / name).parent, Path(name).name
-        there = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-        lower = {folder.lower(): folder for folder in there}
-        for close in get_close_matches(wanted.lower(), lower, n=1, cutoff=0.7):
-            advice += f"rename {lower[close]} to {wanted}; "
-    return advice
+# The first that recognises the folder is taken.
+LAYOUTS = (
+    montgomery,
+    nnunet,
+    chase,
+    drive,
+    coco,
+    labelme,
+    ready_subsets,
+    voc,
+    images_and_masks,
+    one_folder,
+    folder_a_case,
+    series,
+    folder_in_folder,
+)
+# Those that the folder of a patient may have.
+CASE_LAYOUTS = (
+    labelme,
+    images_and_masks,
+    one_folder,
+    case_files,
+    series,
+    folder_in_folder,
+    folder_a_case,
+)
 
 
-def class_folders(masks: Path) -> list[Path]:
-    """List the folders in DIR/masks that hold a class each; a folder of DICOM slices is a mask."""
-    return sorted(path for path in masks.glob("[!.]*") if path.is_dir() and not is_series(path))
+def _find(folder: Folder, layouts: tuple = ()) -> Layout | None:
+    """Give the first layout that recognises a folder."""
+    for recognise in layouts or LAYOUTS:
+        layout = recognise(folder)
+        if layout is not None:
+            return layout
+    return None
 
 
-def sibling_folders(folder: Path) -> list[Path]:
-    """List all mask folders of a layout, given the first of them; none if it is the only one."""
-    if folder.name == "leftMask":
-        return [folder, folder.with_name("rightMask")]
-    return class_folders(folder.parent) if folder.parent.name == "masks" else []
+def find(root: Path) -> Layout:
+    """Find a data set's pairs. Raises UserError if its layout is not known."""
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; expected one that holds images and masks")
+    folder = Folder(root)
+    layout = _find(folder)
+    if layout is None:
+        raise UserError(explain_unknown(folder))
+    layout.pairs.sort(key=lambda pair: str(pair.image))
+    layout.pairs = [_with_label(pair) for pair in layout.pairs]
+    apply_index(root, layout)
+    note_passed_over(folder, layout)
+    return layout
 
 
-def merged_note(layout: Layout, names: list[str]) -> str:
-    """Say that the layout's classes become one, where one is asked for; else ""."""
-    if len(names) > 1 or len(layout.classes) < 2:
-        return ""
-    kept = ",".join(layout.classes)
-    merged = ", ".join(layout.classes)
-    return f'the masks of {merged} become one class; --classes "{kept}" keeps them apart'
-
-
-def label_in_name(name: str) -> str:
+def _with_label(pair: Pair) -> Pair:
     """Read the label at a name's end: Montgomery's are _0 (normal) and _1 (tuberculosis)."""
-    found = re.search(r"_([01])$", name)
-    return found.group(1) if found else ""
+    found = re.search(r"_([01])$", pair.stem)
+    return replace(pair, label=found[1]) if found and not pair.label else pair
 
 
-# ---------------------------------------------------------------------------------------- tables
-
-
-def read_index(root: Path, names: Iterable[str], problems: list[str]) -> dict[str, dict[str, str]]:
-    """Read root/index.csv, if there is one: the rows by stem. What is wrong goes to `problems`."""
-    path = root / "index.csv"
-    if not path.is_file():
-        return {}
-    table = read_table(path, {"stem"})
-    table["stem"] = table.stem.map(normalize_name)
-    for stem in table.stem[table.stem.duplicated()].unique():
-        problems.append(f"{path}: stem {stem} twice; keep one row")
-    rows = table.drop_duplicates("stem").set_index("stem").to_dict("index")
-    for name in sorted(set(names) - set(rows)):
-        problems.append(f"{path}: no row for {name}; add one")
-    splits = {row.get("split", "").lower() for row in rows.values()}
-    for value in sorted(splits - {"", *SUBSETS}):
-        problems.append(f"{path}: split is {value!r}; expected train, val, test or nothing")
-    return rows
-
-
-def read_table(path: str | Path, columns: set[str]) -> "pd.DataFrame":
-    """Read a CSV file as text, without blanks around it; column names become lower case.
-
-    Raises UserError if it cannot be read or lacks one of `columns`.
-    """
-    import pandas as pd  # most predictions do without its half second
-
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); expected comma-separated UTF-8 text"
-        ) from None
-    table = table.rename(columns=lambda name: name.strip().lower())
-    if not columns <= set(table) or not table.columns.is_unique:
-        expected = ", ".join(sorted(columns))
-        raise UserError(
-            f"{path} has columns {', '.join(table)}; expected {expected}, each column once"
-        )
-    return table.apply(lambda column: column.str.strip())
+def describe_layout(layout: Layout, names: list[str]) -> list[str]:
+    """List what a user may want to know of a layout, and say if its classes become one."""
+    own = [part.partition("=")[0] for part in layout.classes.split(",")]
+    if len(names) > 1 or len(own) < 2:
+        return layout.notes
+    return [
+        *layout.notes,
+        f"the masks of {', '.join(own)} become one class; "
+        f'--classes "{layout.classes}" keeps them apart',
+    ]

@@ -18,9 +18,11 @@ from dataset.cache import Dataset, Store
 from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging import preprocess
+from imaging.encodings import Truth
 from imaging.files import split_by_size
+from imaging.labels import Classes, plane
 from imaging.scan import Scan
-from utils import PREPARATION, UserError, atomic
+from utils import PREPARATION, UserError, atomic, free_memory_bytes
 
 CHUNK = 64  # pairs that are decoded before the next are begun
 
@@ -29,28 +31,28 @@ CHUNK = 64  # pairs that are decoded before the next are begun
 class Preprocessing:
     """How files become what the network sees."""
 
-    names: Sequence[str]  # of the classes
+    classes: Classes
     size: tuple[int, int]  # (H, W) of the network
-    channels: int = 1  # 1 grey, 3 RGB
+    channels: int = 1  # 1 grey, 3 RGB, or as many as the images have
     window: str = ""  # grey levels, see `preprocess.prepare_scan`
-    levels: Sequence[int] = ()  # the classes' values in a mask, see `reading.read_ids`
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one slice: its image and its masks."""
-        return self.size[0] * self.size[1] * (self.channels + len(self.names))
+        return self.size[0] * self.size[1] * (self.channels + self.classes.num_planes)
 
 
 def load_pairs(
     pairs: Sequence[Pair],
     preprocessing: Preprocessing,
     cache_dir: str | Path = "",
-    memory_gb: float = 4.0,
+    max_bytes: float | None = None,
 ) -> tuple[Dataset, list[str]]:
     """Decode pairs, or take them from the cache; return the readable ones and the problems.
 
     cache_dir: "" keeps nothing. Only files that are new or changed are decoded.
-    memory_gb: what takes more stays on disk and is read batch by batch.
+    max_bytes: what takes more stays on disk and is read batch by batch; None is half of the memory
+    that is free.
     """
     keys = [_fingerprint(pair) for pair in pairs]
     path = _store_path(pairs, preprocessing, cache_dir)
@@ -61,8 +63,9 @@ def load_pairs(
             store, path, dict(zip(keys, pairs, strict=True)), preprocessing
         )
     keys = [key for key in keys if key in store.entries]
-    limit = memory_gb * 2**30
-    return cache.select(store, keys, preprocessing.size, preprocessing.channels, limit), problems
+    limit = free_memory_bytes() / 2 if max_bytes is None else max_bytes
+    size, channels, classes = preprocessing.size, preprocessing.channels, preprocessing.classes
+    return cache.select(store, keys, size, channels, classes, limit), problems
 
 
 def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
@@ -167,10 +170,15 @@ def _read_pairs(
                 yield result
 
 
+def read_as_stored(pair: Pair, preprocessing: Preprocessing) -> tuple[Scan, Truth]:
+    """Read a pair: the image, and what its masks say. Raises UserError, see `read_pair`."""
+    return read_pair(pair, preprocessing.classes, preprocessing.window)
+
+
 def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
     """Read a pair: rows (S, bytes) of prepared slices and masks, and information on the files."""
-    names, size, window = preprocessing.names, preprocessing.size, preprocessing.window
-    scan, ids = read_pair(pair, names, preprocessing.levels, window)
+    classes, size, window = preprocessing.classes, preprocessing.size, preprocessing.window
+    scan, truth = read_as_stored(pair, preprocessing)
     images = preprocess.prepare_scan(scan, size, preprocessing.channels, window)
     if window and np.ptp(images) == 0 < np.ptp(scan.pixels):
         levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"
@@ -178,29 +186,34 @@ def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[np.ndarray
             f"{pair.image}: nothing is seen in window {window} of grey levels {levels}; "
             "choose another window"
         )
-    masks = np.stack([preprocess.prepare_mask(one, size, len(names)) for one in ids])
-    rows = np.concatenate([images.reshape(len(ids), -1), masks.reshape(len(ids), -1)], axis=1)
+    masks = truth.prepare(size, classes)
+    rows = np.concatenate([images.reshape(len(images), -1), masks.reshape(len(images), -1)], axis=1)
     digest = hashlib.sha256(images.tobytes()).hexdigest()[:16]
-    return rows, {"image": str(pair.image), "digest": digest, **_describe_pair(scan, ids, names)}
+    info = {"image": str(pair.image), "digest": digest, "notes": [*scan.notes, *truth.notes]}
+    return rows, info | _describe_pair(scan, truth.mask, classes)
 
 
-def _describe_pair(scan: Scan, ids: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def _describe_pair(scan: Scan, mask: np.ndarray, classes: Classes) -> dict[str, Any]:
     """Collect what `data.py check` reports on a pair."""
-    pixels = scan.pixels
+    pixels = scan.colours
     info = {
         "size": f"{pixels.shape[1]}x{pixels.shape[2]}",
         "slices": len(pixels),
         "bits": 8 * pixels.dtype.itemsize,
         "channels": pixels.shape[-1],
+        "alpha": scan.has_alpha,
         "constant": bool(np.ptp(pixels) == 0),
         "spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm),
         "patient": scan.patient,
         "quantiles": _quantiles(pixels[..., 0]),
-        "object": _quantiles(pixels[..., 0][ids > 0]),
+        "object": _quantiles(pixels[..., 0][mask > 0]),
     }
-    for i, name in enumerate(names, start=1):
-        info[f"share: {name}"] = np.count_nonzero(ids == i) / ids.size
-        info[f"extent: {name}"] = _extent(ids == i)
+    edges = np.concatenate([mask[:, [0, -1]].ravel(), mask[:, :, [0, -1]].ravel()])
+    info["border"] = np.count_nonzero(edges) / edges.size
+    for i, name in enumerate(classes.names, start=1):
+        one = plane(mask, i)
+        info[f"share: {name}"] = np.count_nonzero(one) / one.size
+        info[f"extent: {name}"] = _extent(one)
     return info
 
 

@@ -1,4 +1,4 @@
-"""Read image/mask pairs: the image as stored, its masks as class ids."""
+"""Read image/mask pairs: the image as stored, and what its masks say."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,92 +6,138 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.layouts import Pair
-from imaging import formats
+from dataset import annotations
+from dataset.annotations import is_annotation
+from dataset.pairs import Pair, class_folder
+from imaging import encodings, formats
 from imaging.alignment import check_alignment
+from imaging.channel_files import read_channels
+from imaging.encodings import Decoded, Note, Truth
+from imaging.labels import Classes, add_class
 from imaging.scan import Scan, name_in_errors
 from utils import UserError
 
-# The class id of a mask file that holds the ids of all classes.
+# The class id of a mask file whose values tell the classes.
 ALL_CLASSES = 0
-# More values than this are grey levels, not classes.
-MAX_SUGGESTED_CLASSES = 8
+# `Scan.format` of a mask drawn from shapes: its channels are the classes.
+SHAPES = "shapes"
 
 
-def read_pair(
-    pair: Pair, names: Sequence[str], levels: Sequence[int] = (), window: str = ""
-) -> tuple[Scan, np.ndarray]:
-    """Read a pair as stored: the image, and its class ids (S, H, W), uint8 in 0..len(names).
+def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Truth]:
+    """Read a pair as stored: the image, and its masks.
 
-    levels: the value of each class in the masks; none means 1, 2 … window: as in `prepare_scan`.
-    Raises UserError with a line per fault, each naming its file.
+    window: as in `prepare_scan`. Raises UserError with a line per fault, each naming its file.
     """
     problems: list[str] = []
     image, masks = None, []
     with collect_errors(problems):
-        image = formats.read_named_scan(pair.image, window)
+        image = read_channels((pair.image, *pair.more_channels), window)
     with collect_errors(problems):
-        masks = read_masks(pair, names, image)
-        ids = merge_masks(pair, masks, names, levels)
+        masks = read_masks(pair, classes, image)
+        if masks or image is not None:
+            truth = merge_masks(pair, masks, classes, image)
     if problems:
         raise UserError("\n".join(problems))
-    if image.pixels.shape[:3] != ids.shape:
-        sizes = f"{_size(ids)}; its image {pair.image.name} is {_size(image.pixels)}"
-        raise UserError(f"{pair.masks[0]}: {sizes}")
+    if image.pixels.shape[:3] != truth.mask.shape:
+        sizes = f"{_size(truth.mask)}; its image {pair.image.name} is {_size(image.pixels)}"
+        how = f" ({'; '.join(image.notes)})" if image.notes else ""
+        raise UserError(f"{pair.masks[0]}: {sizes}{how}")
     for path, mask in zip(pair.masks, masks, strict=True):
         with name_in_errors(path):
             check_alignment(image, mask)
-    return image, ids
+    return image, truth
 
 
-def read_ids(pair: Pair, names: Sequence[str], levels: Sequence[int] = ()) -> np.ndarray:
-    """Read a pair's masks alone as class ids (S, H, W). Raises UserError, see `read_pair`."""
-    return merge_masks(pair, read_masks(pair, names), names, levels)
+def read_truth(pair: Pair, classes: Classes) -> Truth:
+    """Read a pair's masks alone. Raises UserError, see `read_pair`."""
+    if not pair.masks or any(is_annotation(path) for path in pair.masks):
+        return read_pair(pair, classes)[1]  # the image says how large they are
+    return merge_masks(pair, read_masks(pair, classes), classes)
 
 
-def read_masks(pair: Pair, names: Sequence[str], image: Scan | None = None) -> list[Scan]:
+def read_masks(pair: Pair, classes: Classes, image: Scan | None = None) -> list[Scan]:
     """Read each mask file of a pair, with its values as stored.
 
     image: what a DICOM segmentation refers to. Raises UserError with a line per unreadable file.
     """
     # A wrong --classes is found before anything is read.
-    class_of_each_file(pair, names)
+    class_of_each_file(pair, classes.names)
     masks, problems = [], []
     for path in pair.masks:
         with collect_errors(problems), name_in_errors(path):
-            masks.append(formats.read_mask_scan(path, image, names))
+            if is_annotation(path):
+                masks.append(_draw_shapes(path, pair.image, image, classes.names))
+            else:
+                mask = formats.read_mask_scan(
+                    path, image, classes.names, classes.overlap, classes.in_colour
+                )
+                masks.append(mask)
     if problems:
         raise UserError("\n".join(problems))
     return masks
 
 
-def merge_masks(
-    pair: Pair, masks: Sequence[Scan], names: Sequence[str], levels: Sequence[int] = ()
-) -> np.ndarray:
-    """Make class ids (S, H, W) of a pair's masks. Where classes overlap the later one stays.
+def _draw_shapes(path: Path, file: Path, image: Scan | None, names: Sequence[str]) -> Scan:
+    """Draw the shapes that a JSON file has for an image: a plane for each class (1, H, W, K)."""
+    if image is None:
+        raise UserError(f"its image {file.name} cannot be read")
+    if len(image.pixels) > 1:
+        raise UserError(f"{_size(image.pixels)}; expected an image of one slice")
+    planes = annotations.read_planes(path, file, image.pixels.shape[1:3], names)
+    return Scan(np.stack(planes, axis=-1)[None], format=SHAPES)
 
+
+def merge_masks(
+    pair: Pair, masks: Sequence[Scan], classes: Classes, image: Scan | None = None
+) -> Truth:
+    """Make one mask of a pair's files. Where classes overlap the later stays, or both do.
+
+    image: says how large the mask is where there is no file: the image shows none of the classes.
     Raises UserError naming the file whose size or values are not those of a mask.
     """
-    files = zip(class_of_each_file(pair, names), pair.masks, masks, strict=True)
-    class_levels = levels or range(1, len(names) + 1)
-    ids = np.zeros(masks[0].pixels.shape[:3], np.uint8)
+    class_ids = class_of_each_file(pair, classes.names)
+    shape = (masks[0] if masks else image).pixels.shape[:3]
+    merged = np.zeros(shape, classes.dtype)
+    ignored = np.zeros(shape, bool) if classes.ignored else None
+    notes: list[Note] = []
+    files = zip(class_ids, pair.masks, masks, strict=True)
     for class_id, path, mask in sorted(files, key=_class_id):
-        values = mask.pixels[..., 0]
         with name_in_errors(path):
-            if values.shape != ids.shape:
-                raise UserError(f"{_size(values)}; its image's other mask is {_size(ids)}")
-            if class_id == ALL_CLASSES:
-                _check_levels(path, values, class_levels)
-                for i, level in enumerate(class_levels, 1):
-                    ids[values == level] = i
-            else:
-                _check_binary(path, values, levels if len(names) == 1 else ())
-                ids[values > 0] = class_id
-    return ids
+            if mask.pixels.shape[:3] != shape:
+                raise UserError(f"{_size(mask.pixels)}; its image's other mask is {_size(merged)}")
+            found = _decode(mask, classes, class_id if len(classes.names) > 1 else 0)
+        notes += found.notes
+        for one, where in found.planes.items():
+            if (class_id != ALL_CLASSES or mask.format == SHAPES) and not classes.overlap:
+                notes += _count_overlaps(merged[where], one, classes.names)
+            add_class(merged, one, where)
+        if ignored is not None:
+            ignored |= found.ignored
+    return Truth(merged, ignored, notes)
+
+
+def _decode(mask: Scan, classes: Classes, class_id: int) -> Decoded:
+    """Find the classes in a mask file, see `encodings.decode`, or in the planes of its shapes."""
+    if mask.format != SHAPES:
+        return encodings.decode(mask, classes, class_id)
+    planes = {i: mask.pixels[..., i - 1] for i in range(1, len(classes.names) + 1)}
+    ignored = np.zeros(mask.pixels.shape[:3], bool) if classes.ignored else None
+    return Decoded(planes, ignored, [])
 
 
 def _class_id(file: tuple[int, Path, Scan]) -> int:
     return file[0]
+
+
+def _count_overlaps(before: np.ndarray, class_id: int, names: Sequence[str]) -> list[Note]:
+    """Note how many pixels a class takes from others; before: their ids."""
+    notes = []
+    for other, count in enumerate(np.bincount(before, minlength=len(names) + 1)):
+        if count and other not in (0, class_id):
+            taker, giver = names[class_id - 1], names[other - 1]
+            text = f"classes overlap: pixels of {giver} and {taker} are taken for {taker}"
+            notes.append((f"{text}, the later name; --overlap keeps both", int(count)))
+    return notes
 
 
 def class_of_each_file(pair: Pair, names: Sequence[str]) -> list[int]:
@@ -101,18 +147,16 @@ def class_of_each_file(pair: Pair, names: Sequence[str]) -> list[int]:
     """
     if len(names) == 1:
         return [1] * len(pair.masks)
-    if len(pair.masks) == 1 and pair.masks[0].parent.name == "masks":
-        return [ALL_CLASSES]
     known = [name.lower() for name in names]
-    folders = [path.parent.name for path in pair.masks]
+    folders = [class_folder(pair, path) for path in pair.masks]
     if folders == ["leftMask", "rightMask"]:
         folders = [_name_with(side, known) for side in ("left", "right")]
-    if sorted(folder.lower() for folder in folders) != sorted(known):
+    if not {folder.lower() for folder in folders} <= {"", *known}:
         raise UserError(
             f"{pair.masks[0].parents[1]}: folders of masks for {', '.join(folders)}; "
             f"--classes names {', '.join(known)}, or one for all"
         )
-    return [1 + known.index(folder.lower()) for folder in folders]
+    return [1 + known.index(folder.lower()) if folder else ALL_CLASSES for folder in folders]
 
 
 def _name_with(side: str, names: Sequence[str]) -> str:
@@ -121,49 +165,6 @@ def _name_with(side: str, names: Sequence[str]) -> str:
         if side in name:
             return name
     return side
-
-
-def _check_binary(path: Path, mask: np.ndarray, levels: Sequence[int]) -> None:
-    """Raise UserError unless a mask of one class has its value, or 255 or 1."""
-    values = _values(mask)
-    if levels and list(levels) != [1]:
-        if not values <= {0, *levels}:
-            expected = f"0 and {levels[0]}, as --classes says"
-            raise UserError(f"values {_list_some(values)}; expected {expected}")
-    elif not (values <= {0, 255} or values <= {0, 1}):
-        advice = _advice(path, values)
-        raise UserError(f"values {_list_some(values)}; expected 0/255 or 0/1{advice}")
-
-
-def _check_levels(path: Path, mask: np.ndarray, levels: Sequence[int]) -> None:
-    """Raise UserError unless a mask of several classes has their values only."""
-    values = _values(mask)
-    if not values <= {0, *levels}:
-        expected = f"{_list_some({0, *levels})}, the values of --classes"
-        advice = _advice(path, values)
-        raise UserError(f"values {_list_some(values)}; expected {expected}{advice}")
-
-
-def _values(mask: np.ndarray) -> set[float]:
-    """List the values in a mask."""
-    extremes = {mask.min().item(), mask.max().item()}
-    # Most masks have two values. np.unique is much slower.
-    if sum(np.count_nonzero(mask == value) for value in extremes) == mask.size:
-        return extremes
-    return set(np.unique(mask).tolist())
-
-
-def _advice(path: Path, values: set[float]) -> str:
-    """Advise what to do about mask values that are not expected."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        return " (JPEG blurs masks: save them as PNG)"
-    classes = sorted(values - {0})
-    if len(classes) > MAX_SUGGESTED_CLASSES:
-        return ""
-    if any(value < 1 or value != int(value) for value in classes):
-        return ""
-    named = ",".join(f"NAME{i}={value:.0f}" for i, value in enumerate(classes, 1))
-    return f' (if these are classes, name them: --classes "{named}")'
 
 
 @contextmanager
@@ -178,9 +179,3 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
 def _size(array: np.ndarray) -> str:
     slices = f"{array.shape[0]} slices of " if len(array) > 1 else ""
     return f"{slices}{array.shape[1]}x{array.shape[2]} pixels"
-
-
-def _list_some(values: set[float]) -> str:
-    """List the first values."""
-    listed = ", ".join(f"{value:g}" for value in sorted(values)[:6])
-    return listed + (", …" if len(values) > 6 else "")

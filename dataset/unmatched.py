@@ -16,20 +16,22 @@ def explain_none(kind: str, folder: Path) -> str:
     return f"{folder}: no {kind}, {there}; expected files ending in {' '.join(SUFFIXES)}"
 
 
-def explain_unmatched(
-    images: dict[str, Path], masks: dict[str, Path], image_dir: Path, mask_dir: Path
-) -> list[str]:
-    """List the images without a mask and the masks without an image, and what to do.
+def explain_no_masks(folder: Path, is_class: bool = False) -> str:
+    """Say what a folder holds instead of masks, and that each image needs one."""
+    advice = "each image needs one, all 0 if there is nothing in the image"
+    if is_class:
+        advice += f". If {folder.name} is not a class, remove the folder"
+    return f"{explain_none('mask', folder)}; {advice}"
 
-    images, masks: the files by their names. Names that differ in the same way make one line.
+
+def explain_unmatched(
+    lone_images: dict[str, Path], lone_masks: dict[str, Path], image_dir: Path, mask_dir: Path
+) -> list[str]:
+    """Say what to do about images without a mask and masks without an image.
+
+    lone_images, lone_masks: files by their names. Names that differ in the same way make one line.
     """
-    if not masks:
-        advice = "each image needs one, all 0 if there is nothing in the image"
-        if mask_dir.parent.name == "masks":
-            advice += f". If {mask_dir.name} is not a class, remove the folder"
-        return [f"{explain_none('mask', mask_dir)}; {advice}"]
-    lone_images = {name: path for name, path in images.items() if name not in masks}
-    lone_masks = {name: path for name, path in masks.items() if name not in images}
+    lone_images, lone_masks = dict(lone_images), dict(lone_masks)
     problems = _explain_affixes("mask", lone_masks, mask_dir, "image", lone_images)
     problems += _explain_affixes("image", lone_images, image_dir, "mask", lone_masks)
     for path in lone_images.values():

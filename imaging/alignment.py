@@ -15,9 +15,7 @@ def check_alignment(image: Scan, mask: Scan) -> None:
     """
     if image.affine is None or mask.affine is None:
         return
-    corners = _corners(mask.pixels.shape[:3])
-    offsets = ((image.affine - mask.affine) @ corners)[:3]
-    distance_mm = np.linalg.norm(offsets, axis=0).max()
+    distance_mm = distance(image.affine, mask.affine, mask.pixels.shape[:3])
     pixel_mm = np.linalg.norm(image.affine[:3, :3], axis=0).min()
     if distance_mm > 0.5 * pixel_mm:
         raise UserError(
@@ -26,7 +24,8 @@ def check_alignment(image: Scan, mask: Scan) -> None:
         )
 
 
-def _corners(shape: tuple[int, int, int]) -> np.ndarray:
-    """List the eight corner voxels of a volume as homogeneous coordinates (4, 8)."""
+def distance(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Measure how far two affines (4, 4) place the corners of a volume from each other."""
     ends = [(0, side - 1) for side in shape]
-    return np.array([(*corner, 1) for corner in itertools.product(*ends)]).T
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)]).T
+    return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())

@@ -12,6 +12,7 @@ from imaging import dicom, dicom_codecs, rtstruct
 from imaging.dicom_elements import count_frames, look_up, places
 from imaging.dicom_file import MAX_FRAMES, open_dataset
 from imaging.dicom_geometry import frame_affine, slice_affines, sort_frames
+from imaging.labels import BITS
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from utils import UserError, first_line
 
@@ -21,11 +22,14 @@ HALF = 0.5
 MAX_SEGMENT = 2**16
 
 
-def decode_mask(content: bytes, image: Scan | None, names: Sequence[str]) -> Scan | None:
+def decode_mask(
+    content: bytes, image: Scan | None, names: Sequence[str], overlap: bool = False
+) -> Scan | None:
     """Decode a DICOM segmentation or RTSTRUCT of `image`: ids of the classes `names`, (S, H, W, 1).
 
+    overlap: a pixel may be of several classes, so BITS instead of ids, see `labels`.
     Returns None if the file is another kind of DICOM. Raises UserError if it belongs to other
-    images, its segments overlap, or their labels are not `names`.
+    images, its segments overlap though they must not, or their labels are not `names`.
     """
     header = open_dataset(content, MAX_BYTES)
     is_contours = rtstruct.is_rtstruct(header)
@@ -35,20 +39,20 @@ def decode_mask(content: bytes, image: Scan | None, names: Sequence[str]) -> Sca
         raise UserError("a DICOM segmentation; expected its image beside it, to know its slices")
     try:
         if is_contours:
-            return rtstruct.to_scan(header, image, names)
-        return _to_scan(header, image, names)
+            return rtstruct.to_scan(header, image, names, overlap)
+        return _to_scan(header, image, names, overlap)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"not a segmentation of its image ({first_line(error)})") from None
 
 
-def _to_scan(header: Any, image: Scan, names: Sequence[str]) -> Scan:
+def _to_scan(header: Any, image: Scan, names: Sequence[str], overlap: bool) -> Scan:
     """Draw each frame of a segmentation into its image's grid."""
     class_of = _classes_of_segments(header, names)
     grid = _Grid(image, header)
     fractional = header.get("SegmentationType") == "FRACTIONAL"
-    ids = np.zeros(image.pixels.shape[:3], np.uint8)
+    ids = np.zeros(image.pixels.shape[:3], BITS if overlap else np.uint8)
     for frame, drawn in enumerate(_frames_as_classes(header, class_of)):
         grid.draw(ids, drawn, frame)
     notes = ("its fractions are cut at half",) if fractional else ()
@@ -129,8 +133,14 @@ class _Grid:
             inside = np.nonzero(drawn)
             place, values = self._find_pixels(frame, inside), drawn[inside]
         old = ids[place]
+        if ids.dtype == BITS:
+            bits = np.left_shift(BITS(1), np.maximum(values, 1).astype(BITS) - BITS(1))
+            ids[place] = np.where(values > 0, old | bits, old)
+            return
         if ((old > 0) & (values > 0) & (old != values)).any():
-            raise UserError("its segments overlap; expected each pixel in one of them")
+            raise UserError(
+                "its segments overlap; expected each pixel in one of them, or --overlap"
+            )
         ids[place] = np.where(values > 0, values, old)
 
     def _find_slice(self, frame: int) -> int | None:

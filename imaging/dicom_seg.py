@@ -9,6 +9,7 @@ import numpy as np
 
 from imaging.dicom_elements import count_frames, look_up, read_numbers
 from imaging.dicom_geometry import positions_mm, slice_affines, sort_frames, usual_step_mm
+from imaging.labels import BITS, plane
 from imaging.scan import Mask, Scan
 from utils import UserError, first_line
 
@@ -46,12 +47,14 @@ def encode_seg(
 ) -> bytes:
     """Encode class ids as in `encode_mask`; headers: of the image's files, sorted.
 
-    ids: (S, H, W), or (S, H, W, K) of 0 and 1 where classes overlap. The same input gives the same
+    ids: (S, H, W), of BITS where classes overlap. The same input gives the same
     UIDs, so that an archive keeps one object.
     """
     import highdicom as hd
 
     _check_uids(headers)
+    if ids.dtype == BITS:
+        ids = np.stack([plane(ids, i) for i in range(1, len(names) + 1)], axis=-1)
     ids = ids.astype(np.uint8)
     uids = [_derive_uid(kind, ids, names, headers, version) for kind in ("series", "instance")]
     try:

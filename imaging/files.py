@@ -11,9 +11,18 @@ from utils import UserError
 
 # A file of more bytes is decoded alone, so that several volumes do not fill the memory.
 LARGE_FILE_BYTES = 2**24
-# Endings of files that hold no DICOM. They need not be opened to see that.
+LITTER = {
+    *("@eadir", "#recycle", "__macosx", "$recycle.bin", "lost+found", "dicomdir"),
+    *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
 ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}")
+# Endings of files that hold no DICOM. They need not be opened to see that.
 OTHER_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM.suffixes)
+
+
+def is_litter(name: str) -> bool:
+    """Say whether a NAS, macOS or Windows left a file or folder of this name, or it is hidden."""
+    return name.startswith((".", "~$")) or name.lower() in LITTER
 
 
 def is_image(path: Path) -> bool:
@@ -23,7 +32,7 @@ def is_image(path: Path) -> bool:
 
 def is_image_file(path: Path) -> bool:
     """Say whether a file is an image, by its ending, or DICOM by its first bytes."""
-    return is_image(path) or (not path.name.startswith(".") and _is_dicom(path))
+    return is_image(path) or (not path.name.startswith(".") and is_dicom(path))
 
 
 def is_series(path: Path) -> bool:
@@ -31,13 +40,13 @@ def is_series(path: Path) -> bool:
     if not path.is_dir() or path.name.startswith("."):
         return False
     try:
-        return any(_is_dicom(file) for file in path.iterdir())
+        return any(is_dicom(file) for file in path.iterdir())
     except OSError:
         # A folder that cannot be opened.
         return False
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """Say whether a file is DICOM; one that cannot be opened is not."""
     if not path.is_file() or path.name.lower().endswith(OTHER_SUFFIXES):
         return False
@@ -62,7 +71,7 @@ def file_stem(path: Path) -> str:
         return path.name
     # ".nii.gz" is one ending.
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if path.name.lower().endswith(suffix):
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[: -len(suffix)]
     # What follows the last dot of a name such as 1.2.840.1 is no ending.
     return path.stem if ENDING.fullmatch(path.suffix) else path.name

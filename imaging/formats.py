@@ -3,18 +3,39 @@
 A new format is a file beside this one with a decoder, and a line in FORMATS.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from imaging import dicom, dicom_masks, dicom_seg, dicom_series, nifti, pictures, tiff
-from imaging.dicom import decode_dicom
-from imaging.nifti import decode_nifti
-from imaging.pictures import decode_picture
-from imaging.scan import MAX_BYTES, MIN_SIDE, Mask, Scan, name_in_errors, read_bytes
-from imaging.tiff import decode_tiff
+from imaging import (
+    arrays,
+    dicom,
+    dicom_masks,
+    dicom_seg,
+    dicom_series,
+    encodings,
+    jpeg2000,
+    metaimage,
+    nifti,
+    nrrd,
+    partners,
+    pictures,
+    tiff,
+)
+from imaging.labels import Classes, plane
+from imaging.scan import (
+    MAX_BYTES,
+    MAX_CHANNELS,
+    MIN_SIDE,
+    Mask,
+    Scan,
+    name_in_errors,
+    read_bytes,
+)
 from utils import UserError, atomic, first_line
 
 
@@ -34,6 +55,12 @@ class Format:
     # several slices.
     mask_suffix: str = ""
     encode_mask: Callable[[Mask, Scan], bytes] | None = None
+    # (float32 (S, H, W), image) → content.
+    encode_floats: Callable[[np.ndarray, Scan], bytes] | None = None
+    # As `decode`, for a mask of the image: ids as they are stored, not the greys that show them.
+    decode_mask: Callable[[bytes, int, Scan | None], Scan] | None = None
+    # (header, its path, max_bytes) → one content, for a header whose pixels are in another file.
+    join: Callable[[bytes, Path, int], bytes] | None = None
 
     # (content) → whether it is of this format, where marks are not enough.
     recognise: Callable[[bytes], bool] | None = None
@@ -45,19 +72,79 @@ class Format:
         return any(content.startswith(mark, offset) for offset, mark in self.magic)
 
 
-PNG = Format("PNG", (".png",), pictures.PNG_MAGIC, decode_picture, ".png", pictures.encode_mask)
-TIFF = Format("TIFF", (".tif", ".tiff"), tiff.MAGIC, decode_tiff, ".tif", tiff.encode_mask)
+PNG = Format(
+    "PNG",
+    (".png",),
+    pictures.PNG_MAGIC,
+    pictures.decode_picture,
+    ".png",
+    pictures.encode_mask,
+    decode_mask=pictures.decode_ids,
+)
+TIFF = Format(
+    "TIFF",
+    (".tif", ".tiff"),
+    tiff.MAGIC,
+    tiff.decode_tiff,
+    ".tif",
+    tiff.encode_mask,
+    tiff.encode_floats,
+    tiff.decode_mask,
+)
 DICOM = Format(
     "DICOM",
     (".dcm", ".dicom", ".ima"),
     dicom.MAGIC,
-    decode_dicom,
+    dicom.decode_dicom,
     ".dcm",
     dicom_seg.encode_mask,
-    dicom.is_dicom,
+    recognise=dicom.is_dicom,
 )
 NIFTI = Format(
-    "NIfTI", (".nii", ".nii.gz"), nifti.MAGIC, decode_nifti, ".nii.gz", nifti.encode_mask
+    "NIfTI",
+    (".nii", ".nii.gz", ".hdr", ".hdr.gz"),
+    nifti.MAGIC,
+    nifti.decode_nifti,
+    ".nii.gz",
+    nifti.encode_mask,
+    nifti.encode,
+    nifti.decode_mask,
+    nifti.join,
+)
+NRRD = Format(
+    "NRRD",
+    (".nrrd", ".nhdr", ".seg.nrrd"),
+    nrrd.MAGIC,
+    nrrd.decode_nrrd,
+    ".nrrd",
+    nrrd.encode_mask,
+    nrrd.encode,
+    join=nrrd.join,
+)
+METAIMAGE = Format(
+    "MetaImage",
+    (".mha", ".mhd"),
+    metaimage.MAGIC,
+    metaimage.decode_metaimage,
+    ".mha",
+    metaimage.encode_mask,
+    metaimage.encode,
+    join=metaimage.join,
+)
+
+BMP = Format(
+    "BMP",
+    (".bmp",),
+    pictures.BMP_MAGIC,
+    pictures.decode_picture,
+    decode_mask=pictures.decode_ids,
+)
+GIF = Format(
+    "GIF",
+    (".gif",),
+    pictures.GIF_MAGIC,
+    pictures.decode_picture,
+    decode_mask=pictures.decode_ids,
 )
 
 # The first that matches is taken. DICOM is the first: the bytes before its mark can be anything.
@@ -65,10 +152,21 @@ FORMATS = (
     DICOM,
     TIFF,
     NIFTI,
+    NRRD,
+    METAIMAGE,
     PNG,
-    Format("JPEG", (".jpg", ".jpeg"), pictures.JPEG_MAGIC, decode_picture),
-    Format("BMP", (".bmp",), pictures.BMP_MAGIC, decode_picture),
+    Format("JPEG", (".jpg", ".jpeg"), pictures.JPEG_MAGIC, pictures.decode_picture),
+    BMP,
+    GIF,
+    Format("WebP", (".webp",), pictures.WEBP_MAGIC, pictures.decode_picture),
+    Format("JPEG 2000", jpeg2000.SUFFIXES, jpeg2000.MAGIC, jpeg2000.decode_jpeg2000),
+    Format("NPY", (".npy",), arrays.NPY_MAGIC, arrays.decode_npy),
+    Format("NPZ", (".npz",), arrays.NPZ_MAGIC, arrays.decode_npz),
 )
+# They may have a palette.
+PALETTES = (PNG, TIFF, BMP, GIF)
+# What `write_mask` can be asked for.
+KINDS = {"png": PNG, "tiff": TIFF, "nifti": NIFTI, "nrrd": NRRD, "seg": DICOM}
 SUFFIXES = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
 
 
@@ -82,21 +180,52 @@ def find_format(content: bytes) -> Format:
 
 
 def decode_scan(content: bytes, max_bytes: int = MAX_BYTES) -> Scan:
-    """Decode an image file of any format in FORMATS.
+    """Decode an image file of any format in FORMATS. NaN becomes the lowest finite level.
 
     Raises UserError for a file that is unreadable, truncated, not finite, smaller than MIN_SIDE, or
     takes more than `max_bytes` when decoded.
     """
-    kind = find_format(content)
+    form = find_format(content)
+    return _decode(form, lambda: form.decode(content, max_bytes))
+
+
+def decode_mask_scan(content: bytes, image: Scan | None = None, max_bytes: int = MAX_BYTES) -> Scan:
+    """Decode a mask of `image`: its ids as stored, not a palette's colours; NaN is background.
+
+    Raises UserError, see `decode_scan`.
+    """
+    form = find_format(content)
+    decode = form.decode_mask
+    if decode is None:
+        return _decode(form, lambda: form.decode(content, max_bytes), nan=0)
+    return _decode(form, lambda: decode(content, max_bytes, image), nan=0)
+
+
+def _decode(form: Format, decode: Callable[[], Scan], nan: float | None = None) -> Scan:
     try:
-        scan = kind.decode(content, max_bytes)
+        scan = decode()
     except UserError:
         raise
     except Exception as error:
         # A damaged file causes errors of many kinds in the libraries that read it.
-        raise UserError(f"unreadable as {kind.name} ({first_line(error)})") from None
+        raise UserError(f"unreadable as {form.name} ({first_line(error)})") from None
+    scan = _fill_nan(scan, nan)
     check_pixels(scan.pixels)
-    return replace(scan, format=kind.name)
+    return replace(scan, format=form.name)
+
+
+def _fill_nan(scan: Scan, value: float | None) -> Scan:
+    """Fill NaN with `value`, or None for the lowest level; such pixels count as padding."""
+    if scan.pixels.dtype.kind != "f" or not np.isnan(scan.pixels.min()):
+        return scan
+    missing = np.isnan(scan.pixels)
+    if missing.all():
+        raise UserError("NaN in all pixels; expected finite numbers")
+    lowest = np.nanmin(scan.pixels) if value is None else value
+    pixels = np.where(missing, scan.pixels.dtype.type(lowest), scan.pixels)
+    padding = missing.all(-1) if scan.padding is None else missing.all(-1) | scan.padding
+    note = "NaN pixels are taken as background"
+    return replace(scan, pixels=pixels, padding=padding, notes=(*scan.notes, note))
 
 
 def check_pixels(pixels: np.ndarray) -> None:
@@ -104,11 +233,23 @@ def check_pixels(pixels: np.ndarray) -> None:
     height, width, channels = pixels.shape[1:]
     if min(height, width) < MIN_SIDE:
         raise UserError(f"{height}x{width} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}")
-    if channels not in (1, 3, 4):
-        raise UserError(f"{channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise UserError(f"{channels} channels; expected 1 to {MAX_CHANNELS}")
     kind = pixels.dtype.kind
     if kind not in "buif" or (kind == "f" and not np.isfinite(pixels).all()):
         raise UserError("NaN or infinite pixels; expected finite numbers")
+
+
+def read_content(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a file; of a header and its voxels in another file both. Raises UserError."""
+    path = Path(path)
+    if path.name.lower().endswith(tuple(partners.HEADERS)):
+        path = partners.header_of(path) or path
+    content = read_bytes(path)
+    for form in FORMATS:
+        if form.join and path.name.lower().endswith(form.suffixes) and form.matches(content):
+            return form.join(content, path, max_bytes)
+    return content
 
 
 def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) -> Scan:
@@ -120,7 +261,12 @@ def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) ->
     if Path(path).is_dir():
         scan = replace(dicom_series.read_folder(path, max_bytes), format=DICOM.name)
     else:
-        scan = decode_scan(read_bytes(path), max_bytes)
+        scan = decode_scan(read_content(path, max_bytes), max_bytes)
+    return check_window(scan, window)
+
+
+def check_window(scan: Scan, window: str) -> Scan:
+    """Return a scan. Raises UserError if `window` is "file" and its file proposes none."""
     if window == "file" and scan.window is None:
         raise UserError(
             "its header proposes no window; expected one, or --window centre,width or percentiles"
@@ -144,39 +290,39 @@ def read_image(path: str | Path) -> np.ndarray:
     return decode_image(read_bytes(path))
 
 
-def read_mask_scan(path: str | Path, image: Scan | None = None, names: Sequence[str] = ()) -> Scan:
-    """Read a mask: its values as stored, (S, H, W, 1). Raises UserError without the path.
+def read_mask_scan(
+    path: str | Path,
+    image: Scan | None = None,
+    names: Sequence[str] = (),
+    overlap: bool = False,
+    in_colour: bool = False,
+) -> Scan:
+    """Read a mask: its values or colours as stored, see `encodings.decode`.
 
-    A colour file needs equal channels. A DICOM segmentation of `image`, or its RTSTRUCT, is read as
-    ids of the classes `names`.
+    A DICOM segmentation of `image`, or its RTSTRUCT, is read as ids of the classes `names`, as BITS
+    with `overlap`. in_colour: a palette's colours are meant, not its indices. Raises UserError
+    without the path.
     """
     if Path(path).is_dir():
         scan = read_scan(path)
     else:
-        content = read_bytes(path)
+        content = read_content(path)
         if DICOM.matches(content):
-            mask = dicom_masks.decode_mask(content, image, names)
+            mask = dicom_masks.decode_mask(content, image, names, overlap)
             if mask is not None:
-                return mask
-        scan = decode_scan(content)
-    return replace(scan, pixels=_single_channel(scan.pixels))
-
-
-def _single_channel(pixels: np.ndarray) -> np.ndarray:
-    """Reduce a mask (S, H, W, C) to one channel. Raises UserError if that loses something."""
-    if pixels.shape[-1] == 4 and np.ptp(pixels[..., 3]) > 0:
-        raise UserError(
-            "its alpha channel varies; expected a mask without one, its values in the colours"
-        )
-    colours = pixels[..., :3]
-    if colours.shape[-1] == 3 and not (colours == colours[..., :1]).all():
-        raise UserError("a colour picture; expected a mask with one value per pixel")
-    return colours[..., :1]
+                return replace(mask, format=encodings.IDS)
+        if in_colour and find_format(content) in PALETTES:
+            return decode_scan(content)
+        scan = decode_mask_scan(content, image)
+    return scan
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask of one image: (H, W), values as stored. Raises UserError without the path."""
-    return _only_slice(read_mask_scan(path).pixels, "mask")[..., 0]
+    pixels = _only_slice(encodings.without_alpha(read_mask_scan(path), []), "mask")
+    if not (pixels == pixels[..., :1]).all():
+        raise UserError("a colour picture; expected a mask with one value per pixel")
+    return pixels[..., 0]
 
 
 def _only_slice(pixels: np.ndarray, what: str) -> np.ndarray:
@@ -185,33 +331,101 @@ def _only_slice(pixels: np.ndarray, what: str) -> np.ndarray:
     return pixels[0]
 
 
+class Written(NamedTuple):
+    """A mask's file, and why it is of another format than was asked for."""
+
+    path: Path
+    note: str = ""
+
+
 def write_mask(
     path: str | Path,
     ids: np.ndarray,
     names: Sequence[str],
     image: Scan,
     levels: Sequence[int] = (),
-) -> Path:
-    """Write a mask in the format of its image; return the file.
+    kind: str = "",
+) -> Written:
+    """Write a mask in the format of its image, or as `kind` says, one of KINDS.
 
-    path: without an ending. ids: class ids (S, H, W). levels: the value of each class in the file;
-    none means 1, 2 …, and 255 for a single class in a picture. Raises UserError where the image's
-    header lacks what its format needs; the mask is then a TIFF.
+    path: without an ending. ids: class ids (S, H, W). levels: the values of background and classes
+    in the file; none means 0, 1, 2 …, and 255 for a single class in a picture. Where a format
+    cannot be made, the mask is NIfTI if the image's place is known, else PNG or TIFF, and a note
+    says why.
     """
     mask = Mask(ids, names, levels)
-    kind = _mask_format(image, len(ids))
-    try:
-        return _write(f"{path}{kind.mask_suffix}", kind.encode_mask(mask, image))
-    except UserError as error:
-        place = _write(f"{path}{TIFF.mask_suffix}", TIFF.encode_mask(mask, image))
-        raise UserError(f"{error}; its mask is {place} instead") from None
+    wanted = KINDS[kind] if kind else _own_format(image, len(ids))
+    note = ""
+    for form in (wanted, _plain_format(image, len(ids))):
+        try:
+            content = _encode_mask(form, mask, image)
+        except UserError as error:
+            note = str(error)
+            continue
+        place = _write(f"{path}{form.mask_suffix}", content)
+        return Written(place, f"{note}; its mask is {place.name} instead" if note else "")
+    raise UserError(note)
 
 
-def _mask_format(image: Scan, num_slices: int) -> Format:
-    """Choose the format of an image's mask."""
-    for kind in FORMATS:
-        if kind.name == image.format and kind.encode_mask:
-            return kind
+def write_masks(
+    folder: Path, name: str, mask: np.ndarray, classes: Classes, image: Scan, kind: str = ""
+) -> list[Written]:
+    """Write a mask (S, H, W) as `write_mask` does; classes that overlap get a folder each.
+
+    The folders are those of the layout masks/CLASS/. name: without an ending. Raises UserError.
+    """
+    if not classes.overlap:
+        return [write_mask(folder / name, mask, classes.names, image, classes.levels, kind)]
+    places = []
+    for class_id, one in enumerate(classes.names, 1):
+        ids = plane(mask, class_id).astype(np.uint8)
+        places.append(write_mask(folder / one / name, ids, [one], image, (), kind))
+    return places
+
+
+def write_probabilities(
+    path: str | Path, probs: np.ndarray, names: Sequence[str], image: Scan
+) -> list[Path]:
+    """Write a float32 file per class: `path`_prob_CLASS, in kind, NIfTI or TIFF; return the files.
+
+    path: without an ending. probs: (S, H, W, K) in [0, 1]; K may have the background first.
+    """
+    form = _own_format(image, len(probs))
+    if form.encode_floats is None:
+        form = NIFTI if image.affine is not None else TIFF
+    places: list[Path] = []
+    words: list[str] = []
+    for name, shares in zip(names, np.moveaxis(probs[..., -len(names) :], -1, 0), strict=True):
+        word = re.sub(r"[^\w-]+", "_", name)
+        # "a b" and "a/b" must not overwrite each other.
+        words.append(f"{word}_{len(words) + 1}" if word in words else word)
+        word = words[-1]
+        content = form.encode_floats(np.float32(shares), image)
+        places.append(_write(f"{path}_prob_{word}{form.mask_suffix}", content))
+    return places
+
+
+def _encode_mask(form: Format, mask: Mask, image: Scan) -> bytes:
+    """Encode a mask in a format. Raises UserError where that cannot be."""
+    if form is DICOM and image.format != DICOM.name:
+        raise UserError("not DICOM, so no DICOM segmentation can refer to it")
+    if form is PNG and len(mask.ids) > 1:
+        raise UserError(f"{len(mask.ids)} slices, and a PNG holds one")
+    return form.encode_mask(mask, image)
+
+
+def _own_format(image: Scan, num_slices: int) -> Format:
+    """Choose the format of an image's mask: its own, else a plain one."""
+    for form in FORMATS:
+        if form.name == image.format and form.encode_mask:
+            return form
+    return TIFF if num_slices > 1 else PNG
+
+
+def _plain_format(image: Scan, num_slices: int) -> Format:
+    """Choose a format that any image's mask can be written in."""
+    if image.affine is not None:
+        return NIFTI
     return TIFF if num_slices > 1 else PNG
 
 

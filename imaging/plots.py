@@ -1,7 +1,6 @@
 """Draw pictures: the curves of a training, and panels that show a prediction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from imaging import preprocess
+from imaging import labels, preprocess
 from imaging.pictures import write_picture
 from imaging.scan import Scan
 from utils import atomic
@@ -33,6 +32,7 @@ COLOURS = (
 MISSED = (86, 180, 233)
 EXTRA = (230, 159, 0)
 CONFUSED = (204, 121, 167)
+IGNORED = (128, 128, 128)
 
 TILE_SIDE = 480  # pixels of a picture's longer side in a panel
 MIN_TILE_WIDTH = 200  # room for the caption
@@ -116,11 +116,13 @@ def draw_panel(
     truth: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
     window: str = "",
+    ignored: np.ndarray | None = None,
 ) -> None:
     """Draw an image and its mask side by side under a title, of a volume one slice; write a PNG.
 
-    found, truth: class ids (S, H, W). With the truth the panel also shows it, and the pixels in
-    which both differ. uncertainty: (S, H, W) in [0, 1]. window: see `preprocess.prepare_scan`.
+    found, truth: ids or BITS (S, H, W). With the truth the panel also shows it, and the pixels in
+    which both differ. ignored: (S, H, W), pixels that do not count, painted grey.
+    uncertainty: (S, H, W) in [0, 1]. window: see `preprocess.prepare_scan`.
     The slice shown is the one with most foreground.
     """
     foreground = (found > 0).sum((1, 2))
@@ -128,8 +130,8 @@ def draw_panel(
         foreground += (truth > 0).sum((1, 2))
     number = int(np.argmax(foreground))
     size = tile_size(scan.pixels.shape[1:3])
-    one_slice = replace(scan, pixels=scan.pixels[number : number + 1])
-    picture = preprocess.prepare_scan(one_slice, size, 3, window)[0]
+    one_slice = scan.slice(number)
+    picture = preprocess.to_picture(one_slice, size, window)[0]
     found_ids = resize_ids(found[number], size)
 
     count = len(scan.pixels)
@@ -139,10 +141,13 @@ def draw_panel(
         legends.append([(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)])
     if truth is not None:
         true_ids = resize_ids(truth[number], size)
-        tiles["ground truth"] = draw_contours(picture, true_ids)
+        hidden = None
+        if ignored is not None:
+            hidden = preprocess.resize_plane(ignored[number], size) > 127
+        tiles["ground truth"] = grey_out(draw_contours(picture, true_ids), hidden)
     tiles["prediction"] = draw_contours(picture, found_ids)
     if truth is not None:
-        tiles["errors"] = draw_errors(picture, true_ids, found_ids)
+        tiles["errors"] = grey_out(draw_errors(picture, true_ids, found_ids), hidden)
         kinds = [("missed", MISSED), ("too much", EXTRA), ("wrong class", CONFUSED)]
         legends.append(kinds if len(names) > 1 else kinds[:2])
     if uncertainty is not None:
@@ -159,18 +164,18 @@ def tile_size(shape: tuple[int, int]) -> tuple[int, int]:
 
 def resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize class ids (H, W) to `size` with smooth outlines."""
-    shares = preprocess.prepare_mask(ids, size, max(1, int(ids.max())))
-    return preprocess.shares_to_ids(shares)
+    shares = preprocess.prepare_mask(ids, size, labels.highest_class(ids))
+    return preprocess.shares_to_ids(shares, ids.dtype)
 
 
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return RGB `picture` (H, W, 3) with each class of `ids` (H, W) outlined in its colour."""
     drawn = np.ascontiguousarray(picture).copy()
     thickness = max(1, round(max(ids.shape) / 160))
-    for class_id in np.unique(ids[ids > 0]):
-        mask = (ids == class_id).astype(np.uint8)
+    for class_id in range(1, labels.highest_class(ids) + 1):
+        mask = labels.plane(ids, class_id).astype(np.uint8)
         outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        colour = COLOURS[(int(class_id) - 1) % len(COLOURS)]
+        colour = COLOURS[(class_id - 1) % len(COLOURS)]
         cv2.drawContours(drawn, outlines, -1, colour, thickness)
     return drawn
 
@@ -182,6 +187,13 @@ def draw_errors(picture: np.ndarray, truth: np.ndarray, found: np.ndarray) -> np
     drawn[(truth == 0) & (found > 0)] = EXTRA
     drawn[(truth > 0) & (found > 0) & (truth != found)] = CONFUSED
     return drawn
+
+
+def grey_out(picture: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
+    """Return RGB `picture` (H, W, 3) with the pixels painted grey that do not count."""
+    if ignored is None or not ignored.any():
+        return picture
+    return np.where(ignored[..., None], np.uint8(IGNORED), picture)
 
 
 def colour_map(values: np.ndarray) -> np.ndarray:

@@ -7,23 +7,45 @@ is padded with zeros. Two percentiles of its intensities become 0 and 1, so that
 bits, dark and bright ones, look alike.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import cv2
 import numpy as np
 
+from imaging.labels import BITS, join_planes, plane
 from imaging.scan import Scan
 from utils import UserError
 
 # Of an image's own pixels: they become 0 and 1.
 PERCENTILES = (0.5, 99.5)
+# OpenCV resizes no more at once.
+CV_CHANNELS = 4
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Turn (H, W, 1|3|4) into float32 (H, W, channels) without alpha; channels is 1 or 3 (RGB)."""
+    """Turn (H, W, C) without alpha into float32 (H, W, channels).
+
+    Three channels become grey by luminance, one becomes three equal ones. Raises UserError for any
+    other difference: which channel is meant would be a guess.
+    """
     # 8 bits would round before the intensities are stretched. OpenCV cannot resize 32-bit integers.
-    image = image[..., :3].astype(np.float32)
-    if image.shape[-1] == 3 and channels == 1:
+    image = image.astype(np.float32)
+    found = image.shape[-1]
+    if found == 3 and channels == 1:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
-    return np.broadcast_to(image, (*image.shape[:2], channels))
+    if found == 1 and channels == 3:
+        return np.broadcast_to(image, (*image.shape[:2], 3))
+    if found != channels:
+        raise UserError(
+            f"an image of {count_channels(found)}; the network takes {count_channels(channels)}"
+        )
+    return image
+
+
+def count_channels(count: int) -> str:
+    """Say how many channels."""
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
@@ -36,6 +58,9 @@ def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> tuple[slice, sli
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (H, W) or (H, W, C) to `size` (H, W): average when shrinking, linear when growing."""
+    if image.ndim == 3 and image.shape[-1] > CV_CHANNELS:
+        parts = [image[..., i : i + CV_CHANNELS] for i in range(0, image.shape[-1], CV_CHANNELS)]
+        return np.concatenate([resize(part, size) for part in parts], axis=-1)
     shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=method)
@@ -69,23 +94,64 @@ def grey_range(pixels: np.ndarray, scan: Scan, window: str) -> tuple[float, floa
     return low, high
 
 
+def grey_ranges(small: np.ndarray, scan: Scan, window: str) -> tuple[Any, Any]:
+    """Choose the levels that become 0 and 1 in slices (S, h, w, C).
+
+    Grey and colour images have one range: two numbers. Other channels have one each: two arrays
+    (C,). Padding has no say.
+    """
+    measured = small
+    if scan.padding is not None:
+        is_padding = np.stack([resize(np.float32(one), small.shape[1:3]) for one in scan.padding])
+        if not is_padding.all():
+            # (N, C)
+            measured = small[is_padding == 0] if (is_padding == 0).any() else small[is_padding < 1]
+    channels = small.shape[-1]
+    if channels in (1, 3) and not (channels == 3 and scan.separate):
+        return grey_range(measured, scan, window)
+    ranges = [grey_range(measured[..., i], scan, window) for i in range(channels)]
+    low, high = np.transpose(ranges)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
 def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str = "") -> np.ndarray:
     """Make the network's input of a scan: uint8 (S, size[0], size[1], channels), 255 is 1.0.
 
     window: the grey levels that become 0 and 1. "centre,width" is in the file's units (HU for CT),
-    "file" is what its header proposes, "" is two percentiles of the whole scan. A constant scan
-    becomes all zeros. Raises UserError.
+    "file" is what its header proposes, "" is two percentiles of the whole scan, of each channel if
+    these are measurements of their own. What is constant becomes all zeros. Raises UserError.
     """
     rows, columns = letterbox(scan.pixels.shape[1:3], size)
     inner = (rows.stop - rows.start, columns.stop - columns.start)
-    small = np.stack([resize(to_channels(image, channels), inner) for image in scan.pixels])
-    low, high = grey_range(small, scan, window)
+    small = np.stack([resize(to_channels(image, channels), inner) for image in scan.colours])
+    low, high = grey_ranges(small, scan, window)
     if window == "file" and scan.voi_curve is not None:
         small, low, high = np.interp(small, *scan.voi_curve), 0, 1
     canvas = np.zeros((len(small), *size, channels), np.uint8)
-    if high > low:
-        canvas[:, rows, columns] = np.round(255 * np.clip((small - low) / (high - low), 0, 1))
+    # What is constant is divided by infinity.
+    width = np.where(high > low, high - low, np.inf) if np.ndim(low) else high - low
+    if np.ndim(low) or high > low:
+        for number, image in enumerate(small):
+            stretched = np.clip((image - low) / width, 0, 1)
+            canvas[number, rows, columns] = np.round(255 * stretched)
     return canvas
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Show images (..., C) as RGB (..., 3): the first three channels; two are red and green."""
+    shown = images[..., :3]
+    if shown.shape[-1] == 1:
+        return np.repeat(shown, 3, axis=-1)
+    missing = 3 - shown.shape[-1]
+    return np.pad(shown, ((0, 0),) * (images.ndim - 1) + ((0, missing),))
+
+
+def to_picture(scan: Scan, size: tuple[int, int], window: str = "") -> np.ndarray:
+    """Show a scan as RGB, uint8 (S, size[0], size[1], 3)."""
+    colours = scan.colours
+    if colours.shape[-1] not in (1, 3):
+        scan = replace(scan, pixels=colours[..., :3], has_alpha=False, separate=True)
+    return to_rgb(prepare_scan(scan, size, scan.colours.shape[-1], window))
 
 
 def prepare_image(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
@@ -93,22 +159,32 @@ def prepare_image(image: np.ndarray, size: tuple[int, int], channels: int) -> np
     return prepare_scan(Scan(image[None]), size, channels)[0]
 
 
-def prepare_mask(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
-    """Resize class ids (H, W) in 0..classes like their image: uint8 (size[0], size[1], classes).
+def prepare_mask(mask: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
+    """Resize a mask (H, W), ids or BITS, like its image: uint8 (size[0], size[1], classes).
 
     Each value is the share of the pixel that belongs to the class, 255 is all of it. Shares keep
     where in a pixel a border runs; class ids would round that away.
     """
-    rows, columns = letterbox(ids.shape, size)
+    planes = [resize_plane(plane(mask, i), size) for i in range(1, classes + 1)]
+    return np.stack(planes, axis=-1)
+
+
+def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a plane (H, W) of bool like its image: uint8, the share of each pixel, 255 is all."""
+    rows, columns = letterbox(plane.shape, size)
     inner = (rows.stop - rows.start, columns.stop - columns.start)
-    canvas = np.zeros((*size, classes), np.uint8)
-    for i in range(classes):
-        canvas[rows, columns, i] = resize(cv2.compare(ids, i + 1, cv2.CMP_EQ), inner)
+    canvas = np.zeros(size, np.uint8)
+    canvas[rows, columns] = resize(np.uint8(255) * plane, inner)
     return canvas
 
 
-def shares_to_ids(shares: np.ndarray) -> np.ndarray:
-    """Turn shares (..., K) of `prepare_mask` into uint8 class ids (...): the largest share wins."""
+def shares_to_ids(shares: np.ndarray, dtype: type = np.uint8) -> np.ndarray:
+    """Turn shares (..., K) of `prepare_mask` into a mask (...).
+
+    Of ids, uint8, the largest share wins. Of BITS each class counts that covers half of a pixel.
+    """
+    if dtype == BITS:
+        return join_planes((shares[..., k] > 127 for k in range(shares.shape[-1])), BITS)
     background = np.maximum(255 - shares.sum(-1, dtype=np.int32), 0)
     shares = np.concatenate([background[..., None], shares], axis=-1)
     return np.argmax(shares, axis=-1).astype(np.uint8)

@@ -12,6 +12,7 @@ import numpy as np
 
 from imaging.dicom_file import open_dataset
 from imaging.dicom_geometry import LPS_TO_RAS, slice_affines
+from imaging.labels import BITS, add_class
 from imaging.scan import MAX_BYTES, Scan
 from utils import UserError
 
@@ -37,13 +38,13 @@ def decode_rtstruct(content: bytes, image: Scan, names: Sequence[str]) -> np.nda
     return to_scan(open_dataset(content, MAX_BYTES), image, names).pixels[..., 0]
 
 
-def to_scan(header: Any, image: Scan, names: Sequence[str]) -> Scan:
+def to_scan(header: Any, image: Scan, names: Sequence[str], overlap: bool = False) -> Scan:
     """Draw the structures of a file that is open: ids (S, H, W, 1), see `decode_rtstruct`."""
     affines = _slices_of(image)
     _check_reference(header, image)
     class_of = _classes_of(header, names)
-    ids = np.zeros(image.pixels.shape[:3], np.uint8)
-    overlap = 0
+    ids = np.zeros(image.pixels.shape[:3], BITS if overlap else np.uint8)
+    twice = 0
     items = sorted(header.get("ROIContourSequence") or [], key=lambda item: _class(item, class_of))
     for item in items:
         class_id = _class(item, class_of)
@@ -51,10 +52,12 @@ def to_scan(header: Any, image: Scan, names: Sequence[str]) -> Scan:
             continue
         for number, polygons in _by_slice(item, affines).items():
             inside = fill_polygons(polygons, ids.shape[1:])
-            overlap += int((inside & (ids[number] > 0) & (ids[number] != class_id)).sum())
-            ids[number][inside] = class_id
-    notes = (f"its structures overlap in {overlap} pixels: the later class stays",)
-    return Scan(ids[..., None], notes=notes if overlap else ())
+            twice += int((inside & (ids[number] > 0) & (ids[number] != class_id)).sum())
+            add_class(ids[number], class_id, inside)
+    notes = (
+        f"its structures overlap in {twice} pixels: the later class stays; --overlap keeps both",
+    )
+    return Scan(ids[..., None], notes=notes if twice and not overlap else ())
 
 
 def _class(item: Any, class_of: dict[int, int]) -> int:

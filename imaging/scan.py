@@ -2,19 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from imaging.labels import BITS
 from utils import UserError
 
 # Largest size of one decoded file. A small file can claim to be far larger (a decompression bomb).
 MAX_BYTES = 2**31
+# What `Mask.values` answers.
+OVERLAPPING = "the model's classes overlap, and such a file holds one of them per pixel"
 # Smaller files are thumbnails or accidents, never scans.
 MIN_SIDE = 16
+# More than these are slices or spectra, and would fill the memory.
+MAX_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,27 @@ class Scan:
     format: str = ""
     # Whether the last channel is alpha: opacity, not a measurement.
     has_alpha: bool = False
+    # Whether channels are measurements of their own (stains, MR sequences), not red, green, blue.
+    # Then each has grey levels of its own.
+    separate: bool = False
+    # (S, H, W) bool: pixels without a measurement, such as NaN. They have no say in grey levels.
+    padding: np.ndarray | None = None
     # What a user must know of how the file was read, a sentence each, without the file's name.
     notes: tuple[str, ...] = ()
     # Grey levels (N,), ascending, and their brightness (N,) in 0..1: the curve that the file
     # proposes, beside its window.
     voi_curve: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def colours(self) -> np.ndarray:
+        """The pixels without alpha: what a network sees."""
+        return self.pixels[..., :-1] if self.has_alpha else self.pixels
+
+    def slice(self, number: int) -> "Scan":
+        """Give one slice as a scan of its own."""
+        chosen = slice(number, number + 1)
+        padding = None if self.padding is None else self.padding[chosen]
+        return replace(self, pixels=self.pixels[chosen], padding=padding)
 
 
 @dataclass(frozen=True)
@@ -52,20 +73,25 @@ class Mask:
     ids: np.ndarray
     # Names of the classes 1, 2 …
     names: Sequence[str]
-    # Value of each class in the file; none means 1, 2 …
+    # Values of background and classes in the file; none means 0, 1, 2 …
     levels: Sequence[int] = ()
 
     @cached_property
     def values(self) -> np.ndarray:
-        """The mask with its classes' values: (S, H, W), uint8 or uint16."""
-        levels = list(self.levels) or list(range(1, len(self.names) + 1))
-        table = np.array([0, *levels], np.uint8 if max(levels) < 256 else np.uint16)
+        """The mask with its classes' values: (S, H, W), uint8 or uint16.
+
+        Raises UserError for classes that overlap.
+        """
+        if self.ids.dtype == BITS:
+            raise UserError(OVERLAPPING)
+        levels = list(self.levels) or list(range(len(self.names) + 1))
+        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
         return table[self.ids.astype(np.uint8)]
 
     @property
     def pages(self) -> list[np.ndarray]:
         """The slices as pictures (H, W): a single class of value 1 is shown white, 255."""
-        if len(self.names) == 1 and list(self.levels) in ([], [1]):
+        if len(self.names) == 1 and list(self.levels) in ([], [0, 1]):
             return list(255 * self.values)
         return list(self.values)
 

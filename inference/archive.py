@@ -23,7 +23,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -34,10 +34,11 @@ from tqdm import tqdm
 
 import utils
 from imaging import pictures
-from imaging.files import is_image
+from imaging.files import is_image, is_litter
 from imaging.formats import SUFFIXES
 from inference import engines
 from inference.exported_model import load_exported
+from inference.inputs import describe_passed_over
 from inference.storage import Folder
 from utils import UserError, first_line
 
@@ -78,9 +79,13 @@ def main(config: Config) -> None:
             f"{config.input} and {config.output} are in one another; name another --output, "
             "without images"
         )
+    config = replace(config, model=utils.find_default(config.model))
     network, sha256 = load_for_all(config)
     print(f"model: {config.model} ({network.engine}, {network.precision})", flush=True)
-    images, problems = plan_masks(list(source.list_files()))
+    names = list(source.list_files())
+    images, problems = plan_masks(names)
+    if others := describe_passed_over(passed_over(names)):
+        print(f"note  {others}")
     if not images:
         raise UserError(
             f"{config.input} has no image; expected files ending in {' '.join(SUFFIXES)}"
@@ -122,6 +127,12 @@ def plan_masks(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         if images.setdefault(mask, name) != name:
             problems[name] = f"{images[mask]} has the same name, and gets the mask"
     return images, problems
+
+
+def passed_over(names: Sequence[str]) -> list[PurePosixPath]:
+    """List the files that are no images, by their endings, without what systems leave behind."""
+    paths = map(PurePosixPath, sorted(names))
+    return [path for path in paths if not is_image(path) and not any(map(is_litter, path.parts))]
 
 
 def delete_unfinished(target: Folder, existing: set[str]) -> None:

@@ -210,6 +210,7 @@ def load_engine(
     threads: of one inference; 0 takes every core. Returns also the metadata of the model file and
     the SHA-256 of the file that runs: int8 has a file of its own. Raises UserError.
     """
+    path = Path(utils.find_default(str(path)))
     if path.suffix != ".onnx" or not path.is_file():
         found = "is no .onnx file" if path.exists() else "does not exist"
         raise UserError(

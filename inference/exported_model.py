@@ -1,22 +1,24 @@
-"""Segment single images with an exported network: decode and prepare a file, decide its mask."""
+"""Segment files with an exported network: decode and prepare a file, decide its mask."""
 
+import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from imaging import formats, pictures, preprocess
-from imaging.scan import MAX_BYTES, check_declared_bytes
-from inference import engines, postprocess
+from imaging.labels import Classes
+from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
+from inference import engines, postprocess, segment
 from utils import UserError
 
 MAX_SIDE = 65_535  # pixels; PNG files end at a million
 
 
 class ImageTooLargeError(UserError):
-    """An image with more pixels than are allowed; the service answers it with status 413."""
+    """An image with more pixels or slices than are allowed; the service answers with status 413."""
 
 
 class Prepared(NamedTuple):
@@ -25,9 +27,21 @@ class Prepared(NamedTuple):
     Its own pixels may be a hundred times as many.
     """
 
-    batch: np.ndarray  # (1, h, w, C) float32 in [0, 1]
+    images: np.ndarray  # (S, h, w, C) uint8, 255 is 1.0; a plain picture has one slice
     shape: tuple[int, int]  # (H, W) of the image
     spacing_mm: tuple[float, float, float] | None
+    format: str  # see `formats.FORMATS`
+    notes: tuple[str, ...]  # how the file was read
+    source: bytes  # the scan without its pixels, which only the workers unpack
+
+    @property
+    def batch(self) -> np.ndarray:
+        """All slices as the network takes them: (S, h, w, C) float32 in [0, 1]."""
+        return self.images.astype(np.float32) / 255
+
+    def scan(self) -> Scan:
+        """Return the scan without its pixels: the headers that a mask refers to."""
+        return pickle.loads(self.source)
 
 
 class Prediction(NamedTuple):
@@ -51,32 +65,53 @@ class ExportedModel:
     output_name: str
     output_channels: int
 
-    def read(self, content: bytes, max_bytes: int = MAX_BYTES) -> Prepared:
-        """Decode an image file of one slice and prepare it.
+    def read(self, content: bytes, max_bytes: int = MAX_BYTES, max_slices: int = 1) -> Prepared:
+        """Decode an image file of at most `max_slices` slices and prepare it.
 
         max_bytes: of the decoded image. Raises UserError, ImageTooLargeError.
         """
         check_declared_pixels(content, max_bytes)
         scan = formats.decode_scan(content, max_bytes)
         shape, window = scan.pixels.shape[1:3], self.metadata.get("window", "")
-        if len(scan.pixels) != 1:
-            raise UserError(f"{len(scan.pixels)} slices or frames; expected one image")
+        check_slices(len(scan.pixels), max_slices)
         if max(shape) > MAX_SIDE:
             raise UserError(f"{shape[0]}x{shape[1]} pixels; expected at most {MAX_SIDE} a side")
         # The memory that its mask needs: probabilities in float32, and copies of them.
         check_declared_bytes(max_bytes, *shape, 4 * max(4, 2 * self.output_channels + 2))
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
-        size, channels = self.input_shape[:2], self.metadata["channels"]
-        prepared = preprocess.prepare_scan(scan, size, channels, window)
-        return Prepared(prepared.astype(np.float32) / 255, shape, scan.spacing_mm)
+        images = segment.prepare_inputs(scan, self.input_shape[:2], self.metadata)
+        empty = replace(scan, pixels=scan.pixels[:0].copy(), padding=None, voi_curve=None)
+        source = pickle.dumps(empty)
+        return Prepared(images, shape, scan.spacing_mm, scan.format, scan.notes, source)
 
     def decide(self, probs: np.ndarray, prepared: Prepared) -> Prediction:
         """Decide an image's mask by its probabilities (1, h, w, K)."""
-        ids = postprocess.decide(preprocess.restore(probs[0], prepared.shape), self.metadata)
-        inside = probs[0][preprocess.letterbox(prepared.shape, probs.shape[1:3])]
-        confidence = mean_confidence(inside, self.metadata["threshold"])
-        return Prediction(ids, confidence, prepared.spacing_mm)
+        ids, confidence = self.decide_slices(probs, prepared.shape)
+        return Prediction(ids[0], confidence[0], prepared.spacing_mm)
+
+    def decide_slices(
+        self, probs: np.ndarray, shape: tuple[int, int]
+    ) -> tuple[np.ndarray, list[float]]:
+        """Decide slices (H, W) by their probabilities (N, h, w, K).
+
+        Returns their masks (N, H, W), ids or BITS, and their confidence.
+        """
+        inside = preprocess.letterbox(shape, probs.shape[1:3])
+        threshold, ids, confidence = self.metadata["threshold"], [], []
+        overlap = Classes.from_metadata(self.metadata).overlap
+        for one in probs:
+            ids.append(postprocess.decide(preprocess.restore(one, shape), self.metadata))
+            confidence.append(mean_confidence(one[inside], threshold, overlap))
+        return np.stack(ids), confidence
+
+
+def check_slices(count: int, most: int) -> None:
+    """Raise UserError if an image has more slices than are allowed."""
+    if count > most == 1:
+        raise UserError(f"{count} slices or frames; expected one image")
+    if count > most:
+        raise ImageTooLargeError(f"{count} slices; expected at most {most} (--max-slices)")
 
 
 def check_declared_pixels(content: bytes, max_bytes: int) -> None:
@@ -90,13 +125,11 @@ def check_declared_pixels(content: bytes, max_bytes: int) -> None:
         )
 
 
-def mean_confidence(probs: np.ndarray, threshold: float) -> float:
-    """Average over the pixels of (h, w, K) the probability of the class that is decided."""
-    if probs.shape[-1] > 1:
+def mean_confidence(probs: np.ndarray, threshold: float, overlap: bool = False) -> float:
+    """Average over the pixels of (h, w, K) the probability of what is decided."""
+    if probs.shape[-1] > 1 and not overlap:
         return float(probs.max(-1).mean())
-    foreground = probs[..., 0]
-    decided = postprocess.to_ids(probs, threshold) > 0
-    return float(np.where(decided, foreground, 1 - foreground).mean())
+    return float(np.where(probs >= threshold, probs, 1 - probs).mean())
 
 
 def load_exported(

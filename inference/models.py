@@ -23,13 +23,14 @@ def choose_model(uncertainty: bool = False) -> tuple[str, str]:
     The user's own model, unless it has seen phantoms only; else the pretrained lung model, in
     Keras for the uncertainty. Raises UserError if there is none.
     """
-    if not Path(OWN_MODEL).exists():
+    own = utils.find_default(OWN_MODEL)
+    if not Path(own).exists():
         reason = f"no {OWN_MODEL} yet"
-    elif knows_phantoms_only(Path(OWN_MODEL)):
-        reason = f"{OWN_MODEL} knows synthetic images only; name it with --model to use it"
+    elif knows_phantoms_only(Path(own)):
+        reason = f"{own} knows synthetic images only; name it with --model to use it"
     else:
-        return OWN_MODEL, "trained on your own images"
-    path = find_bundled(BUNDLED_MODEL_FILE if uncertainty else BUNDLED_MODEL)
+        return own, "trained on your own images"
+    path = utils.find_default(BUNDLED_MODEL_FILE if uncertainty else BUNDLED_MODEL)
     if not Path(path).exists():
         raise UserError(f"no pretrained model at {path} ({reason}); name a model with --model")
     return path, f"pretrained on chest X-rays ({reason})"
@@ -54,20 +55,38 @@ def knows_phantoms_only(path: Path) -> bool:
     return all(not folder or (Path(folder) / "phantoms.json").is_file() for folder in folders)
 
 
-def find_bundled(name: str) -> str:
-    """Return where a file of the pretrained model is: below this folder, or in the repository."""
-    is_bundled = name in (BUNDLED_MODEL, BUNDLED_MODEL_FILE)
-    return str(utils.ROOT / name) if is_bundled and not Path(name).exists() else name
-
-
 def expand_paths(names: str) -> list[str]:
-    """List model files: one, or several separated by commas; a pattern names all that match."""
-    if Path(names).exists():  # even if there is a comma or a * in its name
-        return [names]
-    paths = []
-    for name in names.split(","):
-        paths += sorted(glob.glob(name)) or [find_bundled(name)]  # noqa: PTH207
+    """List model files: one, or several separated by commas; a pattern names all that match.
+
+    What is there is taken by its name, even with a comma, a bracket or a * in it. The default
+    places are looked for in the repository, too.
+    """
+    parts = names.split(",")
+    paths: list[str] = []
+    while parts:
+        # The longest first: a comma may be part of a name.
+        for count in range(len(parts), 0, -1):
+            name = ",".join(parts[:count])
+            found = match_paths(name)
+            if found or count == 1:
+                paths += found or [utils.find_default(name)]
+                parts = parts[count:]
+                break
     return paths
+
+
+def match_paths(pattern: str) -> list[str]:
+    """List the files that a pattern matches; folders that are there are taken by their names."""
+    found = [Path()]
+    for part in Path(pattern).parts:
+        nearer = []
+        for folder in found:
+            if part == ".." or (folder / part).exists():
+                nearer.append(folder / part)
+            elif glob.has_magic(part):
+                nearer += sorted(folder.glob(part)) or sorted(folder.glob(part.replace("[", "[[]")))
+        found = nearer
+    return [str(path) for path in found if path.is_file()]
 
 
 def load_members(

@@ -1,20 +1,33 @@
 """Turn probabilities into a mask: class ids, cleaned of small components and holes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from imaging.labels import BITS, Classes, join_planes, plane
 
-def to_ids(probs: np.ndarray, threshold: float) -> np.ndarray:
-    """Decide each pixel: probabilities (..., K) → uint8 class ids (...).
 
-    One channel is compared with `threshold`; of several the largest wins.
+def to_ids(
+    probs: np.ndarray, threshold: float | Sequence[float], overlap: bool = False
+) -> np.ndarray:
+    """Decide each pixel: probabilities (..., K) → a mask (...), uint8 class ids.
+
+    One channel is compared with `threshold`. Of several the largest wins, the background is the
+    first. With a list of thresholds, one for each class, the largest wins of the classes that reach
+    theirs; where none does there is background. With `overlap` each
+    class is compared with its own, and the mask is of BITS.
     """
+    if overlap:
+        limits = np.broadcast_to(threshold, probs.shape[-1:])
+        return join_planes((probs[..., k] >= limits[k] for k in range(len(limits))), BITS)
     if probs.shape[-1] == 1:
-        return (probs[..., 0] >= threshold).astype(np.uint8)
-    return np.argmax(probs, axis=-1).astype(np.uint8)
+        return (probs[..., 0] >= np.ravel(threshold)[0]).astype(np.uint8)
+    if np.ndim(threshold) == 0:
+        return np.argmax(probs, axis=-1).astype(np.uint8)
+    classes = np.where(probs[..., 1:] >= np.asarray(threshold), probs[..., 1:], -1.0)
+    return np.where(classes.max(-1) < 0, 0, 1 + np.argmax(classes, axis=-1)).astype(np.uint8)
 
 
 def usual_components(masks: Iterable[np.ndarray]) -> int:
@@ -24,10 +37,15 @@ def usual_components(masks: Iterable[np.ndarray]) -> int:
 
 
 def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
-    """Keep each class's largest connected components in ids (H, W), then fill holes.
+    """Keep each class's largest connected components in a mask (H, W), then fill holes.
 
-    components: how many, for each class. A hole that holds another class stays.
+    components: how many, for each class. A hole that holds another class stays, unless classes
+    overlap.
     """
+    if ids.dtype == BITS:
+        planes = [plane(ids, i).astype(np.uint8) for i in range(1, len(components) + 1)]
+        cleaned = [clean_mask(one, [n]) > 0 for one, n in zip(planes, components, strict=True)]
+        return join_planes(cleaned, BITS)
     cleaned = ids.copy()
     for class_id, count in enumerate(components, 1):
         num_labels, labels = cv2.connectedComponents((ids == class_id).astype(np.uint8))
@@ -44,6 +62,6 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
 
 
 def decide(probs: np.ndarray, metadata: dict[str, Any]) -> np.ndarray:
-    """Turn probabilities (H, W, K) into class ids (H, W), cleaned as the model file says."""
-    ids = to_ids(probs, metadata["threshold"])
+    """Turn probabilities (H, W, K) into a mask (H, W), cleaned as the model file says."""
+    ids = to_ids(probs, metadata["threshold"], Classes.from_metadata(metadata).overlap)
     return clean_mask(ids, metadata["clean"]) if metadata.get("clean") else ids

@@ -19,8 +19,10 @@ import numpy as np
 import utils
 from imaging import formats, preprocess
 from imaging.files import is_image
+from imaging.labels import plane
 from imaging.scan import Scan
 from inference import engines, postprocess
+from inference.segment import prepare_inputs
 from utils import UserError, atomic
 
 
@@ -37,7 +39,7 @@ def main(config: Config) -> None:
     """Measure, print, and write the result into the manifest. Raises UserError."""
     if config.checked < 1:
         raise UserError(f"checked is {config.checked}; expected at least 1")
-    model, source = Path(config.model), Path(config.images)
+    model, source = Path(utils.find_default(config.model)), Path(config.images)
     _, metadata, _ = engines.load_engine(model, "onnxruntime", "float32")
     paths = list_images(source)[: config.checked]
     print(f"comparing the masks of {len(paths)} image(s)", flush=True)
@@ -103,7 +105,6 @@ def compare_masks(
     nothing in the whole scan.
     """
     size, shape = reference.input_shape[:2], scan.pixels.shape[1:3]
-    window = metadata.get("window", "")
     num_classes = len(metadata["classes"])
 
     def find(network: engines.Engine, image: np.ndarray) -> np.ndarray:
@@ -111,7 +112,7 @@ def compare_masks(
         return postprocess.decide(probs, metadata)
 
     rows, is_empty = [], True
-    for prepared in preprocess.prepare_scan(scan, size, metadata["channels"], window):
+    for prepared in prepare_inputs(scan, size, metadata):
         image = prepared[None].astype(np.float32) / 255
         truth = find(reference, image)
         is_empty = is_empty and not truth.any()
@@ -122,13 +123,13 @@ def compare_masks(
 
 
 def mean_dice(truth: np.ndarray, found: np.ndarray, num_classes: int) -> float:
-    """Average the Dice of class ids (H, W) over the classes that occur; NaN if none does.
+    """Average the Dice of masks (H, W) over the classes that occur; NaN if none does.
 
     `metrics.py` has the same, but needs Keras.
     """
     scores = []
     for class_id in range(1, num_classes + 1):
-        true_pixels, found_pixels = truth == class_id, found == class_id
+        true_pixels, found_pixels = plane(truth, class_id), plane(found, class_id)
         total = int(true_pixels.sum()) + int(found_pixels.sum())
         if total:
             scores.append(2 * int((true_pixels & found_pixels).sum()) / total)

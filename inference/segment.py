@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from imaging import preprocess
-from imaging.labels import mirrored_channels
+from imaging.labels import Classes, mirrored_outputs
 from imaging.scan import Scan
 from inference import postprocess
 
@@ -195,8 +195,7 @@ def run_mirrored(
     """Compute the probabilities of mirrored images, mirrored back, left and right exchanged."""
     mirrored = np.ascontiguousarray(prepared[:, :, ::-1])
     probs = run_member(network, metadata, mirrored, options)[:, :, ::-1]
-    order = mirrored_channels(metadata["classes"])
-    return probs if len(order) == 2 else probs[..., order]  # one class has one channel
+    return probs[..., mirrored_outputs(metadata)]
 
 
 def aggregate(
@@ -213,16 +212,19 @@ def aggregate(
     spread, apart = None, float("nan")
     if options.uncertainty:
         spread = preprocess.restore(votes.std(0).max(-1)[..., None], shape)[..., 0]
-        decided = postprocess.to_ids(mean, metadata["threshold"])
-        apart = disagreement(votes, decided, metadata["threshold"])
+        threshold, overlap = metadata["threshold"], Classes.from_metadata(metadata).overlap
+        decided = postprocess.to_ids(mean, threshold, overlap)
+        apart = disagreement(votes, decided, threshold, overlap)
     return Prediction(ids, spread, apart, probs if options.probabilities else None)
 
 
-def disagreement(votes: np.ndarray, decided: np.ndarray, threshold: float) -> float:
-    """Average 1 - Dice between each vote (V, H, W, K) and the decided class ids (H, W)."""
+def disagreement(
+    votes: np.ndarray, decided: np.ndarray, threshold: float, overlap: bool = False
+) -> float:
+    """Average 1 - Dice between the mask of each vote (V, H, W, K) and the decided one (H, W)."""
     values = []
     for vote in votes:
-        ids = postprocess.to_ids(vote, threshold)
+        ids = postprocess.to_ids(vote, threshold, overlap)
         total = int((ids > 0).sum() + (decided > 0).sum())
         hits = int(((ids == decided) & (ids > 0)).sum())
         values.append(1 - 2 * hits / total if total else 0.0)

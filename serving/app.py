@@ -7,13 +7,27 @@ from pathlib import Path
 import fastapi
 from fastapi import Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from serving import routes
 from serving.api_keys import read_keys
-from serving.config import VERSION
+from serving.config import VERSION, parse_origins
 from serving.errors import Problem
 from serving.middleware import Guard
+from serving.open_inference import LENGTH_HEADER
 from serving.service import Service
+
+# Of requests and of answers, for the scripts of web pages that `--allow-origins` names.
+ALLOWED_HEADERS = ("Accept", "Authorization", "Content-Type", "X-API-Key", LENGTH_HEADER)
+EXPOSED_HEADERS = (
+    "X-Areas",
+    "X-Confidence",
+    "X-Model-SHA256",
+    "X-Notes",
+    "X-Request-ID",
+    "X-Volumes",
+    LENGTH_HEADER,
+)
 
 
 def make_app(service: Service) -> fastapi.FastAPI:
@@ -44,6 +58,15 @@ def make_app(service: Service) -> fastapi.FastAPI:
         max_concurrent_requests=config.max_concurrent_requests,
         timeout_s=config.timeout_s,
     )
+    if origins := parse_origins(config.allow_origins):
+        # Around the guard: a browser's preflight has no key, and errors need the header too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=ALLOWED_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
+        )
     return app
 
 

@@ -73,6 +73,11 @@ class Batcher:
         finally:
             self.pending -= len(images)
 
+    async def wait_for_room(self, count: int) -> None:
+        """Wait until so many images can be added, for work that need not be refused."""
+        while self.pending and self.pending + count > self.max_pending:
+            await asyncio.sleep(0.01)
+
     async def _compute_batches(self) -> None:
         while True:
             requests = await self._next_requests()

@@ -1,6 +1,7 @@
 """The settings of the service. Each field of `Config` is a flag of `serve.py`."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from utils import UserError
@@ -9,13 +10,18 @@ from utils import UserError
 MODEL = "unet"
 VERSION = "1"
 
+# As a browser sends it: no path, no slash at the end.
+ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
+
 POSITIVE = (
     "max_body_mb",
     "max_megapixels",
+    "max_slices",
     "workers",
     "max_batch",
     "max_concurrent_requests",
     "timeout_s",
+    "volume_timeout_s",
 )
 
 
@@ -34,16 +40,21 @@ class Config:
     tls_key: str = ""  # PEM file
     client_ca: str = ""  # PEM file; only clients with a certificate of this authority may connect
     insecure: bool = False  # needs neither keys nor TLS; only behind a proxy that has both
+    # Web pages of these origins may call the service (CORS), separated by commas, such as
+    # https://viewer.example. "*" allows all.
+    allow_origins: str = ""
 
     # ---- limits
     max_body_mb: float = 64  # size of a request, in MiB
     # Size of an image, in 2**20 pixels. A model with several classes takes fewer.
     max_megapixels: float = 32
+    max_slices: int = 512  # of a volume
     # Processes that decode images and write masks. Each uses up to 32 bytes per pixel.
     workers: int = 2
     max_batch: int = 8  # images computed together, and images in one tensor request
     max_concurrent_requests: int = 64  # further requests are answered with status 503
     timeout_s: float = 30  # time for one request; then it is answered with status 504
+    volume_timeout_s: float = 300  # time for a volume
 
     drain_s: float = 5  # seconds from SIGTERM until connections are refused; /readyz says 503
 
@@ -67,10 +78,21 @@ def check_config(config: Config) -> None:
         raise UserError("one of --tls-cert and --tls-key is missing; give both")
     if config.client_ca and not config.tls_cert:
         raise UserError("--client-ca needs TLS; give --tls-cert and --tls-key too")
+    parse_origins(config.allow_origins)
     is_protected = config.keys and config.tls_cert
     if not (is_loopback(config.host) or is_protected or config.insecure):
         cure = "give --keys and --tls-cert, or --insecure behind a proxy"
         raise UserError(f"host {config.host} is open to other machines; {cure}")
+
+
+def parse_origins(text: str) -> list[str]:
+    """Read the origins that --allow-origins lists. Raises UserError."""
+    origins = [origin.strip() for origin in text.split(",") if origin.strip()]
+    for origin in origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            found = f"allow_origins has {origin!r}"
+            raise UserError(f"{found}; expected a scheme and a host: https://viewer.example")
+    return origins
 
 
 def is_loopback(host: str) -> bool:

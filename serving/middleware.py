@@ -99,6 +99,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         exchange = Exchange(send)
+        method = scope["method"]
+        if method == "HEAD":
+            # As GET: the server leaves out the body.
+            scope = scope | {"method": "GET"}
         self.metrics.in_flight.inc()
         try:
             await self._answer(scope, receive, exchange.send)
@@ -111,7 +115,7 @@ class Guard:
             await exchange.send_problem(Problem(500, "an internal error of the service"))
         finally:
             self.metrics.in_flight.dec()
-            self._record(scope, exchange)
+            self._record(scope, method, exchange)
 
     async def _answer(self, scope: dict, receive: Any, send: Any) -> None:
         """Check a request and pass it on to the application. Raises Problem."""
@@ -126,11 +130,14 @@ class Guard:
             raise Problem(503, "too many requests at a time; try again", Retry_After="1")
         body = Body(self, receive)
         self.running += 1
+        start = time.monotonic()
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(self.timeout_s) as deadline:
+                # A route whose work may take longer moves it.
+                scope["deadline"] = deadline
                 await self.app(scope, body.receive, send)
         except TimeoutError:
-            raise Problem(504, f"not done within {self.timeout_s:g} s") from None
+            raise Problem(504, f"not done within {time.monotonic() - start:.0f} s") from None
         finally:
             self.running -= 1
             self.held_bytes -= body.received
@@ -143,14 +150,14 @@ class Guard:
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Problem(415, "the body is compressed; send it without Content-Encoding")
 
-    def _record(self, scope: dict, exchange: Exchange) -> None:
+    def _record(self, scope: dict, method: str, exchange: Exchange) -> None:
         """Count the request and log it; requests for health and metrics are not logged."""
         # The route's pattern, never the path, as a client chooses the path.
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.monotonic() - exchange.start
         self.metrics.record_request(route, exchange.status, seconds)
         if route not in self.public_paths and route != "/metrics":
-            log_request(exchange.request_id, scope["method"], route, exchange.status, seconds)
+            log_request(exchange.request_id, method, route, exchange.status, seconds)
 
 
 class Body:

@@ -16,6 +16,7 @@ from serving.errors import Problem
 from serving.tensors import check_finite, check_json_answer, check_shape, read_json, to_array
 
 PLATFORM = "onnxruntime_onnx"
+LENGTH_HEADER = "Inference-Header-Content-Length"
 
 
 class InferenceRequest(NamedTuple):
@@ -69,7 +70,7 @@ def read_request(
 ) -> InferenceRequest:
     """Read an inference request of at most `max_images` images.
 
-    json_length: the header Inference-Header-Content-Length; without it the whole body is JSON.
+    json_length: the header LENGTH_HEADER; without it the whole body is JSON.
     Raises Problem 400, 413.
     """
     length = read_length(json_length, len(content))
@@ -90,7 +91,7 @@ def read_length(header: str | None, body_length: int) -> int:
         return body_length
     # Twelve digits are enough for any body; a longer number is not parsed whole.
     if not (header.isascii() and header.isdecimal() and int(header[:12]) <= body_length):
-        raise Problem(400, "Inference-Header-Content-Length is not the length of the body's JSON")
+        raise Problem(400, f"{LENGTH_HEADER} is not the length of the body's JSON")
     return int(header[:12])
 
 
@@ -165,5 +166,5 @@ def write_answer(
     header = json.dumps(answer).encode()
     return header + raw, {
         "Content-Type": "application/octet-stream",
-        "Inference-Header-Content-Length": str(len(header)),
+        LENGTH_HEADER: str(len(header)),
     }

@@ -82,6 +82,8 @@ SEGMENT = describe(
         "application/json": ANY_OBJECT,
         "application/geo+json": ANY_OBJECT,
         "application/dicom": BYTES,
+        "application/x-nifti": BYTES,
+        "image/tiff": BYTES,
     },
     request={"application/octet-stream": BYTES, "multipart/form-data": FORM},
 )

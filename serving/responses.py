@@ -1,4 +1,4 @@
-"""Write a mask for a client: PNG, COCO run lengths, GeoJSON polygons, DICOM segmentation."""
+"""Write a mask for a client: PNG, COCO run lengths, GeoJSON polygons, or in its image's format."""
 
 import math
 from collections.abc import Sequence
@@ -7,44 +7,105 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from imaging import dicom, dicom_seg, pictures
+from imaging import dicom_seg, nifti, pictures, tiff
+from imaging.labels import Classes, plane
+from imaging.scan import Mask
 from inference.exported_model import ExportedModel, Prediction, Prepared
-from serving.errors import Problem, to_json_line
+from serving import media_types, volumes
+from serving.errors import to_json_line
+from serving.run_lengths import run_lengths
+from utils import UserError
+
+MAX_NOTES_LENGTH = 2000  # characters of the header X-Notes
 
 
 class MaskResponse(NamedTuple):
     """A written mask, and what the metrics record of it."""
 
     body: bytes
+    media_type: str
     headers: dict[str, str]
     foreground_share: float  # of the pixels, from 0 to 1
     confidence: float
 
 
-def make_response(
-    network: ExportedModel, probs: np.ndarray, prepared: Prepared, media_type: str, source: bytes
+def respond_to_image(
+    network: ExportedModel, probs: np.ndarray, prepared: Prepared, accepted: Sequence[str]
 ) -> MaskResponse:
-    """Decide an image's mask from its probabilities (1, h, w, K) and write it as `media_type`.
+    """Decide an image's mask from its probabilities (1, h, w, K) and write it.
 
-    source: the image file; only a DICOM segmentation needs it.
-    Raises Problem 406, UserError.
+    accepted: media types, the best first. Raises Problem 406, UserError.
     """
-    prediction = network.decide(probs, prepared)
+    ids, confidence = network.decide_slices(probs, prepared.shape)
+    return respond(network, ids, confidence[0], prepared, accepted)
+
+
+def respond(
+    network: ExportedModel,
+    ids: np.ndarray,
+    confidence: float,
+    prepared: Prepared,
+    accepted: Sequence[str],
+) -> MaskResponse:
+    """Write class ids (S, H, W) in the first of the media types in which that is possible.
+
+    Raises Problem 413, UserError.
+    """
+    notes = list(prepared.notes)
+    for media_type in accepted:
+        try:
+            body = write_mask(network, ids, confidence, prepared, media_type, notes)
+            break
+        except UserError:
+            if media_type == accepted[-1]:
+                raise
+            notes.append(f"the mask cannot be written as {media_type}; it is of another type")
+    headers = {"X-Model-SHA256": network.sha256, "X-Confidence": f"{confidence:.4f}"}
+    if media_type not in (media_types.JSON, media_types.GEOJSON):
+        headers |= describe_in_headers(network, ids, prepared, notes)
+    return MaskResponse(body, media_type, headers, float((ids > 0).mean()), confidence)
+
+
+def describe_in_headers(
+    network: ExportedModel, ids: np.ndarray, prepared: Prepared, notes: Sequence[str]
+) -> dict[str, str]:
+    """Write into headers what a mask without JSON has no place for: sizes and notes."""
     names = network.metadata["classes"]
-    headers = {"X-Model-SHA256": network.sha256}
-    if media_type == "image/png":
-        body = pictures.mask_to_png(prediction.ids, names)
-        areas = class_areas(prediction.ids, names, prediction.spacing_mm)
-        headers["X-Areas"] = to_json_line(areas)
-        headers["X-Confidence"] = f"{prediction.confidence:.4f}"
-    elif media_type == "application/dicom":
-        body = to_seg(prediction.ids, names, source, network.sha256)
-    elif media_type == "application/geo+json":
-        body = to_json_line(to_geojson(prediction, names)).encode()
+    if len(ids) == 1:
+        headers = {"X-Areas": to_json_line(class_areas(ids[0], names, prepared.spacing_mm))}
     else:
-        body = to_json_line(to_json(prediction, names)).encode()
-    foreground_share = float((prediction.ids > 0).mean())
-    return MaskResponse(body, headers, foreground_share, prediction.confidence)
+        headers = {"X-Volumes": to_json_line(volumes.class_volumes(ids, names, prepared))}
+    shown = [
+        note for i, note in enumerate(notes) if len("".join(notes[: i + 1])) < MAX_NOTES_LENGTH
+    ]
+    return headers | ({"X-Notes": to_json_line(shown)} if shown else {})
+
+
+def write_mask(
+    network: ExportedModel,
+    ids: np.ndarray,
+    confidence: float,
+    prepared: Prepared,
+    media_type: str,
+    notes: Sequence[str],
+) -> bytes:
+    """Write class ids (S, H, W) as a media type that fits them. Raises Problem 413, UserError."""
+    names = network.metadata["classes"]
+    if media_type in (media_types.JSON, media_types.GEOJSON) and len(ids) == 1:
+        prediction = Prediction(ids[0], confidence, prepared.spacing_mm)
+        describe = to_json if media_type == media_types.JSON else to_geojson
+        return to_json_line(describe(prediction, names) | {"notes": list(notes)}).encode()
+    if media_type == media_types.JSON:
+        described = volumes.to_json(ids, names, prepared) | {"confidence": confidence}
+        return to_json_line(described | {"notes": list(notes)}).encode()
+    if media_type == media_types.PNG:
+        return pictures.mask_to_png(ids[0], names)
+    mask = Mask(ids, names, Classes.from_metadata(network.metadata).levels)
+    if media_type == media_types.DICOM:
+        return dicom_seg.encode_mask(mask, prepared.scan(), network.sha256)
+    if media_type == media_types.NIFTI:
+        return nifti.encode_mask(mask, prepared.scan())
+    return tiff.encode_mask(mask, prepared.scan())
 
 
 def class_areas(
@@ -63,7 +124,7 @@ def class_areas(
             pixel_mm2 = None
     areas = []
     for number, name in enumerate(names, 1):
-        pixels = int(np.count_nonzero(ids == number))
+        pixels = int(np.count_nonzero(plane(ids, number)))
         mm2 = None if pixel_mm2 is None else pixels * pixel_mm2
         areas.append({"class": name, "area_pixels": pixels, "area_mm2": mm2})
     return areas
@@ -77,21 +138,8 @@ def to_json(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
     ids = prediction.ids
     classes = class_areas(ids, names, prediction.spacing_mm)
     for number, one in enumerate(classes, 1):
-        one["rle"] = run_lengths(ids == number)
+        one["rle"] = run_lengths(plane(ids, number))
     return {"size": list(ids.shape), "confidence": prediction.confidence, "classes": classes}
-
-
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask (H, W) of bool as COCO's uncompressed RLE.
-
-    The counts run down the columns and start with the zeros.
-    """
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff([0, *edges, flat.size]).tolist()
-    if flat.size and flat[0]:
-        counts.insert(0, 0)
-    return {"size": list(mask.shape), "counts": counts}
 
 
 # ----------------------------------------------------------------------------------------- GeoJSON
@@ -102,7 +150,7 @@ def to_geojson(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
     features = []
     areas = class_areas(prediction.ids, names, prediction.spacing_mm)
     for number, properties in enumerate(areas, 1):
-        geometry = outline(prediction.ids == number)
+        geometry = outline(plane(prediction.ids, number))
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return {
         "type": "FeatureCollection",
@@ -137,18 +185,3 @@ def to_ring(contour: np.ndarray) -> list[list[int]]:
     ring = [*points, points[0]]
     # A ring has at least four points: repeat the last one.
     return ring + ring[-1:] * (4 - len(ring))
-
-
-# ------------------------------------------------------------------------------------------- DICOM
-
-
-def to_seg(ids: np.ndarray, names: Sequence[str], source: bytes, version: str) -> bytes:
-    """Encode a DICOM segmentation of the DICOM file `source`, by a model of this version.
-
-    Raises Problem 406, UserError.
-    """
-    if not dicom.is_dicom(source):
-        raise Problem(406, "a DICOM segmentation needs a DICOM image")
-    # The limit was checked when the image was decoded.
-    header = dicom.read_header(source, max_bytes=math.inf)
-    return dicom_seg.encode_seg(ids[None], names, [header], version)

@@ -7,14 +7,12 @@ from fastapi import APIRouter, Request, Response
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse
 
-from serving import open_inference, openapi
+from serving import media_types, open_inference, openapi, tf_serving
 from serving.config import MODEL, VERSION
 from serving.errors import Problem
 from serving.service import Service
 from utils import ROOT
 
-# The first is the answer to `Accept: */*`.
-MASK_TYPES = ("image/png", "application/json", "application/geo+json", "application/dicom")
 # These need no API key and are never refused.
 PUBLIC_PATHS = (
     "/",
@@ -28,6 +26,8 @@ PUBLIC_PATHS = (
 )
 V2_MODEL = f"/v2/models/{MODEL}"
 V2_VERSION = f"{V2_MODEL}/versions/{VERSION}"
+TF_MODEL = f"/v1/models/{MODEL}"
+TF_VERSION = f"{TF_MODEL}/versions/{VERSION}"
 # What GET /v1/model shows of the model's metadata.
 SHOWN_METADATA = (
     "classes",
@@ -112,11 +112,11 @@ segmentation = APIRouter()
 @segmentation.post("/v1/segment", **openapi.SEGMENT)
 @segmentation.post("/invocations", **openapi.SEGMENT)  # SageMaker
 async def segment(request: Request) -> Response:
-    """Return the mask of an image file."""
-    media_type = choose_media_type(request.headers.get("accept", ""))
+    """Return the mask of an image file, of a volume the masks of all slices."""
+    accepted = media_types.read_accept(request.headers.get("accept", ""))
     content = await read_image(request)
-    answer = await get_service(request).segment(content, media_type)
-    return Response(answer.body, media_type=media_type, headers=answer.headers)
+    answer = await get_service(request).segment(content, accepted, request.scope["deadline"])
+    return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
 
 @segmentation.get("/v1/model", **openapi.OBJECT)
@@ -128,17 +128,6 @@ def model(request: Request) -> dict[str, Any]:
         if name in network.metadata:
             shown[name] = network.metadata[name]
     return shown
-
-
-def choose_media_type(accept: str) -> str:
-    """Choose the first format of the header Accept that is offered. Raises Problem 406."""
-    for part in accept.split(","):
-        media_type = part.partition(";")[0].strip().lower()
-        if media_type in MASK_TYPES:
-            return media_type
-        if media_type in ("*/*", "image/*", ""):
-            return MASK_TYPES[0]
-    raise Problem(406, f"expected Accept to be one of {', '.join(MASK_TYPES)}")
 
 
 async def read_image(request: Request) -> bytes:
@@ -187,7 +176,7 @@ def configuration(request: Request) -> dict[str, Any]:
 @v2.post(f"{V2_VERSION}/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
     """Return the probabilities of prepared images."""
-    json_length = request.headers.get("inference-header-content-length")
+    json_length = request.headers.get(open_inference.LENGTH_HEADER)
     body, headers = await get_service(request).infer(await request.body(), json_length)
     return Response(body, headers=headers)
 
@@ -197,15 +186,22 @@ async def infer(request: Request) -> Response:
 tensorflow_serving = APIRouter()
 
 
-@tensorflow_serving.get(f"/v1/models/{MODEL}", **openapi.OBJECT)
+@tensorflow_serving.get(TF_MODEL, **openapi.OBJECT)
+@tensorflow_serving.get(TF_VERSION, **openapi.OBJECT)
 def status(request: Request) -> dict[str, Any]:
     """Return the state of the model."""
-    state = "AVAILABLE" if get_service(request).ready else "LOADING"
-    no_error = {"error_code": "OK", "error_message": ""}
-    return {"model_version_status": [{"version": VERSION, "state": state, "status": no_error}]}
+    return tf_serving.status(get_service(request).ready)
 
 
-@tensorflow_serving.post(f"/v1/models/{MODEL}:predict", **openapi.PREDICT)
+@tensorflow_serving.get(f"{TF_MODEL}/metadata", **openapi.OBJECT)
+@tensorflow_serving.get(f"{TF_VERSION}/metadata", **openapi.OBJECT)
+def signatures(request: Request) -> dict[str, Any]:
+    """Return the names and shapes of the model's tensors."""
+    return tf_serving.metadata(get_service(request).network)
+
+
+@tensorflow_serving.post(f"{TF_MODEL}:predict", **openapi.PREDICT)
+@tensorflow_serving.post(f"{TF_VERSION}:predict", **openapi.PREDICT)
 async def predict(request: Request) -> Response:
     """Return the probabilities of prepared images."""
     body = await get_service(request).predict(await request.body())

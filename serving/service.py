@@ -1,18 +1,23 @@
 """A loaded model and what it does for requests: segment an image, compute tensors."""
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
 import numpy as np
 
 from imaging import pictures
-from inference.exported_model import load_exported
-from serving import open_inference, responses, tf_serving
+from inference.exported_model import Prepared, load_exported
+from serving import media_types, open_inference, responses, tf_serving
 from serving.batching import Batcher
 from serving.config import Config
 from serving.monitoring import Metrics
 from serving.workers import Workers
+
+# Bytes of a file that may take seconds to decode, as a volume does.
+LARGE_BODY = 2**24
+MAX_VOLUMES = 2  # that are segmented at a time; others wait
 
 
 class Service:
@@ -35,6 +40,8 @@ class Service:
         max_pixels = int(config.max_megapixels * 2**20)
         self.max_bytes = pictures.BYTES_PER_PIXEL * max_pixels  # of a decoded image
         self.workers = Workers(config.workers, max_pixels)
+        self.large_turns = asyncio.Semaphore(max(1, config.workers - 1))
+        self.volume_turns = asyncio.Semaphore(MAX_VOLUMES)
         self.ready = False
 
     async def start(self) -> None:
@@ -52,19 +59,60 @@ class Service:
         await self.batcher.stop()
         self.workers.stop()
 
-    async def segment(self, content: bytes, media_type: str) -> responses.MaskResponse:
-        """Segment an image file and write its mask as `media_type`. Raises Problem."""
-        prepared = await self.workers.run(self.network.read, content, self.max_bytes)
-        probs = await self.batcher.predict(prepared.batch)
-        # Only a DICOM segmentation needs the file again, for its header.
-        source = content if media_type == "application/dicom" else b""
-        answer = await self.workers.run(
-            responses.make_response, self.network, probs, prepared, media_type, source
-        )
-        self.metrics.record_image(
-            float(prepared.batch.mean()), answer.foreground_share, answer.confidence
-        )
+    async def segment(
+        self, content: bytes, accepted: list[str], deadline: asyncio.Timeout
+    ) -> responses.MaskResponse:
+        """Segment an image file and write its mask. Raises Problem.
+
+        accepted: what `media_types.read_accept` read. deadline: is moved for a volume.
+        """
+        async with self._turn(len(content) > LARGE_BODY):
+            prepared = await self.workers.run(
+                self.network.read, content, self.max_bytes, self.config.max_slices
+            )
+        del content
+        chosen = media_types.choose(accepted, prepared.format, len(prepared.images))
+        if len(prepared.images) > 1:
+            now = asyncio.get_running_loop().time()
+            deadline.reschedule(now + self.config.volume_timeout_s)
+            answer = await self._segment_volume(prepared, chosen)
+        else:
+            probs = await self.batcher.predict(prepared.batch)
+            answer = await self.workers.run(
+                responses.respond_to_image, self.network, probs, prepared, chosen
+            )
+        input_mean = float(prepared.images.mean()) / 255
+        self.metrics.record_image(input_mean, answer.foreground_share, answer.confidence)
         return answer
+
+    async def _segment_volume(
+        self, prepared: Prepared, chosen: list[str]
+    ) -> responses.MaskResponse:
+        """Segment a volume a few slices at a time, so that the images of others come in between."""
+        step = max(1, self.config.max_batch // 2)
+        count, confidence = len(prepared.images), []
+        # Several of the largest masks would fill the memory.
+        async with self.volume_turns:
+            ids = None
+            for start in range(0, count, step):
+                batch = prepared.images[start : start + step].astype(np.float32) / 255
+                await self.batcher.wait_for_room(len(batch))
+                probs = await self.batcher.predict(batch)
+                decided = await self.workers.run(self.network.decide_slices, probs, prepared.shape)
+                if ids is None:
+                    ids = np.zeros((count, *prepared.shape), decided[0].dtype)
+                ids[start : start + step] = decided[0]
+                confidence += decided[1]
+            rest = prepared._replace(images=prepared.images[:0])
+            mean = float(np.mean(confidence))
+            async with self._turn(is_large=True):
+                return await self.workers.run(
+                    responses.respond, self.network, ids, mean, rest, chosen
+                )
+
+    def _turn(self, is_large: bool) -> contextlib.AbstractAsyncContextManager:
+        """Wait for a turn if a job is large: one worker stays free for the images of others."""
+        return self.large_turns if is_large else contextlib.nullcontext()
 
     async def infer(self, content: bytes, json_length: str | None) -> tuple[bytes, dict[str, str]]:
         """Answer a request of the Open Inference Protocol: body and headers. Raises Problem."""

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST: read and write its predict requests.
+"""TensorFlow Serving's REST: describe the model, read and write predict requests.
 
 Specification: https://www.tensorflow.org/tfx/serving/api_rest
 """
@@ -9,11 +9,38 @@ from typing import Any
 import numpy as np
 
 from inference.exported_model import ExportedModel
+from serving.config import MODEL, VERSION
 from serving.errors import Problem
 from serving.tensors import check_finite, check_json_answer, check_shape, read_json, to_array
 
 SIGNATURE = "serving_default"
 INPUT = "images"  # the name of the input
+
+
+def status(is_ready: bool) -> dict[str, Any]:
+    """Describe the state of the only version."""
+    state = "AVAILABLE" if is_ready else "LOADING"
+    no_error = {"error_code": "OK", "error_message": ""}
+    return {"model_version_status": [{"version": VERSION, "state": state, "status": no_error}]}
+
+
+def metadata(network: ExportedModel) -> dict[str, Any]:
+    """Describe the tensors of the only signature."""
+
+    def tensor(name: str, channels: int) -> dict[str, Any]:
+        sides = (-1, *network.input_shape[:2], channels)
+        shape = {"dim": [{"size": str(side), "name": ""} for side in sides], "unknown_rank": False}
+        return {name: {"dtype": "DT_FLOAT", "tensor_shape": shape, "name": f"{name}:0"}}
+
+    signature = {
+        "inputs": tensor(INPUT, network.input_shape[2]),
+        "outputs": tensor(network.output_name, network.output_channels),
+        "method_name": "tensorflow/serving/predict",
+    }
+    return {
+        "model_spec": {"name": MODEL, "signature_name": "", "version": VERSION},
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+    }
 
 
 def read_instances(

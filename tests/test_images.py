@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imaging import formats, pictures, plots, preprocess
+from imaging.scan import Scan
 from inference import postprocess
 from utils import UserError, atomic
 
@@ -40,7 +41,7 @@ def test_truncated_files_are_refused(suffix):
 
 
 def test_text_and_tiny_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="another kind.; expected one of DICOM, TIFF, NIfTI, PNG"):
+    with pytest.raises(UserError, match="another kind.; expected one of DICOM, TIFF, NIfTI, NRRD"):
         formats.decode_image(b"I am a text file")
     with pytest.raises(UserError, match="1x1 pixels; expected at least 16x16"):
         formats.decode_image(cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes())
@@ -54,12 +55,11 @@ def test_several_pages_are_refused():
         formats.decode_image(cv2.imencodemulti(".tiff", pages)[1].tobytes())
 
 
-def test_a_mask_drawn_in_the_alpha_channel_is_refused(tmp_path):
+def test_a_mask_drawn_in_the_alpha_channel_is_read(tmp_path):
     mask = np.full((20, 20, 4), 255, np.uint8)
     mask[5:, :, 3] = 0
     cv2.imwrite(str(tmp_path / "a.png"), mask)
-    with pytest.raises(UserError, match="alpha channel varies"):
-        formats.read_mask(tmp_path / "a.png")
+    np.testing.assert_array_equal(formats.read_mask(tmp_path / "a.png"), mask[..., 3])
 
 
 def test_a_flat_image_with_a_few_bright_pixels_keeps_them():
@@ -122,7 +122,8 @@ def test_prepare_drops_alpha_and_makes_grey():
     alpha = np.random.default_rng(1).integers(0, 256, (32, 32, 1), dtype=np.uint8)
     rgba = np.concatenate([grey, grey, grey, alpha], axis=-1)
     np.testing.assert_array_equal(
-        preprocess.prepare_image(rgba, (32, 32), 1), preprocess.prepare_image(grey, (32, 32), 1)
+        preprocess.prepare_scan(Scan(rgba[None], has_alpha=True), (32, 32), 1),
+        preprocess.prepare_scan(Scan(grey[None]), (32, 32), 1),
     )
     assert preprocess.prepare_image(grey, (32, 32), 3).shape == (32, 32, 3)
 

@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "serving": {"utils", "imaging", "inference"},
     "training": {"utils", "imaging", "dataset", "inference", "metrics", "model"},
     "predict": {"utils", "imaging", "dataset", "data", "inference", "metrics"},
-    "export": {"utils", "imaging", "dataset", "inference"},
+    "exporting": {"utils", "imaging", "dataset", "inference"},
+    "export": {"utils", "imaging", "dataset", "inference", "exporting"},
     "serve": {"utils", "imaging", "inference", "serving"},
     "train": {
         "utils",
@@ -62,6 +63,7 @@ MAY_BE_LATE = {
     "torch",
     # ours: they load Keras and PyTorch
     "metrics",
+    "model",
     "benchmarks",
     # not on Windows
     "resource",
@@ -188,3 +190,18 @@ except SystemExit as end:
     print("loaded:", sorted(slow), end.code)
 """)
     assert f"loaded: [] {0 if flag == '--help' else 2}" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags", ["--loss hinge", "--architecture vnet", "--data-dir nowhere", "--image-size 100"]
+)
+def test_wrong_values_are_answered_before_keras_is_loaded(flags):
+    done = run_python(f"""import runpy, sys
+sys.argv = ["train.py", *{flags.split()!r}]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit as end:
+    slow = {{"keras", "tensorflow", "pandas", "sklearn", "scipy"}} & set(sys.modules)
+    print("loaded:", sorted(slow), end.code)
+""")
+    assert "loaded: [] 2" in done.stdout, done.stdout + done.stderr

@@ -23,6 +23,7 @@ from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging import dicom, dicom_series, formats, pictures
 from imaging.files import files_by_stem
+from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference.inputs import list_inputs
 from utils import UserError
@@ -187,7 +188,7 @@ def test_a_segmentation_refers_to_its_source_and_reads_back(series, tmp_path):
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
     path = formats.write_mask(
         tmp_path / "out" / "case", ids, ["liver", "tumour"], formats.read_scan(series)
-    )
+    ).path
     assert path.name == "case.dcm"
     segmentation = highdicom.seg.segread(path)
     assert [segmentation.get_segment_description(i).segment_label for i in (1, 2)] == [
@@ -215,20 +216,20 @@ def test_a_segmentation_serves_as_a_mask(series, tmp_path):
     for what in (ids, 0 * ids, np.where(ids == 2, 2, 0)):
         path = formats.write_mask(
             tmp_path / "masks" / "case", what, ["liver", "tumour"], formats.read_scan(series)
-        )
-        _, found = read_pair(Pair(series, (path,)), ["liver", "tumour"])
-        np.testing.assert_array_equal(found, what)
+        ).path
+        _, found = read_pair(Pair(series, (path,)), Classes("liver,tumour"))
+        np.testing.assert_array_equal(found.mask, what)
     other = FILES / "CT_small.dcm"
     path = formats.write_mask(
         tmp_path / "masks" / "other",
         np.ones((1, 128, 128), np.uint8),
         ["liver"],
         formats.read_scan(other),
-    )
-    _, found = read_pair(Pair(other, (path,)), ["liver"])
-    assert found.all()
+    ).path
+    _, found = read_pair(Pair(other, (path,)), Classes("liver"))
+    assert found.mask.all()
     with pytest.raises(UserError, match=r"other\.dcm: not a segmentation of its image"):
-        read_pair(Pair(series, (path,)), ["liver"])
+        read_pair(Pair(series, (path,)), Classes("liver"))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_one_dicom_file_gets_a_segmentation(tmp_path, name):
     shape = formats.read_scan(FILES / name).pixels.shape[:3]
     path = formats.write_mask(
         tmp_path / "mask", np.ones(shape, np.uint8), ["thing"], formats.read_scan(FILES / name)
-    )
+    ).path
     source, made = pydicom.dcmread(FILES / name), pydicom.dcmread(path)
     assert made.Modality == "SEG" and made.StudyInstanceUID == source.StudyInstanceUID
     assert (
@@ -252,13 +253,13 @@ def test_segments_are_known_by_their_labels(series, tmp_path):
     ids[1, 2:9, 3:8], ids[3, 5:7, 5:9] = 1, 2
     path = formats.write_mask(
         tmp_path / "masks" / "case", ids, ["tumour", "liver"], formats.read_scan(series)
-    )
-    _, found = read_pair(Pair(series, (path,)), ["liver", "tumour"])
-    np.testing.assert_array_equal(found, np.array([0, 2, 1])[ids])
+    ).path
+    _, found = read_pair(Pair(series, (path,)), Classes("liver,tumour"))
+    np.testing.assert_array_equal(found.mask, np.array([0, 2, 1])[ids])
     with pytest.raises(
         UserError, match="segments tumour, liver; expected the classes liver, spleen"
     ):
-        read_pair(Pair(series, (path,)), ["liver", "spleen"])
+        read_pair(Pair(series, (path,)), Classes("liver,spleen"))
 
 
 def test_names_in_any_script_are_written(series, tmp_path):
@@ -268,28 +269,24 @@ def test_names_in_any_script_are_written(series, tmp_path):
         header.save_as(path)
     path = formats.write_mask(
         tmp_path / "mask", np.ones((4, 20, 24), np.uint8), ["печень"], formats.read_scan(series)
-    )
+    ).path
     made = pydicom.dcmread(path)
     assert (
         str(made.PatientName) == "Müller^Jörg" and made.SegmentSequence[0].SegmentLabel == "печень"
     )
 
 
-def test_where_no_segmentation_can_be_made_the_mask_is_a_tiff(tmp_path):
+def test_where_no_segmentation_can_be_made_the_mask_is_nifti_and_a_note_says_why(tmp_path):
     header = pydicom.dcmread(FILES / "CT_small.dcm")
     del header.StudyInstanceUID
     header.save_as(tmp_path / "a.dcm")
-    with pytest.raises(
-        UserError,
-        match=r"no DICOM segmentation can refer to it .*; its mask is .*mask\.tif instead",
-    ):
-        formats.write_mask(
-            tmp_path / "mask",
-            np.ones((1, 128, 128), np.uint8),
-            ["x"],
-            formats.read_scan(tmp_path / "a.dcm"),
-        )
-    assert (tifffile.imread(tmp_path / "mask.tif") == 255).all()
+    scan = formats.read_scan(tmp_path / "a.dcm")
+    path, note = formats.write_mask(tmp_path / "mask", np.ones((1, 128, 128), bool), ["x"], scan)
+    assert path == tmp_path / "mask.nii.gz" and "no DICOM segmentation can refer to it" in note
+    assert note.endswith("; its mask is mask.nii.gz instead")
+    mask = formats.read_mask_scan(path)
+    assert (mask.pixels == 1).all()
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
 
 
 def test_frames_have_grey_levels_and_spacing_of_their_own():
@@ -347,21 +344,22 @@ def test_masks_have_the_values_that_the_training_masks_had(tmp_path):
     ids[1, 5:9], ids[2, 3:4] = 1, 2
     nibabel.save(nibabel.Nifti1Image(np.zeros((24, 20, 3)), np.eye(4)), tmp_path / "a.nii")
     tifffile.imwrite(tmp_path / "a.tif", ids, photometric="minisblack")
-    for source, levels in itertools.product(("a.nii", "a.tif"), ([63, 126], [300, 2])):
+    for source, levels in itertools.product(("a.nii", "a.tif"), ([0, 63, 126], [0, 300, 2])):
         made = formats.write_mask(
             tmp_path / "mask", ids, ["x", "y"], formats.read_scan(tmp_path / source), levels
-        )
+        ).path
         np.testing.assert_array_equal(
-            formats.read_mask_scan(made).pixels[..., 0], np.array([0, *levels])[ids]
+            formats.read_mask_scan(made).pixels[..., 0], np.array(levels)[ids]
         )
 
 
 def test_a_folder_of_slices_is_one_volume_and_one_of_images_is_not(series, tmp_path):
-    assert list_inputs(series) == ([series], [])
+    (volume,) = list_inputs(series).items
+    assert volume.is_volume and volume.path == series and len(volume.files) == 4
     (tmp_path / "images").mkdir()
     for name in ("CT_small.dcm", "MR_small.dcm"):
         shutil.copy(FILES / name, tmp_path / "images" / name)
-    assert len(list_inputs(tmp_path / "images")[0]) == 2
+    assert len(list_inputs(tmp_path / "images").items) == 2
 
 
 @pytest.mark.parametrize("turned", [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, -1]])
@@ -391,13 +389,13 @@ def test_a_nifti_mask_of_a_series_fits_or_is_refused(tmp_path, turned):
     nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
     pair = Pair(tmp_path / "series", (path,))
     if turned[0] == 1:
-        np.testing.assert_array_equal(read_pair(pair, ["x"])[1], ids)
+        np.testing.assert_array_equal(read_pair(pair, Classes("x"))[1].mask, ids)
         affine[0, 0] *= 1.2  # wider pixels
         nibabel.save(nibabel.Nifti1Image(ids.transpose(2, 1, 0), affine), path)
     with pytest.raises(
         UserError, match=r"series\.nii\.gz: (its affine places it|4 slices|\d+ slices)"
     ):
-        read_pair(pair, ["x"])
+        read_pair(pair, Classes("x"))
 
 
 def test_float_pixels_are_read():
@@ -444,7 +442,7 @@ def test_a_mask_keeps_both_affines_of_its_image(tmp_path):
         np.ones((20, 30, 24), np.uint8),
         ["x"],
         formats.read_scan(tmp_path / "a.nii"),
-    )
+    ).path
     mask = nibabel.load(path)
     for name in ("sform", "qform"):
         ours, theirs = (getattr(one, f"get_{name}")(coded=True) for one in (mask, image))
@@ -483,7 +481,7 @@ def test_a_volume_is_the_same_however_it_is_stored(tmp_path, spacing):
             scan.pixels[..., 0] > 0,
             ["ball"],
             formats.read_scan(tmp_path / "a.nii"),
-        )
+        ).path
         mask = nibabel.load(path)
         assert mask.affine.tolist() == nibabel.load(tmp_path / "a.nii").affine.tolist()
         np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(stored.dataobj))
@@ -492,20 +490,16 @@ def test_a_volume_is_the_same_however_it_is_stored(tmp_path, spacing):
 @pytest.mark.parametrize("shape", [(20, 20), (20, 20, 1), (20, 20, 3, 1)])
 def test_odd_dimensions_of_nifti(tmp_path, shape):
     nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.uint8), np.eye(4)), tmp_path / "a.nii")
-    ids = formats.read_scan(tmp_path / "a.nii").pixels[..., 0]
-    assert (
-        nibabel.load(
-            formats.write_mask(tmp_path / "mask", ids, ["x"], formats.read_scan(tmp_path / "a.nii"))
-        ).shape
-        == shape
-    )
+    scan = formats.read_scan(tmp_path / "a.nii")
+    path = formats.write_mask(tmp_path / "mask", scan.pixels[..., 0], ["x"], scan).path
+    assert nibabel.load(path).shape == shape
 
 
 def test_a_series_of_volumes_in_time_is_refused(tmp_path):
     nibabel.save(
-        nibabel.Nifti1Image(np.ones((20, 20, 3, 5), np.uint8), np.eye(4)), tmp_path / "a.nii"
+        nibabel.Nifti1Image(np.ones((20, 20, 3, 50), np.uint8), np.eye(4)), tmp_path / "a.nii"
     )
-    with pytest.raises(UserError, match="4 dimensions, .20, 20, 3, 5.; expected a volume"):
+    with pytest.raises(UserError, match="50 volumes, probably time points; expected"):
         formats.read_scan(tmp_path / "a.nii")
 
 
@@ -522,7 +516,7 @@ def test_pages_of_a_tiff_are_slices(tmp_path, kind, compression):
     np.testing.assert_array_equal(scan.pixels[..., 0], pages)
     path = formats.write_mask(
         tmp_path / "mask", pages > 60, ["x"], formats.read_scan(tmp_path / "a.tif")
-    )
+    ).path
     np.testing.assert_array_equal(tifffile.imread(path), 255 * (pages > 60))
 
 
@@ -541,7 +535,7 @@ def test_spacing_of_a_tiff(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])
-def test_a_tiff_is_read_as_stored_whatever_its_tags(tmp_path, kind):
+def test_a_tiff_is_read_as_viewers_show_it(tmp_path, kind):
     rng, most = np.random.default_rng(0), np.iinfo(kind).max
     grey, colour = (
         rng.integers(0, 200, (20, 31)).astype(kind),
@@ -557,7 +551,13 @@ def test_a_tiff_is_read_as_stored_whatever_its_tags(tmp_path, kind):
         planarconfig="separate",
     )
     tifffile.imwrite(tmp_path / "rgb.tif", colour, photometric="rgb")
-    for name, expected in (("turned", grey), ("white", grey), ("planes", colour), ("rgb", colour)):
+    turned = grey[::-1, ::-1]
+    for name, expected in (
+        ("turned", turned),
+        ("white", grey),
+        ("planes", colour),
+        ("rgb", colour),
+    ):
         pixels = formats.read_scan(tmp_path / f"{name}.tif").pixels[0]
         np.testing.assert_array_equal(pixels.squeeze(), expected)
 
@@ -592,7 +592,7 @@ def test_a_mask_is_written_without_reading_the_image_again(series, tmp_path):
         shutil.rmtree(source) if source.is_dir() else source.unlink()
         ids = np.zeros(scan.pixels.shape[:3], np.uint8)
         ids[-1, 3:9, 4:12] = 1
-        path = formats.write_mask(tmp_path / f"mask_{source.name}", ids, ["thing"], scan)
+        path = formats.write_mask(tmp_path / f"mask_{source.name}", ids, ["thing"], scan).path
         np.testing.assert_array_equal(
             formats.read_mask_scan(path, scan, ["thing"]).pixels[..., 0] > 0, ids > 0
         )
@@ -617,8 +617,8 @@ def test_every_file_of_a_pair_is_read_once(series, tmp_path, monkeypatch):
         monkeypatch.setattr(
             module, "read_bytes", lambda path: opened.append(path) or Path(path).read_bytes()
         )
-    _, ids = read_pair(Pair(series, (tmp_path / "a.nii",)), ["all"])
-    assert ids.all()
+    _, truth = read_pair(Pair(series, (tmp_path / "a.nii",)), Classes("all"))
+    assert truth.mask.all()
     assert sorted(opened) == sorted([*series.iterdir(), tmp_path / "a.nii"])
 
 
@@ -646,7 +646,7 @@ def test_a_format_is_added_by_one_line(tmp_path, monkeypatch):
         (tmp_path / "a.raw").write_bytes(b"RAW!" + bytes(range(256)) * slices)
         scan = formats.read_scan(tmp_path / "a.raw")
         assert scan.format == "Raw" and scan.pixels.shape == (slices, 16, 16, 1)
-        path = formats.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 100, ["x"], scan)
+        path = formats.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 100, ["x"], scan).path
         assert path == tmp_path / f"mask{suffix}"
     with pytest.raises(UserError, match="declares"):
         formats.read_scan(tmp_path / "a.raw", max_bytes=700)
@@ -661,7 +661,7 @@ def test_a_segmentation_of_another_file_name_is_one(series, tmp_path):
     scan = formats.read_scan(series)
     ids = np.zeros((4, 20, 24), np.uint8)
     ids[1, 2:9] = 1
-    path = formats.write_mask(tmp_path / "mask", ids, ["x"], scan)
+    path = formats.write_mask(tmp_path / "mask", ids, ["x"], scan).path
     path = path.rename(tmp_path / "without_ending")
     np.testing.assert_array_equal(formats.read_mask_scan(path, scan, ["x"]).pixels[..., 0], ids)
 
@@ -670,7 +670,7 @@ def test_faults_of_image_and_mask_are_both_named(tmp_path):
     (tmp_path / "image.png").write_bytes(b"text")
     (tmp_path / "mask.png").write_bytes(b"text")
     with pytest.raises(UserError) as raised:
-        read_pair(Pair(tmp_path / "image.png", (tmp_path / "mask.png",)), ["x"])
+        read_pair(Pair(tmp_path / "image.png", (tmp_path / "mask.png",)), Classes("x"))
     lines = str(raised.value).splitlines()
     assert [line.split(":")[0] for line in lines] == [
         str(tmp_path / "image.png"),

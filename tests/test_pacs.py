@@ -19,8 +19,9 @@ from conftest import ROOT
 
 import data
 import metrics
-from dataset.reading import read_ids
+from dataset.reading import read_truth
 from imaging import formats
+from imaging.labels import Classes
 
 pytestmark = pytest.mark.slow
 
@@ -146,5 +147,5 @@ def test_an_xray_and_its_segmentation_go_through_a_pacs(pacs, phantoms, script, 
     referred = back.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
     assert referred.ReferencedSOPInstanceUID == source.SOPInstanceUID
     assert back.PatientID == "7" and back.SegmentSequence[0].SegmentLabel == "lungs"
-    truth = read_ids(pair, ["lungs"])[0]
+    truth = read_truth(pair, Classes("lungs")).mask[0]
     assert metrics.score_mask(truth, back.pixel_array.squeeze())["dice"] > 0.9

@@ -14,7 +14,7 @@ import train
 import utils
 from dataset.layouts import Pair
 from imaging import formats, pictures, plots, preprocess
-from imaging.labels import output_channels
+from imaging.labels import Classes
 from imaging.scan import Scan
 from inference import segment
 from model import build_unet
@@ -294,7 +294,7 @@ def test_an_unreadable_test_image_costs_only_itself(run, phantoms, tmp_path):
 def make_member(tmp_path, name="m.h5", classes=("lung",), **facts):
     """A member with random weights."""
     keras.utils.set_random_seed(len(name))
-    network = build_unet((32, 32, 1), output_channels(classes), filters=2, depth=2)
+    network = build_unet((32, 32, 1), Classes(",".join(classes)).num_channels, filters=2, depth=2)
     utils.save_model(
         network, tmp_path / name, utils.make_metadata(list(classes), (32, 32), 1, **facts)
     )

@@ -8,11 +8,12 @@ import data
 import train
 from dataset.loading import Preprocessing
 from imaging import preprocess
+from imaging.labels import Classes
 
 
 def test_montgomery_is_read_whole(real):
     pairs, dataset = data.load_dataset(
-        real / "montgomery", Preprocessing(["left lung", "right lung"], (64, 64))
+        real / "montgomery", Preprocessing(Classes("left lung,right lung"), (64, 64))
     )
     assert len(pairs) == 138
     assert pd.Series([pair.label for pair in pairs]).value_counts().to_dict() == {"0": 80, "1": 58}

@@ -16,17 +16,14 @@ import train
 from dataset import loading, report
 from dataset.loading import Preprocessing
 from imaging import pictures
-from imaging.labels import class_names, mask_values
+from imaging.labels import Classes
 from utils import UserError
 
 
 def described(folder: Path, classes: str = "foreground"):
     pairs, problems = data.find_pairs(folder)
-    names = class_names(classes)
-    dataset, unreadable = loading.load_pairs(
-        pairs, Preprocessing(names, (128, 128), levels=mask_values(classes))
-    )
-    return dataset, names, problems + unreadable
+    dataset, unreadable = loading.load_pairs(pairs, Preprocessing(Classes(classes), (128, 128)))
+    return dataset, dataset.classes.names, problems + unreadable
 
 
 def test_the_page_shows_pictures_problems_and_proposals(discs, tmp_path, script):
@@ -34,14 +31,16 @@ def test_the_page_shows_pictures_problems_and_proposals(discs, tmp_path, script)
     done = script(tmp_path, "data.py", "check", discs, "--output", "page")
     assert done.returncode == 2 and "disc03.png" in done.stdout
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
-    assert (
-        "disc03.png" in page and page.count("data:image/png;base64,") == 2 and "<script" not in page
-    )
+    assert page.count("data:image/webp;base64,") == 11 and "all 12 are shown" in page
+    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+    # What is wrong stands above everything else, and first among the pictures.
+    assert page.index("1 problem to repair first") < page.index("Then train with")
+    assert page.index("cannot be read") < page.index("data:image/webp")
     proposed = json.loads((tmp_path / "page" / "report.json").read_text())
     assert proposed["data_dir"] == str(discs) and proposed["classes"] == "foreground"
     assert set(proposed) <= {field.name for field in dataclasses.fields(train.Config)}
     for name, value in proposed.items():
-        assert name in ("data_dir", "classes") or f"<td>{name}<td>{value}<td>" in page
+        assert name in ("data_dir", "classes") or f"<th scope=row>{name}<td>{value}<td>" in page
 
 
 def test_file_names_are_no_html(discs, tmp_path):

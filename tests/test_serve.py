@@ -31,8 +31,9 @@ from test_pacs import write_xray
 import data
 import export
 import metrics
-from dataset.reading import read_ids
+from dataset.reading import read_truth
 from imaging import formats
+from imaging.labels import Classes
 from inference import engines
 from serving import server
 from serving.batching import Batcher
@@ -114,7 +115,7 @@ def service(exported, tmp_path_factory):
 def xray(phantoms):
     """A phantom's file and its lungs."""
     pair = data.find_pairs(phantoms)[0][0]
-    return pair.image, read_ids(pair, ["lungs"])[0]
+    return pair.image, read_truth(pair, Classes("lungs")).mask[0]
 
 
 def decode_rle(rle: dict) -> np.ndarray:

@@ -23,6 +23,7 @@ from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.split_table import read_split
+from imaging.labels import Classes
 from inference import postprocess
 from training import run_folder
 from utils import UserError
@@ -100,9 +101,9 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     log = train.train(config)
     model, facts = utils.load_model(tmp_path / "run" / "model.h5")
     pairs, subsets = read_split(tmp_path / "run" / "split.csv")
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(["foreground"], (32, 32)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("foreground"), (32, 32)))
     rows = np.flatnonzero(np.array(subsets) == "val")
-    x, y = Batches(dataset, rows, ["foreground"], 4)[0]
+    x, y = Batches(dataset, rows, 4)[0]
     dice = float(np.mean(train.metrics.dice(y, model(x))))
     assert (
         dice
@@ -406,14 +407,14 @@ def test_nan_stops_with_advice(small, monkeypatch):
     ("change", "message"),
     [
         ({"image_size": 30}, r"image size 30 is not a multiple of 4 \(2\*\*depth\); take 32"),
-        ({"loss": "hinge"}, "loss is 'hinge'; expected bce_dice or dice or focal or tversky"),
+        ({"loss": "hinge"}, "loss is 'hinge'; expected one of bce_dice, dice, focal, tversky"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"folds": 1}, "folds is 1; expected 0 or at least 2"),
         ({"fold": 5, "folds": 5}, "fold is 5; expected -1 or a fold of --folds 5"),
         ({"channels": 2}, "channels is 2; expected 0, 1 or 3"),
         ({"test_fraction": 0.6}, "test_fraction is 0.6; expected 0 to 0.5"),
         ({"architecture": "vnet"}, "architecture is 'vnet'; expected one of unet, residual"),
-        ({"augmentation": "wild"}, "augmentation is 'wild'; expected none or mild or strong"),
+        ({"augmentation": "wild"}, "augmentation is 'wild'.*xpected one of none, mild, strong"),
         (
             {"mirror": True, "classes": "left lung"},
             "mirror is True; expected false, because a class has one side only",

@@ -19,6 +19,7 @@ from dataset.loading import Preprocessing
 from dataset.reading import read_pair
 from imaging import formats, pictures, preprocess
 from imaging.alignment import check_alignment
+from imaging.labels import Classes
 from inference import segment
 from utils import UserError
 
@@ -97,7 +98,7 @@ def test_volumes_are_found_and_scored_in_millimetres(trained, tmp_path):
     table, problems = predict.score_pairs(members, pairs, config.options, tmp_path)
     assert problems == [] and len(table) == len(pairs) >= 2
     assert table.dice.min() >= 0.9
-    for name in CLASSES.split(","):
+    for name in Classes(CLASSES):
         assert table[f"dice: {name}"].mean() >= 0.85, name
     assert (tmp_path / f"{pairs[0].stem}.png").is_file()
     assert set(table.unit) == {"mm"}
@@ -141,7 +142,7 @@ def test_masks_lie_in_the_world_where_the_object_lies_however_it_is_stored(
         np.testing.assert_array_equal(other, world[0])
     truth = nibabel.as_closest_canonical(nibabel.load(volumes / "masks" / "case00.nii.gz"))
     assert (
-        metrics.score_classes(np.asarray(truth.dataobj), world[0], CLASSES.split(","))["dice"] > 0.9
+        metrics.score_classes(np.asarray(truth.dataobj), world[0], Classes(CLASSES))["dice"] > 0.9
     )
 
 
@@ -160,13 +161,13 @@ def test_a_mask_that_lies_elsewhere_is_refused_however_it_is_stored(volumes, tmp
         with pytest.raises(
             UserError, match=r"mask\.nii\.gz: its affine places it up to .* mm away"
         ):
-            read_pair(pair, CLASSES.split(","))
+            read_pair(pair, Classes(CLASSES))
 
 
 def test_neighbours_are_the_slices_before_and_after(volumes):
     pairs, _ = data.find_pairs(volumes)
     dataset, _ = loading.load_pairs(
-        pairs[:2], Preprocessing(CLASSES.split(","), (32, 32), window="100,700")
+        pairs[:2], Preprocessing(Classes(CLASSES), (32, 32), window="100,700")
     )
     near = dataclasses.replace(dataset, neighbours=1)
     plain = dataset.images
@@ -194,9 +195,9 @@ def test_neighbours_are_the_slices_before_and_after(volumes):
 
 def test_slices_that_stay_on_the_disk_are_the_same(volumes, tmp_path):
     pairs, _ = data.find_pairs(volumes)
-    recipe = Preprocessing(CLASSES.split(","), (32, 32))
+    recipe = Preprocessing(Classes(CLASSES), (32, 32))
     held, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache")
-    read, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache", memory_gb=0)
+    read, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache", max_bytes=0)
     assert isinstance(held.rows, np.ndarray) and not isinstance(read.rows, np.ndarray)
     for ours, theirs in zip(held.take([3, 100, 7]), read.take([3, 100, 7]), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -1,54 +1,118 @@
 """Check the hyperparameters before anything is read, and say what the computer could do better."""
 
+import ast
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import model
 import utils
 from dataset.augmentation import STRENGTHS
-from imaging.labels import class_names, mask_values, mirrored_channels
+from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
-from metrics import LOSSES
-from utils import UserError
+from imaging.scan import MAX_CHANNELS
+from utils import ROOT, UserError, nearest, or_expected
 
 SEEDS = range(2**32)
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
+def check_before_keras(config: Any) -> None:
+    """Raise UserError for what is known to be wrong before Keras, which takes seconds, is loaded.
+
+    The names in model.py and metrics.py are read from their source.
+    """
+    losses = keys_in_source(ROOT / "metrics.py", "LOSSES")
+    backbones = keys_in_source(ROOT / "model.py", "BACKBONES")
+    architectures = keys_in_source(ROOT / "model.py", "ARCHITECTURES", {"BACKBONES": backbones})
+    check_values(config)
+    check_name("loss", config.loss, losses)
+    check_name("architecture", config.architecture, architectures)
+    check_image_size(config, backbones)
+    for folder in (config.data_dir, config.extra_dir):
+        if folder:
+            utils.check_folder(folder)
+
+
 def check_config(config: Any) -> None:
     """Raise UserError for a value of a `train.Config` that cannot work."""
-    names = class_names(config.classes)
-    mask_values(config.classes)
+    import metrics
+    import model
+
+    check_values(config)
+    check_name("loss", config.loss, metrics.LOSSES)
+    check_name("architecture", config.architecture, model.ARCHITECTURES)
+    model.check_names(config.architecture, config.normalization)
+    check_image_size(config, model.BACKBONES)
+
+
+def check_name(field: str, name: str, known: Collection[str]) -> None:
+    """Raise UserError unless a name is known; without known names everything is fine."""
+    if known and name not in known:
+        expected = or_expected(nearest(name, known))
+        raise UserError(f"{field} is {name!r}{expected} one of {', '.join(known)}")
+
+
+def check_image_size(config: Any, backbones: Collection[str]) -> None:
+    """Raise UserError for an image size that the network cannot halve as often as it does."""
+    size = utils.parse_size(config.image_size)
+    utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
+
+
+def keys_in_source(path: Path, name: str, parts: dict[str, list[str]] | None = None) -> list[str]:
+    """Read the keys of a dictionary in a source file without running it.
+
+    parts: names of other dictionaries that it takes in, and their keys. Returns nothing if the
+    dictionary is written in another way.
+    """
+    keys = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        is_assigned = isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not is_assigned or name not in [getattr(target, "id", "") for target in targets]:
+            continue
+        if keys or not isinstance(node.value, ast.Dict):
+            return []
+        for key, value in zip(node.value.keys, node.value.values, strict=True):
+            used = [one.id for one in ast.walk(value) if isinstance(one, ast.Name)]
+            taken = [part for part in parts or {} if part in used]
+            if key is None and not taken:
+                return []
+            keys += parts[taken[0]] if key is None else [ast.literal_eval(key)]
+    return keys
+
+
+def check_values(config: Any) -> None:
+    """Raise UserError for a value that cannot work whatever the network is."""
+    classes = Classes(config.classes, config.ignore, config.overlap)
     if config.window not in ("", "file"):
         parse_window(config.window)
-    can_mirror = mirrored_channels(names) is not None
+    can_mirror = mirrored_channels(classes.names) is not None
     one_of_folds = f"-1 or a fold of --folds {config.folds}"
     rules = [
-        ("channels", config.channels in (0, 1, 3), "0, 1 or 3"),
+        ("channels", 0 <= config.channels <= MAX_CHANNELS, f"0 to {MAX_CHANNELS}"),
         ("neighbours", config.neighbours in (0, 1), "0 or 1"),
-        ("neighbours", not config.neighbours or config.channels != 3, "0 for colour images"),
+        (
+            "neighbours",
+            not config.neighbours or config.channels in (0, 1),
+            "0 for several channels",
+        ),
         ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),
         ("val_fraction", 0 <= config.val_fraction <= 0.5, "0 to 0.5"),
         ("folds", config.folds == 0 or config.folds >= 2, "0 or at least 2"),
         ("fold", config.fold in range(-1, max(config.folds, 0)), one_of_folds),
         ("filters", config.filters >= 1, "at least 1"),
         ("depth", config.depth >= 1, "at least 1"),
-        ("augmentation", config.augmentation in STRENGTHS, " or ".join(STRENGTHS)),
-        ("loss", config.loss in LOSSES, " or ".join(LOSSES)),
         ("epochs", config.epochs >= 1, "at least 1"),
         ("epoch_images", config.epoch_images >= 0, "at least 0"),
         ("batch_size", config.batch_size >= 1, "at least 1"),
         ("learning_rate", config.learning_rate > 0, "above 0"),
         ("mirror", not config.mirror or can_mirror, "false, because a class has one side only"),
         ("seed", config.seed in SEEDS, f"0 to {SEEDS[-1]}"),
-        ("memory_gb", config.memory_gb >= 0, "at least 0"),
     ]
     for name, is_fine, expected in rules:
         if not is_fine:
             raise UserError(f"{name} is {getattr(config, name)!r}; expected {expected}")
-    model.check_names(config.architecture, config.normalization)
-    size = (config.image_size, config.image_size)
-    model.check_size(size, config.depth, pretrained=config.architecture in model.BACKBONES)
+    check_name("augmentation", config.augmentation, STRENGTHS)
 
 
 def print_device_hint(config: Any) -> None:

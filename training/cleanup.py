@@ -8,7 +8,7 @@ import numpy as np
 
 import utils
 from dataset.cache import Dataset
-from imaging.preprocess import shares_to_ids
+from imaging.labels import plane
 from inference import postprocess
 from metrics import score_classes
 
@@ -36,16 +36,11 @@ def _thin_out(slices: np.ndarray) -> np.ndarray:
     return slices[:: max(1, len(slices) // MAX_SLICES)]
 
 
-def _true_ids(dataset: Dataset, number: int) -> np.ndarray:
-    """Return a slice's class ids (H, W) at the network's size."""
-    return shares_to_ids(dataset.take([number])[1][0])
-
-
 def count_components(dataset: Dataset, slices: Sequence[int], classes: int) -> list[int]:
     """Count, for each class, the connected components that 95 % of the masks do not exceed."""
     counts = []
     for class_id in range(1, classes + 1):
-        masks = (_true_ids(dataset, number) == class_id for number in slices)
+        masks = (plane(dataset.truth(number)[0], class_id) for number in slices)
         counts.append(postprocess.usual_components(masks))
     return counts
 
@@ -57,6 +52,7 @@ def mean_dice(model: keras.Model, metadata: dict, dataset: Dataset, slices: Sequ
         image = dataset.take([number])[0].astype(np.float32) / 255
         probs = np.asarray(model.predict_on_batch(image))[0]
         found = postprocess.decide(probs, metadata)
-        truth = _true_ids(dataset, number)
-        scores.append(score_classes(truth, found, metadata["classes"])["dice"])
+        truth, ignored = dataset.truth(number)
+        row = score_classes(truth, found, metadata["classes"], ignored=ignored)
+        scores.append(row["dice"])
     return float(np.mean(scores))

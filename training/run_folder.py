@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,32 +23,24 @@ from tqdm import tqdm
 
 import utils
 from dataset.layouts import Pair
-from dataset.split_table import read_split, write_split
-from training import distributed
+from dataset.split_table import make_rows, read_rows, write_split
+from training import distributed, run_identity
 from utils import UserError, atomic, first_line
 
 CHECKPOINT_INTERVAL_S = 5.0  # minimum time between two checkpoints, except for a better epoch
 STATE = "state.weights.h5"
 RUN_FILES = (STATE, "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
-# Fields that may change between a run and its continuation.
-NON_TRAINING_FIELDS = ("out_dir", "cache_dir", "memory_gb", "mirror", "distributed")
-
 Epoch = dict[str, float]  # a row of log.csv
 
 
-def training_fields(config: Any) -> dict[str, Any]:
-    """Keep the fields on which the result depends; the optimizer counts as one."""
-    fields = dataclasses.asdict(config)
-    for name in NON_TRAINING_FIELDS:
-        del fields[name]
-    return fields | {"optimizer": "Muon"}
-
-
-def read_history(folder: Path, config: Any) -> list[Epoch]:
+def read_history(
+    folder: Path, config: Any, find_pairs: Callable[[], Sequence[Pair]]
+) -> list[Epoch]:
     """Read the finished epochs of the run in `folder`.
 
-    Returns no epochs if there is no run, or its settings were others. Raises UserError if the
-    state is damaged, or the best epoch's model is gone.
+    find_pairs: lists the data, and is called if settings and source are those of the run. Returns
+    no epochs if there is no run, or if its settings, source or data were others. Raises UserError
+    if the state is damaged, or the best epoch's model or an image is gone.
     """
     path, model = folder / STATE, folder / "model.h5"
     if not path.is_file():
@@ -58,20 +50,43 @@ def read_history(folder: Path, config: Any) -> list[Epoch]:
             progress = json.loads(file.attrs["progress"])
     except (OSError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
-    now, then = training_fields(config), progress["config"]
-    changed = [name for name in now | then if now.get(name) != then.get(name)]
-    if changed == ["epochs"] and now["epochs"] > then["epochs"]:  # the same run, made longer
-        changed = []
-    if changed:
-        print(f"{folder}: {', '.join(changed)} changed; a new run starts, the old one is kept")
-        return []
     history = progress["history"]
+    is_finished = len(history) >= config.epochs
+    changed = run_identity.changed_fields(config, progress["config"])
+    if set(changed) <= run_identity.DATA_FIELDS:
+        changed += run_identity.changed_source(progress.get("source", {}))
+    if set(changed) <= run_identity.DATA_FIELDS:
+        changed = _changed_data(folder, find_pairs, changed, is_finished)
+    if changed:
+        names = run_identity.shorten(changed)
+        print(f"{folder}: {names} changed; a new run starts, the old one is kept")
+        return []
     if not model.is_file() and best_epoch(history) < len(history):
         raise UserError(
             f"{model}, the model of the best epoch, is gone; put it back, or remove {folder} to "
             "start anew"
         )
     return history
+
+
+def _changed_data(
+    folder: Path, find_pairs: Callable[[], Sequence[Pair]], renamed: list[str], is_finished: bool
+) -> list[str]:
+    """Name the data that changed since the run; `renamed` fields name another folder for them.
+
+    Images that are added to a run that is not finished take no part in it.
+    """
+    if not (folder / "split.csv").is_file():
+        return renamed
+    rows, pairs = read_rows(folder / "split.csv"), find_pairs()
+    if renamed:
+        return [] if run_identity.is_same_data(rows, pairs) else renamed
+    changed, added = run_identity.changed_data(rows, pairs)
+    if is_finished:
+        changed += [f"{name} (new)" for name in added]
+    elif added and not changed:
+        print(f"{folder}: {run_identity.shorten(added)} came later and take no part in this run")
+    return changed
 
 
 def is_complete(folder: Path, config: Any, history: list[Epoch]) -> bool:
@@ -84,8 +99,8 @@ def is_complete(folder: Path, config: Any, history: list[Epoch]) -> bool:
     utils.update_metadata(folder / "model.h5", mirror=config.mirror)
     write_config(folder, config)
     print(
-        f"{folder} holds this run, finished; to train again change a setting, or, after a change "
-        "of the code, name another --out-dir"
+        f"{folder} holds this run, finished; another run starts after a change of settings, "
+        "code or data, or with another --out-dir"
     )
     return True
 
@@ -102,17 +117,23 @@ def resume(folder: Path, config: Any, pairs: Sequence[Pair]) -> list[str]:
 
     Raises UserError if an image of the run is gone.
     """
-    path = folder / "split.csv"
-    known = {}
-    for pair, subset in zip(*read_split(path), strict=True):
-        known[pair.image] = subset
-    gone = sorted(set(known) - {pair.image for pair in pairs})
-    if gone:
-        raise UserError(
-            f"{path} names {gone[0]}, which is gone; put it back, or remove {folder} to start anew"
-        )
+    rows = read_rows(folder / "split.csv")
+    keys = [row.key for row in make_rows(pairs, ["train"] * len(pairs))]
+    subset_of: dict[Any, str] = {}
+    for row in rows:
+        subset_of[row.key if row.fingerprints else row.pair.image.absolute()] = row.subset
+    subsets = []
+    for pair, key in zip(pairs, keys, strict=True):
+        subsets.append(subset_of.get(key, subset_of.get(pair.image.absolute(), "")))
+    gone = set(subset_of) - set(keys) - {pair.image.absolute() for pair in pairs}
+    for row in rows:
+        if row.key in gone or row.pair.image.absolute() in gone:
+            raise UserError(run_identity.gone(row.pair.image))
+    if any(row.fingerprints for row in rows):
+        # The data may have been moved.
+        write_split(folder / "split.csv", pairs, subsets)
     write_config(folder, config)
-    return [known.get(pair.image, "") for pair in pairs]
+    return subsets
 
 
 def write_config(folder: Path, config: Any) -> None:
@@ -163,6 +184,8 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.config, self.folder, self.history = config, folder, history
         self.network, self.metadata = model, metadata
+        # Taken now: a file that is edited while the training runs has no part in it.
+        self.source = run_identity.source_hashes()
         self.bar: tqdm | None = None
         self.last_save, self.saved_epoch = float("-inf"), len(history)
         # A finished epoch that is not written yet: its number and its variables.
@@ -271,7 +294,11 @@ class Checkpoint(keras.callbacks.Callback):
         """Write the state, then what follows from it."""
         with atomic(self.folder / STATE) as temporary:
             self.model.save_weights(temporary)
-            progress = {"config": training_fields(self.config), "history": self.history}
+            progress = {
+                "config": run_identity.training_fields(self.config),
+                "source": self.source,
+                "history": self.history,
+            }
             with h5py.File(temporary, "r+") as file:
                 file.attrs["progress"] = json.dumps(progress)
         self.save_results()

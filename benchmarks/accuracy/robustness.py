@@ -14,9 +14,10 @@ from benchmarks.accuracy.corruptions import CORRUPTIONS, corrupt
 from benchmarks.accuracy.trainings import write_table
 from dataset.layouts import Pair
 from dataset.reading import read_pair
+from imaging.labels import Classes
 from imaging.scan import Scan
 from inference.segment import Member, segment_scans
-from training.run_folder import NON_TRAINING_FIELDS
+from training.run_identity import NON_TRAINING_FIELDS
 from utils import UserError, atomic
 
 METRICS = ["dice", "iou", "nsd", "hd95"]
@@ -43,10 +44,10 @@ def score_corrupted(members: list[Member], pair: Pair, seed: int) -> list[dict[s
     """Score one image under each corruption; a row each."""
     metadata = members[0][1]
     names = metadata["classes"]
-    scan, ids = read_pair(pair, names, metadata.get("mask_values", ()))
+    scan, read = read_pair(pair, Classes.from_metadata(metadata))
     scans, truths = [], []
     for name in CORRUPTIONS:
-        image, truth = corrupt(name, scan.pixels[0], ids[0], seed)
+        image, truth = corrupt(name, scan.pixels[0], read.mask[0], seed)
         scans.append(Scan(image[None]))
         truths.append(truth)
     rows = []

@@ -21,8 +21,9 @@ from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.phantoms import draw_phantom, make_phantoms
 from imaging import pictures
+from imaging.labels import Classes
 
-NAMES = ["foreground"]
+CLASSES = Classes()
 IMAGES = 200  # phantoms of an epoch
 LARGE = 4020, 4892  # height and width of Montgomery's original files
 
@@ -50,9 +51,9 @@ def epoch_rows(folder: Path, size: int, rounds: int) -> list[dict]:
     """Measure an epoch of a folder's images with augmentation, beside one of a single batch."""
     config = train.Config(image_size=size)
     pairs = data.find_pairs(folder)[0]
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(NAMES, (size, size)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(CLASSES, (size, size)))
     count = len(dataset.index)
-    batches = Batches(dataset, np.arange(count), NAMES, config.batch_size, config.augmentation)
+    batches = Batches(dataset, np.arange(count), config.batch_size, config.augmentation)
     model = training_model(config)
     calls = {
         "bare": partial(fit_seconds, model, Repeated(*batches[0], len(batches))),
@@ -96,9 +97,9 @@ def decode_seconds(pairs: list[Pair]) -> float:
 
 def load_seconds(pairs: list[Pair], cache_dir: Path | str) -> float:
     """Time the loading of a data set as a training does it."""
-    size = train.Config.image_size
+    size = utils.parse_size(train.Config.image_size)
     start = time.perf_counter()
-    loading.load_pairs(pairs, Preprocessing(NAMES, (size, size)), cache_dir)
+    loading.load_pairs(pairs, Preprocessing(CLASSES, size), cache_dir)
     return time.perf_counter() - start
 
 

@@ -100,7 +100,7 @@ def step_rate(kind: str, config: train.Config, count: int) -> float:
 @cache
 def make_step(kind: str, config: train.Config) -> Seconds:
     """Build a network; return the function that times its steps."""
-    shape = config.batch_size, config.image_size, config.image_size, 1
+    shape = config.batch_size, *utils.parse_size(config.image_size), 1
     x = np.random.default_rng(0).random(shape, np.float32)
     y = np.float32(x > 0.5)
     if kind.startswith("PyTorch"):

@@ -1,0 +1,298 @@
+"""Read masks drawn as shapes in JSON files: COCO (polygons and run lengths) and labelme."""
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from imaging import pictures
+from utils import UserError
+
+MAX_JSON_BYTES = 2**30
+MAX_POINTS = 2**22  # of one shape
+MAX_CROSSINGS = 2**25  # of a shape's edges with columns of pixels
+CIRCLE_POINTS = 360
+COCO_KEYS = {"images", "annotations", "categories"}
+
+LOCK = Lock()
+
+# A shape: the class's name, and what is drawn: polygons or run lengths.
+Shape = tuple[str, Any]
+# The image's size (H, W), where the file gives it, and its shapes.
+Labelme = tuple[tuple[int, int] | None, list[Shape]]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError without the path."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise UserError(f"{size / 2**30:.1f} GiB; expected at most 1 GiB of JSON")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot be opened ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"unreadable as JSON ({error})") from None
+
+
+def is_annotation(path: Path) -> bool:
+    """Say whether a pair's mask is a file of shapes."""
+    return path.suffix.lower() == ".json"
+
+
+def read_planes(
+    path: Path, image: Path, shape: tuple[int, int], names: Sequence[str]
+) -> list[np.ndarray]:
+    """Draw an image's shapes of each class: one bool (H, W) for each of `names`.
+
+    path: the JSON file. shape: (H, W) of the image. If there is one name, and no label has it, all
+    shapes are of it. Raises UserError, its message without the path.
+    """
+    size, shapes = find_shapes(path, image)
+    if size and size != shape:
+        raise UserError(
+            f"its {image.name} has {size[0]}x{size[1]} pixels; the image has {shape[0]}x{shape[1]}"
+        )
+    labels = {label.lower() for label, _ in shapes}
+    known = [name.lower() for name in names]
+    if len(names) > 1 and not labels <= set(known):
+        unknown = ", ".join(sorted(labels - set(known)))
+        raise UserError(f"labels {unknown}; --classes names {', '.join(names)}")
+    planes = [np.zeros(shape, bool) for _ in names]
+    for label, drawing in shapes:
+        class_index = known.index(label.lower()) if len(names) > 1 else 0
+        planes[class_index] |= draw(drawing, shape)
+    return planes
+
+
+def read_shapes(path: Path) -> "Coco | Labelme | None":
+    """Read a COCO or labelme file, once as long as it stays the same; None if it is neither.
+
+    Raises UserError without the path.
+    """
+    with LOCK:  # a large file is not parsed by two threads
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot be opened ({error.strerror})") from None
+        return _parse(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _parse(path: Path, _size: int, _time_ns: int) -> "Coco | Labelme | None":
+    table = read_json(path)
+    if isinstance(table, dict) and table.keys() >= COCO_KEYS:
+        return Coco(table)
+    return read_labelme(table) if isinstance(table, dict) and "shapes" in table else None
+
+
+def find_shapes(path: Path, image: Path) -> Labelme:
+    """Find the shapes of one image in a JSON file, and the size (H, W) that it gives the image."""
+    table = read_shapes(path)
+    if table is None:
+        raise UserError("neither COCO nor labelme; expected images, annotations, categories")
+    if not isinstance(table, Coco):
+        return table
+    entries = table.entries.get(image.name, [])
+    if len(entries) > 1:  # equal names in several folders: the one with most folders in common
+        entries = sorted(entries, key=lambda entry: -_common_parts(entry["file_name"], image))
+    if not entries:
+        raise UserError(f"no image {image.name} in it")
+    entry = entries[0]
+    size = (entry.get("height"), entry.get("width"))
+    shapes = []
+    for annotation in table.annotations.get(entry.get("id"), []):
+        shapes.append((table.names[annotation["category_id"]], annotation.get("segmentation")))
+    return (size if all(isinstance(side, int) for side in size) else None), shapes
+
+
+def _common_parts(name: str, path: Path) -> int:
+    """Count the folders that a name and a path have in common, from the end."""
+    count = 0
+    for one, other in zip(
+        reversed(name.replace("\\", "/").split("/")), reversed(path.parts), strict=False
+    ):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+# ------------------------------------------------------------------------------------------ COCO
+
+
+class Coco:
+    """A COCO file: images by file name, annotations by image."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        self.entries: dict[str, list[dict]] = defaultdict(list)
+        self.annotations: dict[Any, list[dict]] = defaultdict(list)
+        self.names: dict[Any, str] = {}
+        try:
+            for category in table["categories"]:
+                self.names[category["id"]] = str(category["name"]).strip()
+            for image in table["images"]:
+                name = str(image["file_name"]).replace("\\", "/").rpartition("/")[2]
+                self.entries[name].append(image)
+            for one in table["annotations"]:
+                if one.get("segmentation"):
+                    self.names[one["category_id"]]
+                    self.annotations[one["image_id"]].append(one)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"unreadable as COCO ({type(error).__name__}: {error}); expected images "
+                "with id and file_name, categories with id and name, annotations of them"
+            ) from None
+
+    @property
+    def used_names(self) -> list[str]:
+        """The names of the categories that have a shape, in the order of the file."""
+        used = {one["category_id"] for found in self.annotations.values() for one in found}
+        return [name for key, name in self.names.items() if key in used]
+
+
+# --------------------------------------------------------------------------------------- labelme
+
+
+def read_labelme(table: dict[str, Any]) -> Labelme:
+    """Read a labelme file. Raises UserError without the path."""
+    try:
+        shapes = []
+        for shape in table["shapes"]:
+            drawing = _labelme_drawing(shape)
+            if drawing is not None:
+                shapes.append((str(shape["label"]).strip(), drawing))
+        size = (table.get("imageHeight"), table.get("imageWidth"))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"unreadable as labelme ({type(error).__name__}: {error}); expected shapes with label "
+            "and points"
+        ) from None
+    return (size if all(isinstance(side, int) for side in size) else None), shapes
+
+
+def _labelme_drawing(shape: dict[str, Any]) -> Any:
+    """Make a polygon, or a mask at a place, of a labelme shape; None for points and lines."""
+    kind = shape.get("shape_type") or "polygon"
+    points = np.array(shape["points"], float).reshape(-1, 2)
+    if kind == "polygon":
+        return [points.ravel().tolist()]
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = points.min(0), points.max(0)
+        return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    if kind == "circle":
+        radius = np.hypot(*(points[1] - points[0]))
+        angles = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
+        circle = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+        return [circle.ravel().tolist()]
+    if kind == "mask":
+        picture = pictures.decode_picture(base64.b64decode(shape["mask"]), 2**28).pixels
+        return {"at": points[0].round().astype(int).tolist(), "mask": picture[0, :, :, 0] > 0}
+    return None
+
+
+# --------------------------------------------------------------------------------------- drawing
+
+
+def draw(drawing: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Draw polygons [x, y, x, y …], run lengths or a small mask: bool (H, W). Raises UserError."""
+    if isinstance(drawing, dict):
+        return _place(drawing, shape) if "mask" in drawing else decode_runs(drawing, shape)
+    if not isinstance(drawing, list):
+        raise UserError(f"a segmentation of {type(drawing).__name__}; expected polygons or RLE")
+    mask = np.zeros(shape, bool)
+    for polygon in drawing:
+        mask |= fill_polygon(polygon, shape)
+    return mask
+
+
+def fill_polygon(polygon: Sequence[float], shape: tuple[int, int]) -> np.ndarray:
+    """Fill a polygon [x, y, x, y …]: the pixels whose centre is inside it, bool (H, W).
+
+    Centres are at .5. Each edge switches the pixels below it, in each column that it crosses.
+    """
+    points = _read_points(polygon)
+    height, width = shape
+    x0, y0 = points.T
+    x1, y1 = np.roll(points, -1, axis=0).T
+    first = np.clip(np.ceil(np.minimum(x0, x1) - 0.5), 0, width).astype(int)
+    last = np.clip(np.ceil(np.maximum(x0, x1) - 0.5), 0, width).astype(int)  # not included
+    counts = last - first
+    if counts.sum() > MAX_CROSSINGS:
+        raise UserError(f"a polygon that crosses {counts.sum()} columns of pixels")
+    edge = np.repeat(np.arange(len(points)), counts)
+    column = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
+    slope = (y1 - y0)[edge] / (x1 - x0)[edge]
+    y = y0[edge] + slope * (column + 0.5 - x0[edge])
+    row = np.clip(np.ceil(y - 0.5), 0, height).astype(int)
+    switches = np.zeros((height + 1, width), np.uint8)
+    np.add.at(switches, (row, column), 1)
+    return (np.cumsum(switches[:-1], axis=0, dtype=np.uint8) & 1).astype(bool)
+
+
+def _read_points(polygon: Any) -> np.ndarray:
+    """Read a polygon as points (N, 2). Raises UserError."""
+    try:
+        points = np.array(polygon, float)
+    except (TypeError, ValueError):
+        raise UserError("a polygon that is not a list of numbers") from None
+    if points.ndim != 1 or points.size < 6 or points.size % 2 or points.size > 2 * MAX_POINTS:
+        raise UserError(f"a polygon of {points.size} numbers; expected x and y of 3 points or more")
+    if not np.isfinite(points).all():
+        raise UserError("a polygon with points that are not finite")
+    return points.reshape(-1, 2).clip(-1e6, 1e6)
+
+
+def decode_runs(drawing: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """Decode COCO's run lengths, which go down the columns: bool (H, W). Raises UserError."""
+    if list(drawing.get("size", [])) != list(shape):
+        raise UserError(f"run lengths of size {drawing.get('size')}; the image is {list(shape)}")
+    counts = drawing.get("counts")
+    try:
+        if isinstance(counts, str | bytes):
+            counts = _unpack_counts(counts if isinstance(counts, bytes) else counts.encode("ascii"))
+        counts = np.array(counts, np.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError("run lengths that are not numbers") from None
+    if counts.ndim != 1 or (counts < 0).any() or int(counts.sum()) != shape[0] * shape[1]:
+        raise UserError(f"run lengths that do not add up to {shape[0]}x{shape[1]} pixels")
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(shape, order="F")
+
+
+def _unpack_counts(text: bytes) -> list[int]:
+    """Unpack compressed run lengths.
+
+    A number is written in groups of 5 bits, the lowest first, each a sign from 48 on; bit 6 says
+    that more follow. From the fourth number on it is the difference to the one two places before.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for sign in text:
+        group = sign - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError("not a run length")
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
+
+
+def _place(drawing: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """Put a small mask at its place (x, y) into an image."""
+    mask, (x, y) = np.zeros(shape, bool), drawing["at"]
+    x, y = max(0, x), max(0, y)
+    part = drawing["mask"][: max(0, shape[0] - y), : max(0, shape[1] - x)]
+    mask[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return mask

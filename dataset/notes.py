@@ -1,0 +1,96 @@
+"""What a user must know of how files were read, a line for each kind of note."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.cache import Dataset
+
+MAX_NAMED = 3  # files that a line names
+
+# A sentence, or a sentence and how many pixels it is about.
+Note = str | tuple[str, int]
+
+
+def summarize_notes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Write the notes of many files: a line for each note, with the count and the first names.
+
+    rows: of `Dataset.info`, or any with "image", a path, and "notes".
+    """
+    files: dict[str, list[str]] = {}
+    pixels: dict[str, int] = {}
+    for row in rows:
+        for note in row.get("notes") or ():
+            text, count = (note, 0) if isinstance(note, str) else note
+            files.setdefault(text, []).append(str(row["image"]))
+            pixels[text] = pixels.get(text, 0) + int(count)
+    return [_line(text, names, pixels[text]) for text, names in files.items()]
+
+
+def _line(text: str, names: list[str], pixels: int) -> str:
+    shown = names[0]
+    if len(names) > 1:
+        first = ", ".join(Path(name).name for name in names[:MAX_NAMED])
+        more = ", …" if len(names) > MAX_NAMED else ""
+        shown = f"{len(names)} files ({first}{more})"
+    counted = f" ({pixels} pixels)" if pixels else ""
+    return f"{shown}: {text}{counted}"
+
+
+# ------------------------------------------------------------------------------- odd sets of masks
+
+# Masks are taken for inverted if so many of them cover most of the image and its border.
+INVERTED_FILES, INVERTED_SHARE, INVERTED_BORDER = 0.9, 0.5, 0.9
+
+
+def describe_masks(dataset: Dataset) -> list[str]:
+    """Say what is odd in a data set's masks: inverted ones, classes that never occur."""
+    info, names = dataset.info, dataset.classes.names
+    lines = []
+    if not len(info):
+        return lines
+    absent = [name for name in names if not info[f"share: {name}"].any()]
+    for name in absent:
+        lines.append(f"class {name} never occurs in {len(info)} masks; check --classes")
+    share = info[f"share: {names[0]}"]
+    inverted = (share > INVERTED_SHARE) & (share < 1) & (info.border > INVERTED_BORDER)
+    if len(names) == 1 and inverted.mean() >= INVERTED_FILES:
+        lines.append(
+            f"inverted? The class covers {share.mean():.0%} of the pixels and the border in "
+            f"{inverted.sum()} of {len(info)} masks. If the object is 0: "
+            f'--classes "{names[0]}=0,background=255"'
+        )
+    return lines
+
+
+def describe_subsets(dataset: Dataset, slices: Mapping[str, np.ndarray]) -> list[str]:
+    """Say what is missing in the validation masks: objects at all, or some class.
+
+    slices: numbers of the slices of train and val.
+    """
+    names = dataset.classes.names
+    counts = count_masks(dataset, slices["val"])
+    total = len(slices["val"])
+    if not total:
+        return []
+    if not any(counts):
+        return [
+            f"all {total} val masks are empty: validation Dice says nothing of objects, and cannot "
+            "choose the best epoch. Put images with objects into val"
+        ]
+    lines = []
+    for name, count in zip(names, counts, strict=True):
+        if not count:
+            lines.append(f"the val masks of class {name} are empty in all {total} images")
+    return lines
+
+
+def count_masks(dataset: Dataset, slices: np.ndarray) -> list[int]:
+    """Count the slices in which each class occurs."""
+    counts = np.zeros(len(dataset.classes.names), int)
+    for start in range(0, len(slices), 64):
+        masks = dataset.take(slices[start : start + 64])[1][..., : len(counts)]
+        counts += masks.any((1, 2)).sum(0)
+    return counts.tolist()

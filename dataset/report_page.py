@@ -1,0 +1,299 @@
+"""The page that `data.py check` writes: one HTML file with pictures, without scripts or network."""
+
+import html
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dataset import charts, thumbnails
+from dataset.cache import Dataset
+from dataset.layouts import Pair
+from dataset.loading import Preprocessing
+from dataset.oddities import find_oddities
+from dataset.report import REASONS, train_command
+from dataset.thumbnails import Thumbnail
+from imaging.plots import COLOURS
+from utils import ROOT, atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOTED = ("note", "warning")
+MAX_PROBLEMS = 20  # that are shown at once; the others are folded
+MAX_DAMAGED = 8  # pictures of files with a problem
+MAX_ODD = 12  # pictures of odd files
+MAX_CHARTS = 8  # of classes
+ALL_PIXELS = "#7c8794"
+MANY_TIMES = 20  # between grey levels of files, from which on powers of ten are shown
+
+
+def write_report(
+    folder: Path,
+    pairs: Sequence[Pair],
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    lines: Sequence[str],
+    problems: Sequence[str],
+    fields: dict[str, Any],
+) -> Path:
+    """Write report.html and report.json into `folder`; return the page.
+
+    lines: what `check` prints; notes and warnings are shown above the others.
+    fields: of `train.Config`: data_dir, classes, and what `suggest` proposes.
+    """
+    names, info = preprocessing.classes.names, dataset.info
+    title = html.escape(f"Check of {fields['data_dir']}")
+    notes, facts = split_notes(lines)
+    body = [
+        f"<h1>{title}</h1>",
+        _problems(problems),
+        _list("What you should know", notes, "note"),
+        _command(fields, bool(problems)),
+        f"<h2>What was found</h2><pre>{html.escape(chr(10).join(facts))}</pre>",
+    ]
+    if pairs:
+        body.append(_pictures(pairs, dataset, preprocessing, problems, fields))
+    if len(info):
+        drawn = draw_charts(info, names, _palette(dataset.channels))
+        body.append(f'<h2>In numbers</h2><div class="charts">{drawn}</div>')
+    style = (ROOT / "dataset" / "report.css").read_text(encoding="utf-8")
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{style}</style><main>{''.join(body)}</main></html>\n"
+    )
+    with atomic(folder / "report.html") as temporary:
+        # A file name may hold bytes that are not UTF-8.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    with atomic(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(fields, indent=2))
+    return folder / "report.html"
+
+
+# ------------------------------------------------------------------------------------------- text
+
+
+def split_notes(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide what `check` prints into notes and warnings, without these words, and plain facts.
+
+    A line that begins with a space goes on with the line before.
+    """
+    notes, facts = [], []
+    in_note = False
+    for line in lines:
+        goes_on = line.startswith(" ")
+        in_note = in_note if goes_on else line.startswith(NOTED)
+        if in_note and goes_on:
+            notes[-1] += f"; {line.strip()}"
+        elif in_note:
+            notes.append(line.partition(" ")[2].strip())
+        else:
+            facts.append(line)
+    return notes, facts
+
+
+def _problems(problems: Sequence[str]) -> str:
+    if not problems:
+        return '<p class="fine">No problems.</p>'
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return _list(f"{count} to repair first", problems, "problem")
+
+
+def _list(title: str, lines: Sequence[str], kind: str) -> str:
+    """List lines under a title, the first ones openly; "" without lines."""
+    if not lines:
+        return ""
+    items = [f"<li>{html.escape(line)}" for line in lines]
+    shown, rest = items[:MAX_PROBLEMS], items[MAX_PROBLEMS:]
+    folded = ""
+    if rest:
+        folded = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul></details>"
+    return f'<section class="{kind}"><h2>{title}</h2><ul>{"".join(shown)}</ul>{folded}</section>'
+
+
+def _command(fields: dict[str, Any], is_blocked: bool) -> str:
+    """Show the command to copy, and why it has these hyperparameters."""
+    rows = ""
+    for name, reason in REASONS.items():
+        if name in fields:
+            value = html.escape(str(fields[name]))
+            rows += f"<tr><th scope=row>{name}<td>{value}<td>{reason}"
+    when = "Then train with" if is_blocked else "Next: train with"
+    return (
+        f"<h2>{when}</h2><p>A click selects the whole line.</p>"
+        f'<pre class="command">{html.escape(train_command(fields))}</pre>'
+        f"<table><tr><th>setting<th>proposed<th>why{rows}</table>"
+    )
+
+
+# --------------------------------------------------------------------------------------- pictures
+
+
+def choose_pairs(
+    pairs: Sequence[Pair], info: "pd.DataFrame", names: Sequence[str], problems: Sequence[str]
+) -> list[tuple[Pair, str]]:
+    """Choose the pairs to show, and say why: those with problems, odd ones, some of the others."""
+    chosen = {}
+    for pair in pairs:
+        found = [problem for problem in problems if _is_about(problem, pair)]
+        if found and len(chosen) < MAX_DAMAGED:
+            chosen[pair] = found[0].partition(": ")[2]
+    by_image = {str(pair.image): pair for pair in pairs}
+    readable = [by_image[image] for image in info["image"]] if len(info) else []
+    odd = {readable[row]: reason for row, reason in find_oddities(info, names).items()}
+    for pair, reason in list(odd.items())[:MAX_ODD]:
+        chosen.setdefault(pair, reason)
+    others = [pair for pair in readable if pair not in chosen]
+    room = min(thumbnails.MOST - len(chosen), len(others))
+    for place in np.linspace(0, len(others) - 1, room).round().astype(int):
+        chosen[others[place]] = ""
+    return list(chosen.items())
+
+
+def _is_about(problem: str, pair: Pair) -> bool:
+    return any(problem.startswith(f"{path}: ") for path in (pair.image, *pair.masks))
+
+
+def _pictures(
+    pairs: Sequence[Pair],
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    problems: Sequence[str],
+    fields: dict[str, Any],
+) -> str:
+    """Show the chosen pairs: odd ones first."""
+    names = preprocessing.classes.names
+    chosen = choose_pairs(pairs, dataset.info, names, problems)
+    drawn = thumbnails.draw_all(chosen, preprocessing, fields.get("window", ""))
+    root = Path(os.path.commonpath([pair.image.parent for pair in pairs]))
+    palette = _palette(dataset.channels)
+    odd = [_tile(one, root, palette) for one in drawn if one.reason]
+    others = [_tile(one, root, palette) for one in drawn if not one.reason]
+    shown = f"{len(drawn)} of {len(pairs)} are shown"
+    if len(drawn) == len(pairs):
+        shown = f"all {len(pairs)} are shown"
+    chips = [charts.chip(name, palette[i % len(palette)]) for i, name in enumerate(names)]
+    parts = [
+        f"<h2>Images and masks: {shown}</h2>",
+        f'<p class="legend">Outlines: {" ".join(chips)}. A click enlarges a picture.</p>',
+        '<label><input type="checkbox" id="outlines" checked> show the outlines</label>',
+    ]
+    if odd:
+        parts.append(f'<h3>Look at these first</h3><div class="tiles">{"".join(odd)}</div>')
+    if others:
+        parts.append(f'<h3>Some of the others</h3><div class="tiles">{"".join(others)}</div>')
+    return "".join(parts)
+
+
+def _tile(one: Thumbnail, root: Path, palette: Sequence[str]) -> str:
+    """Show a picture with its file name and the reason why it is shown."""
+    image = one.pair.image
+    name = str(image.relative_to(root)) if image.is_relative_to(root) else image.name
+    name = html.escape(name)
+    under = f'<b title="{name}"><bdi>{name}</bdi></b>'
+    for text in (one.note, one.reason):
+        under += f"<span>{html.escape(text)}</span>" if text else ""
+    caption = f"<figcaption>{under}</figcaption>"
+    if not one.webp:
+        return f'<figure class="tile"><div class="none">cannot be read</div>{caption}</figure>'
+    height, width = one.size
+    paths = ""
+    for i, path in enumerate(one.outlines):
+        colour = palette[i % len(palette)]
+        paths += f'<path d="{path}" fill="{colour}" stroke="{colour}"/>' if path else ""
+    # <details> opens and closes without a script, by mouse and by keyboard.
+    return (
+        f'<figure class="tile"><details name="zoom"><summary title="enlarge">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name} and its mask">'
+        f'<image width="{width}" height="{height}" href="data:image/webp;base64,{one.webp}"/>'
+        f'<g class="outlines">{paths}</g></svg></summary></details>{caption}</figure>'
+    )
+
+
+def _palette(channels: int) -> list[str]:
+    """Give each class a CSS colour. On colour images, which are often red, red comes last."""
+    colours = COLOURS if channels == 1 else COLOURS[::-1]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours]
+
+
+# ----------------------------------------------------------------------------------------- charts
+
+
+def draw_charts(info: "pd.DataFrame", names: Sequence[str], palette: Sequence[str]) -> str:
+    """Draw the sizes, the grey levels, and how much of the images each class fills."""
+    drawn = [_sizes(info), _slices(info), _grey_levels(info, palette[0])]
+    for i, name in enumerate(names[:MAX_CHARTS]):
+        drawn.append(_shares(info, name, palette[i % len(palette)]))
+    return "".join(drawn)
+
+
+def _sizes(info: "pd.DataFrame") -> str:
+    sizes = Counter(info["size"])
+    (common, count), *others = sizes.most_common()
+    if not others:
+        return charts.counts(f"All images have {common} pixels (height x width)", dict(sizes))
+    if len(sizes) <= charts.MAX_ROWS:
+        title = f"Sizes: {count} of {len(info)} images have {common} pixels (height x width)"
+        return charts.counts(title, dict(sizes.most_common()))
+    sides = np.array([max(map(int, size.split("x"))) for size in info["size"]], float)
+    title = f"Longer side of the images: {sides.min():.0f} to {sides.max():.0f} pixels"
+    log = sides.max() > 8 * sides.min()
+    return charts.histogram(title, {"": (ALL_PIXELS, sides)}, log)
+
+
+def _slices(info: "pd.DataFrame") -> str:
+    slices = info["slices"].to_numpy(float)
+    if slices.max() == 1:
+        return ""
+    if slices.min() == slices.max():
+        return charts.counts("Slices of the volumes: all alike", {f"{slices[0]:.0f}": len(info)})
+    title = f"Slices of the volumes: {slices.min():.0f} to {slices.max():.0f}"
+    return charts.histogram(title, {"": (ALL_PIXELS, slices)})
+
+
+def _grey_levels(info: "pd.DataFrame", colour: str) -> str:
+    """Compare the grey levels of all pixels with those of the foreground."""
+    pixels, objects = (_sample_levels(info[column]) for column in ("quantiles", "object"))
+    # A few extreme pixels or files would press all others into one bar.
+    ends = np.array([(levels[1], levels[-2]) for levels in info["quantiles"]], float)
+    low, high = float(np.quantile(ends[:, 0], 0.05)), float(np.quantile(ends[:, 1], 0.95))
+    usual = float(np.median(ends[:, 1]))
+    title = "Grey levels as stored, of all pixels"
+    if log := low >= 0 and high > MANY_TIMES * usual > 0:
+        between = f"{charts.number(ends[:, 1].min())} and {charts.number(ends[:, 1].max())}"
+        title, low = f"Grey levels differ by file: the brightest are between {between}", usual / 100
+    elif len(objects):
+        between = " to ".join(charts.number(one) for one in np.quantile(objects, (0.1, 0.9)))
+        title = f"Grey levels as stored: the foreground is mostly {between}"
+    series = {"all pixels": (ALL_PIXELS, pixels), "foreground": (colour, objects)}
+    return charts.histogram(title, series, log, limits=(low, high))
+
+
+def _sample_levels(quantiles: "pd.Series") -> np.ndarray:
+    """Draw grey levels of every image from its quantiles."""
+    places = np.linspace(0, 1, 200)
+    sampled = [
+        np.interp(places, np.linspace(0, 1, len(levels)), levels)
+        for levels in quantiles
+        if len(levels)
+    ]
+    return np.concatenate([np.zeros(0), *sampled])
+
+
+def _shares(info: "pd.DataFrame", name: str, colour: str) -> str:
+    """Show how much of the images a class fills, of those that have it."""
+    shares = 100 * info[f"share: {name}"].to_numpy(float)
+    present = shares[shares > 0]
+    if not len(present):
+        return f'<p class="problem">{html.escape(name)} is in no mask.</p>'
+    title = (
+        f"{name}: {np.median(present):.2g} % of the pixels (median), in {len(present)} of "
+        f"{len(shares)} masks"
+    )
+    log = present.max() > 20 * present.min()
+    return charts.histogram(title, {"": (colour, present)}, log, unit=" %")

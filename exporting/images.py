@@ -1,0 +1,105 @@
+"""Choose the images that an export is checked and calibrated on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dataset.phantoms import make_phantoms
+from dataset.split_table import read_split
+from imaging import formats
+from imaging.scan import Scan
+from inference.inputs import list_inputs
+from inference.segment import prepare_inputs
+from utils import UserError
+
+MAX_SLICES = 8  # of a volume
+
+
+class Images(NamedTuple):
+    """Which images are used for what."""
+
+    agreement: list[Path]  # test images: the formats' masks are compared with the model file's
+    precision: list[Path]  # validation images: reduced precision is compared with float32
+    calibration: list[Path]  # training images, none of them above: ranges of the integers
+    source: str  # where the validation images come from
+
+
+def choose_images(model: Path, images: str, checked: int) -> Images:
+    """Choose at most `checked` images of each kind. Raises UserError if there are too few.
+
+    model: the model file, whose run has a split.csv. images: a file or folder, or "".
+    """
+    sources = Sources(Path(model), images, checked)
+    candidates = sources.list("val")
+    # Some of the same images may have to calibrate.
+    precision = candidates[: min(checked, max(1, len(candidates) // 2))]
+    others = [path for path in sources.list("train") if path not in precision]
+    if not others:
+        raise UserError(
+            f"{precision[0]} is the only image; expected another one to calibrate the integers on"
+        )
+    return Images(sources.list("test")[:checked], precision, others[-checked:], sources.name)
+
+
+class Sources(NamedTuple):
+    """Where images may come from."""
+
+    model: Path
+    images: str
+    checked: int
+
+    @property
+    def split(self) -> Path:
+        """Where the split of the model's run would be."""
+        return self.model.with_name("split.csv")
+
+    @property
+    def name(self) -> str:
+        """What the manifest says of them."""
+        if self.images:
+            return Path(self.images).name
+        return "of the split.csv beside the model" if self.split.is_file() else "phantoms"
+
+    def list(self, subset: str) -> list[Path]:
+        """List the images that the user names, else a subset of the model's run, else phantoms.
+
+        If the run has no image in this subset, all its images are taken.
+        """
+        if self.images:
+            paths = [item.path for item in list_inputs(Path(self.images)).items]
+        elif self.split.is_file():
+            pairs, subsets = read_split(self.split)
+            # The channels of an image in files of their own: no server takes such.
+            images = [pair.image for pair in pairs if not pair.more_channels]
+            wanted = {
+                pair.image for pair, other in zip(pairs, subsets, strict=True) if other == subset
+            }
+            paths = [image for image in images if image in wanted] or images
+        else:
+            folder = make_phantoms("", 2 * self.checked, seed=1) / "CXR_png"
+            paths = sorted(folder.iterdir())
+        if not paths:
+            raise UserError("no image to check the formats on; name some with --images")
+        return paths
+
+
+def read_few_slices(path: Path, metadata: dict[str, Any]) -> Scan:
+    """Read an image; of a volume some slices in its middle."""
+    scan = formats.read_scan(path, metadata.get("window", ""))
+    start = max(0, (len(scan.pixels) - MAX_SLICES) // 2)
+    return replace(scan, pixels=scan.pixels[start : start + MAX_SLICES])
+
+
+def prepare(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:
+    """Prepare a scan's slices: (S, h, w, C) float32 in [0, 1]."""
+    prepared = prepare_inputs(scan, tuple(metadata["image_size"]), metadata)
+    return prepared.astype(np.float32) / 255
+
+
+def read_prepared(path: Path, metadata: dict[str, Any]) -> np.ndarray:
+    """Read an image, of a volume the slice in its middle, and prepare it: (1, h, w, C) float32."""
+    prepared = prepare(read_few_slices(path, metadata), metadata)
+    middle = len(prepared) // 2
+    return prepared[middle : middle + 1]

@@ -1,0 +1,94 @@
+"""Write what was found in each image: mask, probabilities, panel, and a row per class."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imaging import formats
+from imaging.labels import Classes, plane
+from imaging.plots import draw_panel
+from imaging.scan import Scan
+from inference.inputs import MEASUREMENTS, Input
+from inference.measurements import COLUMNS, measure_classes
+from inference.segment import Prediction
+from utils import atomic, printable
+
+MAX_NAMED = 3  # files in a note
+
+
+@dataclass
+class Writer:
+    """Writes the results of `predict.py --input` to a folder, and remembers what to tell."""
+
+    folder: Path
+    metadata: dict[str, Any]  # of the model
+    kind: str = ""  # format of the masks; "" is that of the image
+    panels: bool = True
+    probabilities: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0  # masks written
+    noted: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def write(self, item: Input, scan: Scan, found: Prediction) -> None:
+        """Write the files of an image; its row is written by `finish`."""
+        classes = Classes.from_metadata(self.metadata)
+        names, place = classes.names, self.folder / item.name
+        written = formats.write_masks(self.folder, item.name, found.ids, classes, scan, self.kind)
+        self.count += 1
+        notes = list(dict.fromkeys([*scan.notes, *(one.note for one in written if one.note)]))
+        planes = [plane(found.ids, number) for number in range(1, len(names) + 1)]
+        shared = {"image": item.path.as_posix(), "notes": "; ".join(notes)}
+        for i, row in enumerate(measure_classes(planes, names, scan)):
+            # Classes that overlap have a file each.
+            mask = written[i if classes.overlap else 0].path.relative_to(self.folder)
+            self.rows.append({**shared, "mask": mask.as_posix(), **row})
+        for note in notes:
+            # A note on the mask names its file.
+            note = note.replace(written[0].path.name, "another file")
+            self.noted[note].append(printable(item.path))
+        if self.probabilities:
+            formats.write_probabilities(place, found.probs, names, scan)
+        if self.panels:
+            panel, title = self.folder / "panels" / f"{item.name}.png", printable(item.path.name)
+            window = self.metadata.get("window", "")
+            draw_panel(panel, scan, found.ids, names, title, None, found.uncertainty, window)
+
+    def finish(self) -> None:
+        """Write measurements.csv, and print each note once, with the files that it is about."""
+        if not self.rows:
+            return
+        path = self.folder / MEASUREMENTS
+        new = {row["mask"] for row in self.rows}
+        rows = [row for row in self._old_rows(path) if row["mask"] not in new]
+        with (
+            atomic(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows + self.rows)
+        print_notes(self.noted)
+
+    def _old_rows(self, path: Path) -> list[dict[str, str]]:
+        """Read the rows of earlier masks that are still there; none of another table."""
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                table = csv.DictReader(file)
+                rows = list(table) if tuple(table.fieldnames or ()) == COLUMNS else []
+        except (OSError, ValueError, csv.Error):
+            return []
+        return [row for row in rows if row["mask"] and (self.folder / row["mask"]).is_file()]
+
+
+def print_notes(noted: dict[str, Sequence[str]]) -> None:
+    """Print each note once: `note  FILE: NOTE`, or with the number of files and the first names."""
+    for note, names in noted.items():
+        if len(names) > 1:
+            some = ", ".join(Path(name).name for name in names[:MAX_NAMED])
+            rest = ", …" if len(names) > MAX_NAMED else ""
+            print(f"note  {len(names)} files: {note} ({some}{rest})")
+        else:
+            print(f"note  {names[0]}: {note}")

@@ -1,0 +1,80 @@
+"""Segment image files: read, predict, write. What goes wrong with a file costs that file only."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from imaging.files import file_stem
+from imaging.scan import Scan
+from inference.inputs import Input, read_input
+from inference.output_names import name_outputs
+from inference.outputs import Writer
+from inference.problems import Problems
+from inference.read_ahead import read_chunks
+from inference.segment import DEFAULT_OPTIONS, Member, Options, Prediction, segment_scans
+
+
+def segment_files(
+    members: Sequence[Member],
+    items: Sequence[Input | Path],
+    output: str | Path,
+    options: Options = DEFAULT_OPTIONS,
+    panels: bool = True,
+    kind: str = "",
+) -> tuple[int, list[str]]:
+    """Write masks and measurements to `output`, and panels to the folder panels in it.
+
+    items: image files, or what `list_inputs` found. kind: format of the masks, see
+    `formats.write_mask`. Returns how many masks, and the problems, a line per file that was left
+    out.
+    """
+    metadata = members[0][1]
+    items = name_inputs(items)
+    problems = Problems(output)
+    writer = Writer(Path(output), metadata, kind, panels, options.probabilities)
+    chunks = read_chunks(
+        items,
+        [item.path for item in items],
+        lambda item: read_input(item, metadata.get("window", "")),
+        options.batch_size,
+        problems,
+    )
+    try:
+        for chunk in chunks:
+            paths, scans = [item.path for item, _ in chunk], [scan for _, scan in chunk]
+            for i, found in segment_each(members, scans, options, paths, problems):
+                try:
+                    writer.write(*chunk[i], found)
+                except Exception as error:
+                    problems.add(paths[i], error)
+    finally:
+        writer.finish()
+    return writer.count, problems.lines
+
+
+def name_inputs(items: Sequence[Input | Path]) -> list[Input]:
+    """Make inputs of image files."""
+    if all(isinstance(item, Input) for item in items):
+        return list(items)
+    names = name_outputs([(file_stem(path), path.name) for path in items])
+    return [Input(name, (path,)) for name, path in zip(names, items, strict=True)]
+
+
+def segment_each(
+    members: Sequence[Member],
+    scans: Sequence[Scan],
+    options: Options,
+    paths: Sequence[Path],
+    problems: Problems,
+) -> Iterator[tuple[int, Prediction]]:
+    """Segment scans; if that fails, one by one. Gives the number of each, and what was found."""
+    try:
+        yield from enumerate(segment_scans(members, scans, options))
+        return
+    except Exception as error:
+        if len(scans) < 2:
+            for path in paths:
+                problems.add(path, error)
+            return
+    for i, scan in enumerate(scans):
+        for _, found in segment_each(members, [scan], options, [paths[i]], problems):
+            yield i, found

@@ -1,0 +1,461 @@
+"""Every layout that is recognised by itself: the pairs, classes, patients, subsets, notes."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import data
+from dataset import layouts
+from dataset.reading import read_pair, read_truth
+from imaging.labels import Classes
+from utils import UserError
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Make empty files: layouts are recognised by names alone."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def paired(layout: layouts.Layout, root: Path) -> dict[str, tuple[str, ...]]:
+    """The masks of each image, as paths below the root."""
+    found = {}
+    for pair in layout.pairs:
+        masks = tuple(path.relative_to(root).as_posix() for path in pair.masks)
+        found[pair.image.relative_to(root).as_posix()] = masks
+    return found
+
+
+def find(root: Path) -> layouts.Layout:
+    layout = data.find_data(root)
+    assert layout.problems == []
+    return layout
+
+
+# --------------------------------------------------------------------------------- two folders
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images", "masks"),
+        ("Images", "Masks"),
+        ("imgs", "labels"),
+        ("image", "label"),
+        ("original", "groundtruth"),
+        ("Original", "Ground truth"),
+        ("img", "gt"),
+        ("JPEGImages", "SegmentationClass"),
+        ("inputs", "targets"),
+        ("scans", "segmentations"),
+        ("CXR_png", "masks_png"),
+        ("img_dir", "ann_dir"),
+        ("images", "1st_manual"),
+        ("train", "train_masks"),
+        ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
+        ("stare-images", "labels-ah"),
+        ("slides", "annotations"),
+    ],
+)
+def test_folders_of_usual_names(tmp_path, images, masks):
+    touch(tmp_path, *(f"{images}/scan{i}.png" for i in range(3)))
+    touch(tmp_path, *(f"{masks}/scan{i}.png" for i in range(3)), "README.md", "thumbs/scan0.png")
+    layout = find(tmp_path)
+    expected = {f"{images}/scan{i}.png": (f"{masks}/scan{i}.png",) for i in range(3)}
+    assert paired(layout, tmp_path) == expected
+    assert layout.name.startswith(f"{images}/ + {masks}/")
+    assert layout.notes[-1] == "2 files are passed over: README.md, thumbs/scan0.png"
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{}.png", "{}_mask.png"),
+        ("{}.png", "{}_Mask.PNG"),
+        ("{}.png", "{}_masks.png"),
+        ("{}.png", "{}_seg.png"),
+        ("{}.png", "{}_segmentation.png"),
+        ("{}.png", "{}_gt.png"),
+        ("{}.png", "{}_GT.png"),
+        ("{}.png", "{}_label.png"),
+        ("{}.png", "{}_labels.png"),
+        ("{}.png", "{}-mask.png"),
+        ("{}.png", "{}.mask.png"),
+        ("{}.png", "{}_seg_mask.png"),
+        ("{}.png", "mask_{}.png"),
+        ("{}.png", "Mask_{}.png"),
+        ("{}.jpg", "{}.jpg.png"),
+        ("{}.jpg", "{}_mask.jpg.png"),
+        ("{}.JPG", "{}.bmp"),
+        ("{}_training.tif", "{}_manual1.png"),
+        ("{}_image.png", "{}_mask.png"),
+        ("image_{}.png", "mask_{}.png"),
+        ("img{}.png", "mask{}.png"),
+        ("volume-{}.nii", "segmentation-{}.nii"),
+        ("{}.png", "{}_1stHO.png"),
+        ("{}.tif", "{}.ah.tif"),
+        ("{}.png", "{}_vessels.png"),
+        ("{}.png", "drawn-{}.png"),
+        ("{}_0000.png", "{}_mask.png"),
+        ("SCAN{}.png", "scan{}_mask.png"),
+    ],
+)
+def test_names_of_masks(tmp_path, image, mask):
+    for i in (1, 2, 10, 11):
+        touch(tmp_path, f"images/{image.format(i)}", f"masks/{mask.format(i)}")
+    expected = {
+        f"images/{image.format(i)}": (f"masks/{mask.format(i)}",) for i in sorted((1, 2, 10, 11))
+    }
+    assert paired(find(tmp_path), tmp_path) == expected
+
+
+def test_folders_in_folders_pair_with_those_of_their_name(tmp_path):
+    for folder in ("a", "b"):
+        touch(tmp_path, f"images/{folder}/1.png", f"masks/{folder}/1_mask.png")
+    assert paired(find(tmp_path), tmp_path) == {
+        "images/a/1.png": ("masks/a/1_mask.png",),
+        "images/b/1.png": ("masks/b/1_mask.png",),
+    }
+
+
+def test_litter_is_no_file_of_the_data_set(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/a.png")
+    for place in ("", "images/", "masks/"):
+        touch(tmp_path, f"{place}@eaDir/a.png/x.png", f"{place}__MACOSX/._a.png")
+        touch(tmp_path, f"{place}.DS_Store", f"{place}Thumbs.db", f"{place}desktop.ini")
+        touch(tmp_path, f"{place}._a.png", f"{place}.ipynb_checkpoints/a.png")
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path) == {"images/a.png": ("masks/a.png",)}
+    assert layout.notes == [] and layout.classes == ""
+
+
+def test_of_two_folders_of_masks_the_one_that_fits_is_taken_and_the_other_named(tmp_path):
+    touch(tmp_path, *(f"images/{i}.png" for i in range(4)), *(f"masks/{i}.png" for i in range(4)))
+    touch(tmp_path, "labels/0.png", "labels/1.txt")
+    layout = find(tmp_path)
+    assert {pair.masks[0].parent.name for pair in layout.pairs} == {"masks"}
+    assert "labels/ not used: the masks are those of images/ + masks/" in layout.notes
+
+
+def test_masks_of_a_second_observer_are_not_used(tmp_path):
+    for i in range(3):
+        touch(tmp_path, f"images/{i}.png", f"masks/{i}_1stHO.png", f"masks/{i}_2ndHO.png")
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["images/1.png"] == ("masks/1_1stHO.png",)
+    assert "3 masks of a second observer are not used (0_2ndHO.png)" in layout.notes[0]
+
+
+def test_two_masks_of_one_image_are_a_problem(tmp_path):
+    touch(tmp_path, "images/a.png", "images/b.png")
+    touch(tmp_path, "masks/a.png", "masks/a_mask.png", "masks/b.png")
+    (problem,) = data.find_data(tmp_path).problems
+    assert "a_mask.png: a second mask of a.png, beside a.png; keep one of them" in problem
+
+
+# -------------------------------------------------------------------------------- class folders
+
+
+def test_a_folder_a_class_and_what_is_absent(tmp_path):
+    touch(tmp_path, *(f"images/{i}.png" for i in range(4)))
+    touch(tmp_path, *(f"masks/liver/{i}.png" for i in range(4)), "masks/tumour/2_mask.png")
+    layout = find(tmp_path)
+    assert layout.classes == "liver,tumour" and layout.name == "images/ + masks/CLASS/"
+    assert paired(layout, tmp_path)["images/1.png"] == ("masks/liver/1.png",)
+    both = ("masks/liver/2.png", "masks/tumour/2_mask.png")
+    assert paired(layout, tmp_path)["images/2.png"] == both
+    note = "masks/tumour has no file for 3 of 4 images: the class is absent there"
+    assert note in layout.notes
+
+
+def test_an_image_without_any_class_is_empty(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"images/{i}.png", np.full((20, 20), 40 * i))
+    write(tmp_path / "masks/liver/0.png", 255 * np.eye(20))
+    write(tmp_path / "masks/tumour/1.png", 255 * np.eye(20))
+    pairs = find(tmp_path).pairs
+    found = [read_truth(pair, Classes("liver,tumour")).mask for pair in pairs]
+    assert [set(np.unique(ids)) for ids in found] == [{0, 1}, {0, 2}, {0}]
+
+
+def test_a_folder_of_objects_an_image(tmp_path):
+    for i in range(3):
+        touch(tmp_path, f"images/{i}.png", f"masks/{i}/x.png", f"masks/{i}/y.png")
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["images/1.png"] == ("masks/1/x.png", "masks/1/y.png")
+    assert layout.classes == ""
+
+
+# ------------------------------------------------------------------------ one folder, patients
+
+
+def test_images_and_masks_in_one_folder(tmp_path):
+    touch(tmp_path, *(f"{i}.png" for i in range(3)), *(f"{i}_mask.png" for i in range(3)))
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["1.png"] == ("1_mask.png",)
+    assert layout.name == "x + x_mask in one folder"
+    assert not any(pair.patient for pair in layout.pairs)
+
+
+def test_brain_mri_in_folders_of_patients(tmp_path):
+    """The layout of the LGG segmentation data set."""
+    for patient in ("TCGA_CS_4941_19960909", "TCGA_DU_5849_19950405", "TCGA_HT_7602_19951103"):
+        for i in (1, 2):
+            touch(tmp_path, f"kaggle_3m/{patient}/{patient}_{i}.tif")
+            touch(tmp_path, f"kaggle_3m/{patient}/{patient}_{i}_mask.tif")
+    touch(tmp_path, "kaggle_3m/data.csv", "kaggle_3m/README.md")
+    layout = find(tmp_path)
+    assert len(layout.pairs) == 6
+    assert all(pair.patient == pair.image.parent.name for pair in layout.pairs)
+    assert all(pair.masks[0].stem == f"{pair.stem}_mask" for pair in layout.pairs)
+
+
+def test_folders_without_numbers_are_labels(tmp_path):
+    """The layout of the BUSI data set: an image may have several masks."""
+    for kind in ("benign", "malignant", "normal"):
+        touch(tmp_path, *(f"{kind}/{kind} ({i}).png" for i in (1, 2)))
+        touch(tmp_path, *(f"{kind}/{kind} ({i})_mask.png" for i in (1, 2)))
+    touch(tmp_path, "benign/benign (1)_mask_1.png")
+    layout = find(tmp_path)
+    assert {pair.label for pair in layout.pairs} == {"benign", "malignant", "normal"}
+    assert not any(pair.patient for pair in layout.pairs)
+    masks = paired(layout, tmp_path)["benign/benign (1).png"]
+    assert masks == ("benign/benign (1)_mask.png", "benign/benign (1)_mask_1.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{}.png", "masks/{}.png"),
+        ("images/{}.png", "masks/{}_mask.png"),
+        ("study1/images/{}.png", "study1/masks/{}.png"),
+        ("study1/images/{}.png", "study1/labels/{}.png"),
+    ],
+)
+def test_a_folder_a_patient(tmp_path, image, mask):
+    for patient in range(3):
+        for i in range(2):
+            touch(tmp_path, f"p{patient}/{image.format(i)}", f"p{patient}/{mask.format(i)}")
+    layout = find(tmp_path)
+    assert layout.name.startswith("a folder a patient") and len(layout.pairs) == 6
+    for pair in layout.pairs:
+        patient = pair.image.relative_to(tmp_path).parts[0]
+        assert pair.patient == patient and pair.masks[0].relative_to(tmp_path).parts[0] == patient
+        assert pair.stem == pair.masks[0].stem.removesuffix("_mask")
+
+
+def test_a_folder_a_case_with_files_named_after_their_role(tmp_path):
+    """The layout of KiTS."""
+    for i in range(3):
+        touch(tmp_path, f"case_0000{i}/imaging.nii.gz", f"case_0000{i}/segmentation.nii.gz")
+    layout = find(tmp_path)
+    expected = {
+        f"case_0000{i}/imaging.nii.gz": (f"case_0000{i}/segmentation.nii.gz",) for i in range(3)
+    }
+    assert paired(layout, tmp_path) == expected
+    assert layout.pairs[2].patient == "case_00002"
+
+
+def test_a_folder_a_case_with_several_channels(tmp_path):
+    """The layout of BraTS."""
+    for i in range(3):
+        case = f"BraTS20_{i:03}"
+        touch(tmp_path, *(f"{case}/{case}_{kind}.nii.gz" for kind in ("flair", "t1", "t2", "seg")))
+    layout = find(tmp_path)
+    pair = layout.pairs[1]
+    assert len(layout.pairs) == 3 and "3 channels" in layout.name
+    assert pair.image.name == "BraTS20_001_flair.nii.gz" and pair.patient == "BraTS20_001"
+    assert [path.name for path in pair.more_channels] == [
+        "BraTS20_001_t1.nii.gz",
+        "BraTS20_001_t2.nii.gz",
+    ]
+    assert [path.name for path in pair.masks] == ["BraTS20_001_seg.nii.gz"]
+
+
+def test_data_science_bowl(tmp_path):
+    for i in range(3):
+        touch(tmp_path, f"id{i}f/images/id{i}f.png", *(f"id{i}f/masks/{k}{i}.png" for k in "abc"))
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["id1f/images/id1f.png"] == tuple(
+        f"id1f/masks/{k}1.png" for k in "abc"
+    )
+    assert "Data Science Bowl" in layout.name and not layout.pairs[0].patient
+
+
+# ------------------------------------------------------------------------------- ready subsets
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{}/images/{}.png", "{}/masks/{}.png"),
+        ("images/{}/{}.png", "masks/{}/{}.png"),
+        ("{}_images/{}.png", "{}_masks/{}.png"),
+        ("{}/{}.png", "{}_annot/{}.png"),
+        ("{}/{}.png", "{}annot/{}_L.png"),
+        ("{}/{}.png", "{}/{}_mask.png"),
+        ("data/{}/images/{}.png", "data/{}/masks/{}.png"),
+    ],
+)
+def test_ready_subsets_with_equal_names(tmp_path, image, mask):
+    for folder in ("training", "validation", "test"):
+        for i in range(2):
+            touch(tmp_path, image.format(folder, i), mask.format(folder, i))
+    layout = find(tmp_path)
+    assert len(layout.pairs) == 6
+    for pair in layout.pairs:
+        subset = {"training": "train", "validation": "val", "test": "test"}
+        (folder,) = [name for name in subset if f"/{name}" in str(pair.image)[len(str(tmp_path)) :]]
+        assert pair.subset == subset[folder] and f"/{folder}" in str(pair.masks[0])
+    assert len({pair.group for pair in layout.pairs}) == 6
+
+
+def test_a_test_folder_without_masks_is_passed_over_and_named(tmp_path):
+    touch(tmp_path, "train/images/a.png", "train/masks/a.png", "test/images/b.png")
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path) == {"train/images/a.png": ("train/masks/a.png",)}
+    assert "test/ has no masks and is passed over" in layout.notes
+
+
+def test_drive(tmp_path):
+    for i in (21, 22):
+        touch(tmp_path, f"training/images/{i}_training.tif", f"training/1st_manual/{i}_manual1.tif")
+        touch(tmp_path, f"training/mask/{i}_training_mask.tif")
+    touch(tmp_path, "test/images/01_test.tif", "test/mask/01_test_mask.tif")
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path) == {
+        f"training/images/{i}_training.tif": (f"training/1st_manual/{i}_manual1.tif",)
+        for i in (21, 22)
+    }
+    assert "mask/ is the field of view and is not used" in layout.notes
+    assert "test/ has no 1st_manual/ (the truth) and is passed over" in " ".join(layout.notes)
+
+
+# -------------------------------------------------------------------------------- known layouts
+
+
+def test_nnunet_with_channels_and_classes(tmp_path):
+    for i in range(3):
+        touch(tmp_path, f"imagesTr/c{i}_0000.png", f"imagesTr/c{i}_0001.png", f"labelsTr/c{i}.png")
+    touch(tmp_path, "imagesTs/c9_0000.png", "imagesTs/c9_0001.png")
+    table = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "left kidney": 1, "cyst, large": 2, "ignore": 3},
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(table))
+    layout = find(tmp_path)
+    assert layout.name == "nnU-Net, 2 channels, classes from dataset.json"
+    assert layout.classes == "left kidney=1,cyst large=2" and layout.ignore == "3"
+    assert paired(layout, tmp_path) == {
+        f"imagesTr/c{i}_0000.png": (f"labelsTr/c{i}.png",) for i in range(3)
+    }
+    assert [path.name for path in layout.pairs[1].more_channels] == ["c1_0001.png"]
+    (tmp_path / "imagesTr/c1_0001.png").unlink()
+    (problem,) = data.find_data(tmp_path).problems
+    assert "c1_0000.png: channel _0001 is missing" in problem
+
+
+def test_nnunet_with_regions(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.png", "labelsTr/a.png")
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    layout = find(tmp_path)
+    assert layout.classes == "whole=1,core=2,enhancing=3"
+    assert any("smallest" in note for note in layout.notes)
+
+
+def test_decathlon(tmp_path):
+    touch(
+        tmp_path,
+        *(f"{name}/la_{i:03}.nii.gz" for i in range(3) for name in ("imagesTr", "labelsTr")),
+    )
+    labels = {"0": "background", "1": "Anterior", "2": "Posterior"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    layout = find(tmp_path)
+    assert layout.classes == "Anterior=1,Posterior=2" and len(layout.pairs) == 3
+    assert layout.pairs[0].more_channels == ()
+
+
+def test_channel_files_are_stacked(tmp_path):
+    for k in range(2):
+        write(tmp_path / f"imagesTr/a_000{k}.png", np.full((20, 24), 10 + k))
+    write(tmp_path / "labelsTr/a.png", np.eye(20, 24))
+    (pair,) = find(tmp_path).pairs
+    scan, truth = read_pair(pair, Classes("x"))
+    assert scan.pixels.shape == (1, 20, 24, 2) and scan.pixels[0, 3, 4].tolist() == [10, 11]
+    assert truth.mask.sum() == 20
+    write(tmp_path / "imagesTr/a_0001.png", np.full((20, 20), 9))
+    with pytest.raises(UserError, match=r"a_0001.png: 20x20 pixels; a_0000.png is 20x24 pixels"):
+        read_pair(pair, Classes("x"))
+
+
+def test_chase(tmp_path):
+    for eye in ("01L", "01R", "02L", "02R"):
+        touch(tmp_path, f"Image_{eye}.jpg", f"Image_{eye}_1stHO.png", f"Image_{eye}_2ndHO.png")
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["Image_01R.jpg"] == ("Image_01R_1stHO.png",)
+    assert [pair.patient for pair in layout.pairs] == ["01", "01", "02", "02"]
+    assert "4 masks of the second observer (_2ndHO) are not used" in layout.notes
+
+
+def test_cvat_with_labelmap(tmp_path):
+    for i in range(3):
+        touch(tmp_path, f"JPEGImages/{i}.jpg")
+        touch(tmp_path, f"SegmentationObject/{i}.png", "ImageSets/Segmentation/default.txt")
+    touch(tmp_path, "SegmentationClass/0.png", "SegmentationClass/1.png")
+    (tmp_path / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nliver:255,0,0::\ncyst:0,128,7::\n"
+    )
+    layout = find(tmp_path)
+    assert layout.classes == "liver=#ff0000,cyst=#008007" and len(layout.pairs) == 2
+    assert {pair.masks[0].parent.name for pair in layout.pairs} == {"SegmentationClass"}
+    assert "1 images have no mask and are passed over" in layout.notes
+
+
+# ---------------------------------------------------------------------------------- not known
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["pictures7/a.png", "truht/a.png"], "rename truht to truth"),
+        (["images/a.png"], "images/ is there, masks/ lacks"),
+        (["masks/a.png"], "masks/ is there, images/ lacks"),
+        (["a.png", "b.png"], "there are images and no masks, such as x_mask.png for x.png"),
+        (["imagesTr/a.png"], "nearest: nnU-Net; labelsTr/ lacks"),
+        (["train/a/a.png", "val/b/b.png"], "nearest: train/ val/ test/"),
+    ],
+)
+def test_an_unknown_layout_is_answered_with_the_nearest(tmp_path, files, said):
+    touch(tmp_path / "set", *files)
+    with pytest.raises(UserError) as error:
+        data.find_data(tmp_path / "set")
+    assert said in str(error.value) and "expected images/ + masks/" in str(error.value)
+    assert f"\n  set/  {'2 .png' if files[0] == 'a.png' else ''}" in str(error.value)
+
+
+def test_the_tree_of_an_unknown_layout_is_short(tmp_path):
+    touch(tmp_path, *(f"f{i}/g{j}/{k}.dat" for i in range(40) for j in range(9) for k in range(2)))
+    with pytest.raises(UserError) as error:
+        data.find_data(tmp_path)
+    assert len(str(error.value).splitlines()) < 25
+    assert "… 36 more folders" in str(error.value) and "2 .dat (0.dat, 1.dat)" in str(error.value)
+
+
+def test_classes_are_those_of_the_layout_unless_given(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/liver/a.png", "masks/cyst/a.png")
+    layout = find(tmp_path)
+    assert data.choose_classes("", layout) == "cyst,liver"
+    assert data.choose_classes("x", layout) == "x"
+    assert data.choose_classes("") == "foreground"
+    assert Classes(data.choose_classes("", layout)).names == ["cyst", "liver"]
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pixels.astype(np.uint8))
