@@ -23,11 +23,13 @@ from utils import ROOT, atomic
 if TYPE_CHECKING:
     import pandas as pd
 
+NOTED = ("note", "warning")
 MAX_PROBLEMS = 20  # that are shown at once; the others are folded
 MAX_DAMAGED = 8  # pictures of files with a problem
 MAX_ODD = 12  # pictures of odd files
 MAX_CHARTS = 8  # of classes
 ALL_PIXELS = "#7c8794"
+MANY_TIMES = 20  # between grey levels of files, from which on powers of ten are shown
 
 
 def write_report(
@@ -41,19 +43,18 @@ def write_report(
 ) -> Path:
     """Write report.html and report.json into `folder`; return the page.
 
-    lines: what `report.describe` says; those that begin with "note" are shown above the others.
+    lines: what `check` prints; notes and warnings are shown above the others.
     fields: of `train.Config`: data_dir, classes, and what `suggest` proposes.
     """
     names, info = preprocessing.classes.names, dataset.info
     title = html.escape(f"Check of {fields['data_dir']}")
-    notes = [line.partition(" ")[2].strip() for line in lines if line.startswith("note")]
-    facts = "\n".join(line for line in lines if not line.startswith("note"))
+    notes, facts = split_notes(lines)
     body = [
         f"<h1>{title}</h1>",
         _problems(problems),
-        _list("Notes", notes, "note"),
+        _list("What you should know", notes, "note"),
         _command(fields, bool(problems)),
-        f"<h2>What was found</h2><pre>{html.escape(facts)}</pre>",
+        f"<h2>What was found</h2><pre>{html.escape(chr(10).join(facts))}</pre>",
     ]
     if pairs:
         body.append(_pictures(pairs, dataset, preprocessing, problems, fields))
@@ -75,6 +76,25 @@ def write_report(
 
 
 # ------------------------------------------------------------------------------------------- text
+
+
+def split_notes(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide what `check` prints into notes and warnings, without these words, and plain facts.
+
+    A line that begins with a space goes on with the line before.
+    """
+    notes, facts = [], []
+    in_note = False
+    for line in lines:
+        goes_on = line.startswith(" ")
+        in_note = in_note if goes_on else line.startswith(NOTED)
+        if in_note and goes_on:
+            notes[-1] += f"; {line.strip()}"
+        elif in_note:
+            notes.append(line.partition(" ")[2].strip())
+        else:
+            facts.append(line)
+    return notes, facts
 
 
 def _problems(problems: Sequence[str]) -> str:
@@ -239,15 +259,19 @@ def _slices(info: "pd.DataFrame") -> str:
 def _grey_levels(info: "pd.DataFrame", colour: str) -> str:
     """Compare the grey levels of all pixels with those of the foreground."""
     pixels, objects = (_sample_levels(info[column]) for column in ("quantiles", "object"))
-    title = "Grey levels as stored, of all pixels"
-    if len(objects):
-        usual = "{:.3g} to {:.3g}".format(*np.quantile(objects, (0.1, 0.9)))
-        title = f"Grey levels as stored: the foreground is mostly {usual}"
     # A few extreme pixels or files would press all others into one bar.
     ends = np.array([(levels[1], levels[-2]) for levels in info["quantiles"]], float)
-    limits = float(np.quantile(ends[:, 0], 0.05)), float(np.quantile(ends[:, 1], 0.95))
+    low, high = float(np.quantile(ends[:, 0], 0.05)), float(np.quantile(ends[:, 1], 0.95))
+    usual = float(np.median(ends[:, 1]))
+    title = "Grey levels as stored, of all pixels"
+    if log := low >= 0 and high > MANY_TIMES * usual > 0:
+        between = f"{charts.number(ends[:, 1].min())} and {charts.number(ends[:, 1].max())}"
+        title, low = f"Grey levels differ by file: the brightest are between {between}", usual / 100
+    elif len(objects):
+        between = " to ".join(charts.number(one) for one in np.quantile(objects, (0.1, 0.9)))
+        title = f"Grey levels as stored: the foreground is mostly {between}"
     series = {"all pixels": (ALL_PIXELS, pixels), "foreground": (colour, objects)}
-    return charts.histogram(title, series, limits=limits)
+    return charts.histogram(title, series, log, limits=(low, high))
 
 
 def _sample_levels(quantiles: "pd.Series") -> np.ndarray:

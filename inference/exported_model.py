@@ -81,7 +81,8 @@ class ExportedModel:
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
         images = segment.prepare_inputs(scan, self.input_shape[:2], self.metadata)
-        source = pickle.dumps(replace(scan, pixels=scan.pixels[:0].copy()))
+        empty = replace(scan, pixels=scan.pixels[:0].copy(), padding=None, voi_curve=None)
+        source = pickle.dumps(empty)
         return Prepared(images, shape, scan.spacing_mm, scan.format, scan.notes, source)
 
     def decide(self, probs: np.ndarray, prepared: Prepared) -> Prediction:

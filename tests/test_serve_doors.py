@@ -279,7 +279,7 @@ def model():
 def prepared(count: int, notes: tuple[str, ...], kind: str = "PNG") -> Prepared:
     import pickle
 
-    empty = Scan(np.zeros((0, 20, 20, 1)), format=kind)
+    empty = Scan(np.zeros((0, 20, 20, 1)), format=kind, header=(pydicom.Dataset(),))
     images = np.zeros((count, 192, 192, 1), np.uint8)
     return Prepared(images, (20, 20), None, kind, notes, pickle.dumps(empty))
 
