@@ -13,7 +13,7 @@ from imaging import dicom_series, formats, partners
 from imaging.files import file_stem, is_dicom, is_image, is_litter
 from imaging.scan import MAX_BYTES, Scan, name_in_errors
 from inference.output_names import name_outputs
-from utils import UserError, printable
+from utils import UserError, nearest_path, printable
 
 # Written into the output folder. A folder that holds it has results, not images.
 MEASUREMENTS = "measurements.csv"
@@ -54,7 +54,11 @@ def list_inputs(source: Path, output: Path | None = None, channel_files: int = 1
     many files hold the channels of an image. Raises UserError if there are no images.
     """
     if not source.exists():
-        raise UserError(f"{source} does not exist; --input takes an image file or a folder of them")
+        near = nearest_path(source)
+        hint = f"did you mean {near}? " if near else ""
+        raise UserError(
+            f"{source} does not exist; {hint}--input takes an image file or a folder of them"
+        )
     found = Inputs()
     if source.is_file():
         groups = [(Path(), [source])]
