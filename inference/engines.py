@@ -216,7 +216,8 @@ def load_engine(
         near = utils.nearest_path(path)
         hint = f"did you mean {near}? Else " if near else ""
         raise UserError(
-            f"{path} {found}; {hint}run `python export.py --model YOUR.h5`, which writes export/unet.onnx"
+            f"{path} {found}; {hint}run `python export.py --model YOUR.h5`, which writes "
+            "export/unet.onnx"
         )
     if path.stem.endswith("-int8"):
         raise UserError(f"{path} cannot be named; name its float32 file with --precision int8")
