@@ -393,9 +393,13 @@ def write_probabilities(
     form = _own_format(image, len(probs))
     if form.encode_floats is None:
         form = NIFTI if image.affine is not None else TIFF
-    places = []
+    places: list[Path] = []
+    words: list[str] = []
     for name, shares in zip(names, np.moveaxis(probs[..., -len(names) :], -1, 0), strict=True):
         word = re.sub(r"[^\w-]+", "_", name)
+        # "a b" and "a/b" must not overwrite each other.
+        words.append(f"{word}_{len(words) + 1}" if word in words else word)
+        word = words[-1]
         content = form.encode_floats(np.float32(shares), image)
         places.append(_write(f"{path}_prob_{word}{form.mask_suffix}", content))
     return places
