@@ -9,16 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataset.annotation_layouts import coco, labelme
+from dataset.case_layouts import case_files, group_kind, one_folder
 from dataset.dicom_layout import series
 from dataset.folder import Folder
-from dataset.folder_layouts import (
-    case_files,
-    group_kind,
-    images_and_masks,
-    merge,
-    montgomery,
-    one_folder,
-)
+from dataset.folder_layouts import images_and_masks, merge, montgomery
 from dataset.index_table import apply_index, read_table  # noqa: F401 (imported from here)
 from dataset.known_layouts import chase, drive, nnunet
 from dataset.names import role_of, subset_of
