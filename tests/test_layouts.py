@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -629,3 +630,36 @@ def draw_folder(root: Path, rng: random.Random) -> None:
         path = rng.choice(folders) / (ending if own else rng.choice(STEMS.split()) + ending)
         if not path.is_dir():
             path.write_text(rng.choice(CONTENTS[ending]))
+
+
+@pytest.mark.parametrize("kind", ["RGB", "P"])
+def test_masks_of_cvat_are_read_by_their_colours(tmp_path, kind):
+    ids = np.zeros((20, 24), np.uint8)
+    ids[2:6], ids[10:12] = 2, 1  # the palette has another order than labelmap.txt
+    palette = np.zeros((256, 3), np.uint8)
+    palette[1:3] = [(0, 128, 7), (255, 0, 0)]
+    picture = Image.fromarray(ids, mode="P")
+    picture.putpalette(palette.ravel().tolist())
+    for i in range(2):
+        write(tmp_path / f"JPEGImages/{i}.jpg", np.full((20, 24), 40 * i))
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        picture.convert(kind).save(tmp_path / f"SegmentationClass/{i}.png")
+    text = "background:0,0,0::\nliver:255,0,0::\ncyst:0,128,7::\n"
+    (tmp_path / "labelmap.txt").write_text(text)
+    layout = find(tmp_path)
+    mask = read_pair(layout.pairs[0], Classes(layout.classes))[1].mask[0]
+    assert layout.classes == "liver=#ff0000,cyst=#008007"
+    assert (mask[2:6] == 1).all() and (mask[10:12] == 2).all() and np.count_nonzero(mask) == 144
+
+
+def test_four_dimensional_volumes_of_the_decathlon_are_channels(tmp_path):
+    for name, shape in (("imagesTr", (20, 24, 5, 3)), ("labelsTr", (20, 24, 5))):
+        (tmp_path / name).mkdir()
+        volume = np.arange(np.prod(shape)).reshape(shape).astype(np.int16) % 3
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / name / "BRATS_001.nii.gz")
+    labels = {"0": "background", "1": "edema", "2": "tumour"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    layout = find(tmp_path)
+    scan, truth = read_pair(layout.pairs[0], Classes(layout.classes))
+    assert scan.pixels.shape == (5, 24, 20, 3) or scan.pixels.shape == (5, 20, 24, 3)
+    assert set(np.unique(truth.mask)) == {0, 1, 2}
