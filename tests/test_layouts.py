@@ -329,6 +329,27 @@ def test_a_test_folder_without_masks_is_passed_over_and_named(tmp_path):
     assert "test/ has no masks and is passed over" in layout.notes
 
 
+def test_a_test_folder_beside_images_and_masks(tmp_path):
+    for place in ("", "test/"):
+        touch(tmp_path, f"{place}images/a.png", f"{place}masks/a.png")
+    layout = find(tmp_path)
+    assert {pair.image.parent.parent.name: pair.subset for pair in layout.pairs} == {
+        "test": "test",
+        tmp_path.name: "",
+    }
+
+
+def test_patients_of_equal_names_in_two_subsets_are_told(tmp_path):
+    for subset, patients in (("train", "123"), ("test", "345")):
+        for patient in patients:
+            touch(tmp_path, f"{subset}/p{patient}/images/a.png", f"{subset}/p{patient}/masks/a.png")
+    layout = find(tmp_path)
+    assert len(layout.pairs) == 6 and len({pair.patient for pair in layout.pairs}) == 6
+    assert "1 patients have the same name in several subsets (p3)" in " ".join(layout.notes)
+    subsets = data.split(layout.pairs, 0, 0.2)
+    assert subsets.count("test") == 3
+
+
 def test_drive(tmp_path):
     for i in (21, 22):
         touch(tmp_path, f"training/images/{i}_training.tif", f"training/1st_manual/{i}_manual1.tif")
