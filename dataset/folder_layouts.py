@@ -131,8 +131,8 @@ def _join_folders(images: Folder, masks: Folder, subset: str = "") -> Layout:
     layout = Layout(f"{own or 'images'} + {masks.name}/", problems=problems + joined.problems)
     layout.notes += joined.notes
     if joined.classes:
-        layout.name += "CLASS/"
-        layout.classes = _classes_of_folders(layout, masks, joined, image_names)
+        layout.name += "x_CLASS" if joined.endings else "CLASS/"
+        layout.classes = _name_classes(layout, masks, joined, image_names)
     elif joined.objects:
         layout.name += ", a file an object"
     missing = _explain_lone(images, masks, image_names, joined)
@@ -157,20 +157,17 @@ def _open_series(images: Folder, image_names: Names, mask_names: Names) -> tuple
     return kept | opened, mask_names
 
 
-def _classes_of_folders(layout: Layout, masks: Folder, joined: Joined, images: Names) -> str:
-    """Name the classes after their folders; count the images in which a class is absent."""
-    with_class = dict.fromkeys(joined.classes, 0)
-    for paths in joined.masks.values():
-        for path in paths:
-            with_class[path.relative_to(masks.path).parts[0]] += 1
-    for name, count in with_class.items():
+def _name_classes(layout: Layout, masks: Folder, joined: Joined, images: Names) -> str:
+    """Name the classes after their folders or endings; count the images that lack one."""
+    for name, count in joined.classes.items():
         if count < len(images) and not joined.lone:
+            place = f"class {name}" if joined.endings else f"{masks.name}/{name}"
             layout.notes.append(
-                f"{masks.name}/{name} has no file for {len(images) - count} of {len(images)} "
-                "images: the class is absent there"
+                f"{place} has no file for {len(images) - count} of {len(images)} images: "
+                "the class is absent there"
             )
     for one in masks.folders:
-        if one.name not in joined.classes and not one.has_images():
+        if not joined.endings and one.name not in joined.classes and not one.has_images():
             layout.problems.append(explain_no_masks(one.path, is_class=True))
     return ",".join(joined.classes)
 

@@ -190,6 +190,24 @@ def test_an_image_without_any_class_is_empty(tmp_path):
     assert [set(np.unique(ids)) for ids in found] == [{0, 1}, {0, 2}, {0}]
 
 
+def test_an_ending_a_class(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"images/s{i}.png", np.full((20, 20), 40 * i))
+        write(tmp_path / f"masks/s{i}_Liver.png", np.eye(20))
+    write(tmp_path / "masks/s1_tumour_mask.png", np.fliplr(np.eye(20)))
+    layout = find(tmp_path)
+    assert layout.classes == "Liver,tumour" and layout.name == "images/ + masks/x_CLASS"
+    assert "class tumour has no file for 2 of 3 images: the class is absent there" in layout.notes
+    masks = [read_truth(pair, Classes(layout.classes)).mask[0] for pair in layout.pairs]
+    assert [np.bincount(mask.ravel()).tolist() for mask in masks] == [
+        [380, 20],
+        [360, 20, 20],
+        [380, 20],
+    ]
+    with pytest.raises(UserError, match="masks for liver, tumour; --classes names a, b"):
+        read_truth(layout.pairs[1], Classes("a,b"))
+
+
 def test_a_folder_of_objects_an_image(tmp_path):
     for i in range(3):
         touch(tmp_path, f"images/{i}.png", f"masks/{i}/x.png", f"masks/{i}/y.png")
