@@ -58,6 +58,12 @@ def counts(title: str, number_of: Mapping[str, int]) -> str:
     return f'<figure class="chart"><figcaption>{caption}</figcaption><table>{rows}</table></figure>'
 
 
+def number(value: float) -> str:
+    """Write a number with three digits that count: 0.0123, 45.6, 138,000."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
+
+
 def _limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
     joined = np.concatenate(values)
     return float(joined.min()), float(joined.max())
@@ -111,7 +117,7 @@ def _tick(value: float, low: float, high: float, log: bool, unit: str) -> str:
     return (
         f'<path class="axis" d="M{x:.1f} {HEIGHT}v4"/>'
         f'<text x="{x:.1f}" y="{HEIGHT + BOTTOM - 4}" text-anchor="{anchor}">'
-        f"{value:.3g}{unit}</text>"
+        f"{number(value)}{unit}</text>"
     )
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset.charts import number
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -81,13 +83,13 @@ def _grey_levels(info: "pd.DataFrame") -> Found:
     found = []
     for row, distance in _outliers(middle, floor=0.05 * np.median(spread)):
         word = "brighter" if distance > 0 else "darker"
-        usual = f"usual {np.median(middle):.3g}"
-        found.append((row, f"{word} than most: median grey level {middle[row]:.3g}, {usual}"))
+        level, usual = number(middle[row]), number(np.median(middle))
+        found.append((row, f"{word} than most: median grey level {level}, usual {usual}"))
     if len(info) >= ENOUGH:
         for row in np.argsort(spread):
             if 0 < spread[row] < 0.2 * np.median(spread):
-                usual = f"usual {np.median(spread):.3g}"
-                found.append((row, f"little contrast: a range of {spread[row]:.3g}, {usual}"))
+                levels, usual = number(spread[row]), number(np.median(spread))
+                found.append((row, f"little contrast: a range of {levels}, usual {usual}"))
     return found
 
 

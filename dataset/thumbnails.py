@@ -6,7 +6,7 @@ Outlines are vectors, so that they stay thin when a picture is enlarged.
 import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -80,17 +80,17 @@ def fullest_slice(ids: np.ndarray) -> int:
 
 
 def visible_slice(scan: Scan, number: int, window: str) -> tuple[np.ndarray, str]:
-    """Make RGB (H, W, 3) of a slice, and say which slice and channel it shows."""
-    count, height, width, channels = scan.pixels.shape
-    pixels = scan.pixels[number : number + 1]
+    """Make RGB (H, W, 3) of a slice, and say which slice and channels it shows."""
+    count, height, width, _ = scan.pixels.shape
+    channels = scan.colours.shape[-1]
     notes = [f"slice {number + 1} of {count}"] if count > 1 else []
-    if channels not in (1, 3):
-        pixels = pixels[..., :1]
-        notes.append(f"channel 1 of {channels}")
+    if channels == 2:
+        notes.append("channels 1 and 2 in red and green")
+    elif channels > 3:
+        notes.append(f"channels 1 to 3 of {channels} in red, green and blue")
     scale = SIDE / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    one_slice = replace(scan, pixels=pixels)
-    return preprocess.prepare_scan(one_slice, size, 3, window)[0], ", ".join(notes)
+    return preprocess.to_picture(scan.slice(number), size, window)[0], ", ".join(notes)
 
 
 def encode_webp(picture: np.ndarray) -> str:

@@ -17,6 +17,7 @@ from serving.workers import Workers
 
 # Bytes of a file that may take seconds to decode, as a volume does.
 LARGE_BODY = 2**24
+MAX_VOLUMES = 2  # that are segmented at a time; others wait
 
 
 class Service:
@@ -40,6 +41,7 @@ class Service:
         self.max_bytes = pictures.BYTES_PER_PIXEL * max_pixels  # of a decoded image
         self.workers = Workers(config.workers, max_pixels)
         self.large_turns = asyncio.Semaphore(max(1, config.workers - 1))
+        self.volume_turns = asyncio.Semaphore(MAX_VOLUMES)
         self.ready = False
 
     async def start(self) -> None:
@@ -69,7 +71,7 @@ class Service:
                 self.network.read, content, self.max_bytes, self.config.max_slices
             )
         del content
-        chosen = media_types.choose(accepted, prepared.format, len(prepared.images))
+        chosen = media_types.choose(accepted, prepared)
         if len(prepared.images) > 1:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self.config.volume_timeout_s)
@@ -88,20 +90,25 @@ class Service:
     ) -> responses.MaskResponse:
         """Segment a volume a few slices at a time, so that the images of others come in between."""
         step = max(1, self.config.max_batch // 2)
-        ids, confidence = [], []
-        for start in range(0, len(prepared.images), step):
-            batch = prepared.images[start : start + step].astype(np.float32) / 255
-            await self.batcher.wait_for_room(len(batch))
-            probs = await self.batcher.predict(batch)
-            decided = await self.workers.run(self.network.decide_slices, probs, prepared.shape)
-            ids.append(decided[0])
-            confidence += decided[1]
-        rest = prepared._replace(images=prepared.images[:0])
-        mean = float(np.mean(confidence))
-        async with self._turn(is_large=True):
-            return await self.workers.run(
-                responses.respond, self.network, np.concatenate(ids), mean, rest, chosen
-            )
+        count, confidence = len(prepared.images), []
+        # Several of the largest masks would fill the memory.
+        async with self.volume_turns:
+            ids = None
+            for start in range(0, count, step):
+                batch = prepared.images[start : start + step].astype(np.float32) / 255
+                await self.batcher.wait_for_room(len(batch))
+                probs = await self.batcher.predict(batch)
+                decided = await self.workers.run(self.network.decide_slices, probs, prepared.shape)
+                if ids is None:
+                    ids = np.zeros((count, *prepared.shape), decided[0].dtype)
+                ids[start : start + step] = decided[0]
+                confidence += decided[1]
+            rest = prepared._replace(images=prepared.images[:0])
+            mean = float(np.mean(confidence))
+            async with self._turn(is_large=True):
+                return await self.workers.run(
+                    responses.respond, self.network, ids, mean, rest, chosen
+                )
 
     def _turn(self, is_large: bool) -> contextlib.AbstractAsyncContextManager:
         """Wait for a turn if a job is large: one worker stays free for the images of others."""

@@ -14,11 +14,12 @@ import pytest
 from conftest import ROOT
 
 import data
-from dataset import charts, oddities, thumbnails
+from dataset import charts, oddities, report_charts, report_page, thumbnails
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from imaging import pictures
 from imaging.labels import Classes
+from imaging.scan import Scan
 
 ONE = Preprocessing(Classes("foreground"), (128, 128))
 
@@ -62,6 +63,22 @@ def test_a_picture_keeps_colour_and_the_outline_lies_where_the_mask_is(tmp_path)
     np.testing.assert_allclose(corners.max(0), (480, 160), atol=2)
 
 
+def test_alpha_and_further_channels_are_shown(tmp_path):
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:20] = 255
+    image = np.random.default_rng(0).integers(0, 99, (40, 40, 4), dtype=np.uint8)
+    image[..., 3] = 255
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), image)
+    pictures.write_picture(tmp_path / "masks" / "a.png", mask)
+    pair = Pair(tmp_path / "images" / "a.png", (tmp_path / "masks" / "a.png",))
+    drawn = thumbnails.draw_thumbnail(pair, "", ONE)
+    assert drawn.webp and drawn.note == "" and np.ptp(decoded(drawn)[..., :3], axis=-1).max() > 20
+    stains = Scan(np.random.default_rng(0).random((1, 30, 30, 5)), separate=True)
+    picture, note = thumbnails.visible_slice(stains, 0, "")
+    assert picture.shape == (640, 640, 3) and note.startswith("channels 1 to 3 of 5")
+
+
 def test_a_mask_smaller_than_a_pixel_of_the_picture_is_outlined(tmp_path):
     mask = np.zeros((2000, 2000), np.uint8)
     mask[1000:1002, 500:502] = 255
@@ -99,6 +116,12 @@ def test_where_the_mask_cannot_be_read_the_image_is_shown_and_named(discs, tmp_p
     first = page[page.index("Look at these first") :]
     first = first[: first.index("</figure>")]
     assert ">disc05.png<" in first and "unreadable" in first and "<path" not in first
+
+
+def test_many_problems_are_folded_and_bounded():
+    listed = report_page._list("Problems", [f"{i}.png: bad" for i in range(5000)], "problem")
+    assert "4980 more" in listed and listed.count("<li>") == 1001
+    assert listed.index("19.png") < listed.index("<details>") < listed.index("20.png")
 
 
 def test_a_large_data_set_is_sampled_and_the_page_says_so(tmp_path):
@@ -167,6 +190,29 @@ def test_a_histogram_has_round_numbers_on_its_axis():
     assert numbers == [0, 20, 40, 60, 80, 100]
     drawn = charts.histogram("t", {"a": ("#000", np.geomspace(0.02, 50, 99))}, log=True, unit=" %")
     assert re.findall(r">([\d.]+ %)</text>", drawn) == ["0.1 %", "1 %", "10 %"]
+
+
+def test_files_of_very_different_grey_levels_are_shown_by_powers_of_ten():
+    info = table(10)
+    info["object"] = [[] for _ in range(10)]
+    assert "differ by file" not in report_charts._grey_levels(info, "#000")
+    info["quantiles"] = [np.linspace(0, 400_000, 21).tolist()] * 4 + info["quantiles"].tolist()[4:]
+    drawn = report_charts._grey_levels(info, "#000")
+    assert "differ by file" in drawn and "380,000" in drawn and ">1,000</text>" in drawn
+
+
+def test_a_class_that_is_in_no_mask_is_told():
+    info = table(4)
+    info["share: <b>"] = 0.0
+    assert "&lt;b&gt; is in no mask" in report_charts._shares(info, "<b>", "#000")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01234, "0.0123"), (45.6, "45.6"), (137_912, "138,000"), (-1024, "-1,020")],
+)
+def test_numbers_have_three_digits_that_count(value, text):
+    assert charts.number(value) == text
 
 
 @pytest.mark.parametrize("values", [[], [5.0], [5.0, 5.0], [-3.0, 1e9], [0.0] * 1000 + [1.0]])

@@ -219,6 +219,8 @@ def test_damaged_requests(service, xray):  # noqa: F811
         "application/json",
         "application/geo+json",
         "application/dicom",
+        "application/x-nifti",
+        "image/tiff",
         "text/html",
         ";;,",
     ]
