@@ -304,7 +304,7 @@ def run_segmentation(config: Config) -> list[str]:
     print(f"model: {model}{reason}", flush=True)
     config = replace(config, model=model)
     members = load_members(config)
-    found = list_inputs(Path(config.input), output, members[0][1].get("channel_files", 1))
+    found = list_inputs(Path(config.input), output, members[0][1].get("channel_endings", ()))
     check_output(output_folders(config, found), (file for one in found.items for file in one.files))
     for line in (*found.notes, describe_passed_over(found.passed_over)):
         if line:

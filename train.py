@@ -85,6 +85,7 @@ from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
 from dataset.notes import describe_subsets
 from dataset.phantoms import make_phantoms
+from imaging.channel_files import channel_endings
 from imaging.labels import Classes
 from imaging.plots import draw_curves
 from model import BACKBONES, build_unet
@@ -118,9 +119,10 @@ def train(config: Config) -> pd.DataFrame:
 
 
 def with_classes(config: Config) -> Config:
-    """Fill in the classes: those that the data set names, else foreground."""
+    """Fill in the classes, and what does not count: as the data set says, else foreground."""
     layout = data.find_data(config.data_dir) if config.data_dir and not config.classes else None
-    return replace(config, classes=data.choose_classes(config.classes, layout))
+    ignore = config.ignore or (layout.ignore if layout else "")
+    return replace(config, classes=data.choose_classes(config.classes, layout), ignore=ignore)
 
 
 def train_run(config: Config, folder: Path) -> pd.DataFrame:
@@ -157,7 +159,8 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         compile_model(twin, config, steps=len(train_batches) * config.epochs)
 
         # Fit.
-        checkpoint = Checkpoint(config, folder, history, model, make_metadata(config, dataset))
+        metadata = make_metadata(config, dataset, pairs)
+        checkpoint = Checkpoint(config, folder, history, model, metadata)
         checkpoint.restore(twin)
         train_batches.epoch = checkpoint.epoch
         print(f"{model.count_params():,} parameters, {precision}, {utils.device_name()}")
@@ -308,7 +311,7 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
         model.reset_metrics()
 
 
-def make_metadata(config: Config, dataset: Dataset) -> dict:
+def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
     """Collect what a user of the model file must know."""
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
@@ -318,6 +321,8 @@ def make_metadata(config: Config, dataset: Dataset) -> dict:
         **dataset.classes.metadata,
         window=config.window,
         neighbours=config.neighbours,
+        # How the files of an image's channels are named, where they are several.
+        channel_endings=channel_endings((pairs[0].image, *pairs[0].more_channels)),
         mirror=config.mirror,
         phantoms=all((folder / "phantoms.json").is_file() for folder in folders),
     )

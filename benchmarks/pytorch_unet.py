@@ -259,7 +259,7 @@ def main(config: train.Config) -> None:
     path = fit(model, config, dataset, slices, precision)
     print(path, flush=True)
     model.load_state_dict(torch.load(path))
-    metadata = train.make_metadata(config, dataset)
+    metadata = train.make_metadata(config, dataset, pairs)
     table, _ = predict.score_pairs([(Predictor(model, precision), metadata)], test)
     print(f"test Dice {table.dice.mean():.4f}")
 

@@ -142,9 +142,10 @@ def warn_of_copies(pairs: Sequence[Pair], dataset: Dataset) -> list[str]:
         return []
     some = ", ".join(f"{a.image.name} and {b.image.name}" for a, b in found[:MAX_LISTED])
     some += ", …" if len(found) > MAX_LISTED else ""
+    count = "1 pair of images is" if len(found) == 1 else f"{len(found)} pairs of images are"
     return [
-        f"{len(found)} pairs of images are nearly the same ({some}): one may be trained on and the "
-        "other tested. Remove one, or give both the same patient"
+        f"{count} nearly the same ({some}): one may be trained on and the other tested. "
+        "Remove one, or give both the same patient"
     ]
 
 

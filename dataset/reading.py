@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from dataset.annotations import is_annotation
 from dataset.pairs import Pair, class_folder
 from imaging import encodings, formats
 from imaging.alignment import check_alignment
+from imaging.channel_files import read_channels
 from imaging.encodings import Decoded, Note, Truth
 from imaging.labels import Classes, add_class
 from imaging.scan import Scan, name_in_errors
@@ -31,7 +31,7 @@ def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Tru
     problems: list[str] = []
     image, masks = None, []
     with collect_errors(problems):
-        image = read_channels(pair, window)
+        image = read_channels((pair.image, *pair.more_channels), window)
     with collect_errors(problems):
         masks = read_masks(pair, classes, image)
         if masks or image is not None:
@@ -40,27 +40,12 @@ def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Tru
         raise UserError("\n".join(problems))
     if image.pixels.shape[:3] != truth.mask.shape:
         sizes = f"{_size(truth.mask)}; its image {pair.image.name} is {_size(image.pixels)}"
-        raise UserError(f"{pair.masks[0]}: {sizes}")
+        how = f" ({'; '.join(image.notes)})" if image.notes else ""
+        raise UserError(f"{pair.masks[0]}: {sizes}{how}")
     for path, mask in zip(pair.masks, masks, strict=True):
         with name_in_errors(path):
             check_alignment(image, mask)
     return image, truth
-
-
-def read_channels(pair: Pair, window: str = "") -> Scan:
-    """Read a pair's image, its further channels stacked behind the first. Raises UserError."""
-    first = formats.read_named_scan(pair.image, window)
-    if not pair.more_channels:
-        return first
-    channels = [first.colours]
-    for path in pair.more_channels:
-        more = formats.read_named_scan(path, window).colours
-        if more.shape[:3] != first.pixels.shape[:3]:
-            sizes = f"{_size(more)}; {pair.image.name} is {_size(first.pixels)}"
-            raise UserError(f"{path}: {sizes}")
-        channels.append(more)
-    pixels = np.concatenate(channels, axis=-1)
-    return replace(first, pixels=pixels, has_alpha=False, separate=True)
 
 
 def read_truth(pair: Pair, classes: Classes) -> Truth:
@@ -83,7 +68,10 @@ def read_masks(pair: Pair, classes: Classes, image: Scan | None = None) -> list[
             if is_annotation(path):
                 masks.append(_draw_shapes(path, pair.image, image, classes.names))
             else:
-                masks.append(formats.read_mask_scan(path, image, classes.names, classes.overlap))
+                mask = formats.read_mask_scan(
+                    path, image, classes.names, classes.overlap, classes.in_colour
+                )
+                masks.append(mask)
     if problems:
         raise UserError("\n".join(problems))
     return masks

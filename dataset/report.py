@@ -40,9 +40,11 @@ def describe(pairs: Sequence[Pair], dataset: Dataset, names: Sequence[str]) -> l
     lines = [_line("pairs", len(info))]
     if not len(info):
         return lines
+    # Of pictures, a single slice goes without saying. Of stacks of channels it does not.
+    are_pictures = set(info.slices) == {1} and set(info.channels) <= {1, 3}
     for column in ("size", "slices", "spacing", "bits", "channels"):
         counts = Counter(info[column].dropna())
-        if counts and not (column == "slices" and set(counts) == {1}):
+        if counts and not (column == "slices" and are_pictures):
             lines.append(_line(column, _most_common(counts, 6)))
     said = {1: "no, so 1", 3: "yes, so 3"}.get(dataset.channels, f"{dataset.channels} channels")
     lines.append(_line("colour", f"{said} to train with (--channels)"))

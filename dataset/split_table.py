@@ -74,7 +74,7 @@ def read_rows(path: str | Path) -> list[Row]:
     for image, record in zip(images, records, strict=True):
         masks = tuple(map(locate, _split(record["mask"])))
         prints = tuple(_split(record.get("fingerprint", "")))
-        if not prints:
+        if not prints and masks:
             masks = _masks_of_version_1(masks[0])
         more = tuple(map(locate, _split(record.get("more_channels", ""))))
         pair = Pair(locate(image), masks, more_channels=more)

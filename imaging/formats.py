@@ -132,6 +132,21 @@ METAIMAGE = Format(
     join=metaimage.join,
 )
 
+BMP = Format(
+    "BMP",
+    (".bmp",),
+    pictures.BMP_MAGIC,
+    pictures.decode_picture,
+    decode_mask=pictures.decode_ids,
+)
+GIF = Format(
+    "GIF",
+    (".gif",),
+    pictures.GIF_MAGIC,
+    pictures.decode_picture,
+    decode_mask=pictures.decode_ids,
+)
+
 # The first that matches is taken. DICOM is the first: the bytes before its mark can be anything.
 FORMATS = (
     DICOM,
@@ -141,25 +156,15 @@ FORMATS = (
     METAIMAGE,
     PNG,
     Format("JPEG", (".jpg", ".jpeg"), pictures.JPEG_MAGIC, pictures.decode_picture),
-    Format(
-        "BMP",
-        (".bmp",),
-        pictures.BMP_MAGIC,
-        pictures.decode_picture,
-        decode_mask=pictures.decode_ids,
-    ),
-    Format(
-        "GIF",
-        (".gif",),
-        pictures.GIF_MAGIC,
-        pictures.decode_picture,
-        decode_mask=pictures.decode_ids,
-    ),
+    BMP,
+    GIF,
     Format("WebP", (".webp",), pictures.WEBP_MAGIC, pictures.decode_picture),
     Format("JPEG 2000", jpeg2000.SUFFIXES, jpeg2000.MAGIC, jpeg2000.decode_jpeg2000),
     Format("NPY", (".npy",), arrays.NPY_MAGIC, arrays.decode_npy),
     Format("NPZ", (".npz",), arrays.NPZ_MAGIC, arrays.decode_npz),
 )
+# They may have a palette.
+PALETTES = (PNG, TIFF, BMP, GIF)
 # What `write_mask` can be asked for.
 KINDS = {"png": PNG, "tiff": TIFF, "nifti": NIFTI, "nrrd": NRRD, "seg": DICOM}
 SUFFIXES = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
@@ -290,11 +295,13 @@ def read_mask_scan(
     image: Scan | None = None,
     names: Sequence[str] = (),
     overlap: bool = False,
+    in_colour: bool = False,
 ) -> Scan:
     """Read a mask: its values or colours as stored, see `encodings.decode`.
 
     A DICOM segmentation of `image`, or its RTSTRUCT, is read as ids of the classes `names`, as BITS
-    with `overlap`. Raises UserError without the path.
+    with `overlap`. in_colour: a palette's colours are meant, not its indices. Raises UserError
+    without the path.
     """
     if Path(path).is_dir():
         scan = read_scan(path)
@@ -304,6 +311,8 @@ def read_mask_scan(
             mask = dicom_masks.decode_mask(content, image, names, overlap)
             if mask is not None:
                 return replace(mask, format=encodings.IDS)
+        if in_colour and find_format(content) in PALETTES:
+            return decode_scan(content)
         scan = decode_mask_scan(content, image)
     return scan
 
@@ -384,9 +393,13 @@ def write_probabilities(
     form = _own_format(image, len(probs))
     if form.encode_floats is None:
         form = NIFTI if image.affine is not None else TIFF
-    places = []
+    places: list[Path] = []
+    words: list[str] = []
     for name, shares in zip(names, np.moveaxis(probs[..., -len(names) :], -1, 0), strict=True):
         word = re.sub(r"[^\w-]+", "_", name)
+        # "a b" and "a/b" must not overwrite each other.
+        words.append(f"{word}_{len(words) + 1}" if word in words else word)
+        word = words[-1]
         content = form.encode_floats(np.float32(shares), image)
         places.append(_write(f"{path}_prob_{word}{form.mask_suffix}", content))
     return places

@@ -230,7 +230,9 @@ def _read(content: bytes, max_bytes: int) -> tuple[Any, np.ndarray]:
     if samples := COLOURS.get(int(header["datatype"])):
         colours = np.frombuffer(stored, np.uint8, offset=start)
         return header, np.moveaxis(colours.reshape(samples, *shape, order="F"), 0, -1)
-    spec = (header.get_data_shape(), header.get_data_dtype(), start, *header.get_slope_inter())
+    slope, intercept = header.get_slope_inter()
+    scaling = (1.0, 0.0) if slope is None else (slope, intercept)
+    spec = (header.get_data_shape(), header.get_data_dtype(), start, *scaling)
     voxels = np.asarray(ArrayProxy(io.BytesIO(stored), spec, mmap=False), np.float32)
     return header, voxels.reshape(*shape, -1, order="F")
 

@@ -19,6 +19,8 @@ from utils import UserError
 
 # Of an image's own pixels: they become 0 and 1.
 PERCENTILES = (0.5, 99.5)
+# OpenCV resizes no more at once.
+CV_CHANNELS = 4
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -56,6 +58,9 @@ def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> tuple[slice, sli
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (H, W) or (H, W, C) to `size` (H, W): average when shrinking, linear when growing."""
+    if image.ndim == 3 and image.shape[-1] > CV_CHANNELS:
+        parts = [image[..., i : i + CV_CHANNELS] for i in range(0, image.shape[-1], CV_CHANNELS)]
+        return np.concatenate([resize(part, size) for part in parts], axis=-1)
     shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=method)

@@ -1,15 +1,13 @@
 """List what is to be segmented: files, folders in folders, DICOM volumes, files of channels."""
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-import numpy as np
-
 from imaging import dicom_series, formats, partners
+from imaging.channel_files import read_channels
 from imaging.files import file_stem, is_dicom, is_image, is_litter
 from imaging.scan import MAX_BYTES, Scan, name_in_errors
 from inference.output_names import name_outputs
@@ -17,8 +15,6 @@ from utils import UserError, nearest_path, printable
 
 # Written into the output folder. A folder that holds it has results, not images.
 MEASUREMENTS = "measurements.csv"
-# Files whose names end so are the channels of one image, as nnU-Net has them.
-CHANNEL = re.compile(r"^(.*)_(\d{4})$", re.DOTALL)
 HEAD_BYTES = 1024
 MAX_NAMED = 5  # files in a message
 
@@ -47,11 +43,11 @@ class Inputs:
     problems: list[str] = field(default_factory=list)  # of what could not be listed
 
 
-def list_inputs(source: Path, output: Path | None = None, channel_files: int = 1) -> Inputs:
+def list_inputs(source: Path, output: Path | None = None, endings: Sequence[str] = ()) -> Inputs:
     """List the images of a file, or of a folder and the folders in it.
 
-    output: a folder of results, which is passed over if it lies in `source`. channel_files: how
-    many files hold the channels of an image. Raises UserError if there are no images.
+    output: a folder of results, which is passed over if it lies in `source`. endings: of the files
+    that hold an image's channels, such as _0000 and _0001. Raises UserError if there are no images.
     """
     if not source.exists():
         near = nearest_path(source)
@@ -62,8 +58,8 @@ def list_inputs(source: Path, output: Path | None = None, channel_files: int = 1
     found = Inputs()
     if source.is_file():
         groups = [(Path(), [source])]
-        if channel_files > 1 and CHANNEL.match(file_stem(source)):
-            groups = [(Path(), _other_channels(source))]
+        if _split_ending(source, endings):
+            groups = [(Path(), _other_channels(source, endings))]
     else:
         groups = [
             (folder.relative_to(source), files)
@@ -71,7 +67,7 @@ def list_inputs(source: Path, output: Path | None = None, channel_files: int = 1
         ]
     named: list[tuple[str, Input]] = []
     for folder, files in groups:
-        for stem, item in _list_folder(source, folder, files, channel_files, found):
+        for stem, item in _list_folder(source, folder, files, endings, found):
             named.append(((folder / stem).as_posix(), item))
     names = name_outputs([(name, item.files[0].name) for name, item in named])
     found.items = [replace(item, name=name) for name, (_, item) in zip(names, named, strict=True)]
@@ -114,7 +110,7 @@ def _walk(
 
 
 def _list_folder(
-    source: Path, folder: Path, files: Sequence[Path], channel_files: int, found: Inputs
+    source: Path, folder: Path, files: Sequence[Path], endings: Sequence[str], found: Inputs
 ) -> list[tuple[str, Input]]:
     """List the images among the files of one folder: stem and image."""
     items, slices, pictures = [], [], []
@@ -139,8 +135,9 @@ def _list_folder(
     for volume in volumes:
         if len(volume) == 1:
             items.append((file_stem(volume[0]), Input("", tuple(volume))))
-    for stem, group in _group_channels(pictures, channel_files, found.problems):
-        items.append((stem, Input("", group)))
+    for stem, group in _group_channels(pictures, endings, found.problems):
+        # Channels that are named t1, t2 … alone are named by their folder.
+        items.append((stem or f"../{(source / folder).resolve().name}", Input("", group)))
     return items
 
 
@@ -176,36 +173,42 @@ def _is_known(head: bytes) -> bool:
 
 
 def _group_channels(
-    paths: Sequence[Path], channel_files: int, problems: list[str]
+    paths: Sequence[Path], endings: Sequence[str], problems: list[str]
 ) -> list[tuple[str, tuple[Path, ...]]]:
     """Join the files of an image's channels, x_0000 and x_0001; other files are images."""
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     items = []
     for path in paths:
-        match = CHANNEL.match(file_stem(path)) if channel_files > 1 else None
-        if match:
-            groups[match[1]][int(match[2])] = path
+        if found := _split_ending(path, endings):
+            groups[found[0]][found[1]] = path
         else:
             items.append((file_stem(path), (path,)))
     for stem, group in groups.items():
-        if set(group) == set(range(channel_files)):
-            items.append((stem, tuple(group[number] for number in range(channel_files))))
+        files = tuple(group[number] for number in sorted(group))
+        if len(files) == len(endings):
+            items.append((stem, files))
         else:
-            first = group[min(group)]
-            problems.append(
-                f"{first}: {len(group)} file(s) of channels; this model expects {channel_files}, "
-                f"from {stem}_0000 to {stem}_{channel_files - 1:04}"
-            )
+            expected = ", ".join(f"{stem}{ending}" for ending in endings)
+            problems.append(f"{files[0]}: channels are missing; this model expects {expected}")
     return items
 
 
-def _other_channels(path: Path) -> list[Path]:
+def _split_ending(path: Path, endings: Sequence[str]) -> tuple[str, int] | None:
+    """Split a file's name into the image's name and the number of the channel."""
+    stem = file_stem(path)
+    for number in sorted(range(len(endings)), key=lambda i: -len(endings[i])):
+        if stem.endswith(endings[number]):
+            return stem.removesuffix(endings[number]), number
+    return None
+
+
+def _other_channels(path: Path, endings: Sequence[str]) -> list[Path]:
     """List the files of all channels of an image, by one of them."""
-    stem = CHANNEL.match(file_stem(path))[1]
+    stem = _split_ending(path, endings)[0]
     files = []
     for other in sorted(path.parent.iterdir()):
-        match = CHANNEL.match(file_stem(other))
-        if match and match[1] == stem and is_image(other):
+        found = _split_ending(other, endings)
+        if found and found[0] == stem and is_image(other):
             files.append(other)
     return files
 
@@ -221,18 +224,4 @@ def read_input(item: Input, window: str = "") -> Scan:
         with name_in_errors(item.path):
             scan = dicom_series.read_series(item.files, MAX_BYTES)
             return formats.check_window(replace(scan, format=formats.DICOM.name), window)
-    return stack_channels([(path, formats.read_named_scan(path, window)) for path in item.files])
-
-
-def stack_channels(scans: Sequence[tuple[Path, Scan]]) -> Scan:
-    """Make one image of the files of its channels. Raises UserError if their sizes differ."""
-    first = scans[0][1]
-    for path, scan in scans:
-        if scan.pixels.shape[:3] != first.pixels.shape[:3]:
-            raise UserError(
-                f"{path}: slices, height and width are {scan.pixels.shape[:3]}; expected those of "
-                f"{scans[0][0].name}, {first.pixels.shape[:3]}"
-            )
-    notes = tuple(dict.fromkeys(note for _, scan in scans for note in scan.notes))
-    pixels = np.concatenate([scan.pixels for _, scan in scans], axis=-1)
-    return replace(first, pixels=pixels, notes=notes)
+    return read_channels(item.files, window)

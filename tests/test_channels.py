@@ -8,9 +8,15 @@ import pytest
 from PIL import Image
 
 import data
+from dataset.augmentation import STRENGTHS, build_augmentation
 from dataset.channels import detect_channels
 from dataset.layouts import Pair
 from imaging import formats
+from imaging.labels import Classes
+from imaging.plots import draw_panel
+from imaging.preprocess import prepare_scan, to_channels, to_picture, to_rgb
+from imaging.scan import Scan
+from utils import UserError
 
 
 def write_pictures(folder, kinds):
@@ -65,3 +71,91 @@ def test_check_reports_the_channels(discs, tmp_path, capsys):
     data.check(discs, output=tmp_path / "page")
     assert "colour     yes, so 3" in capsys.readouterr().out
     assert json.loads((tmp_path / "page" / "report.json").read_text())["channels"] == 3
+
+
+def write_stacks(folder, counts):
+    for i, count in enumerate(counts):
+        stack = np.random.default_rng(i).integers(0, 256, (20, 20, count), dtype=np.uint8)
+        np.save(folder / f"{i}.npy", stack)
+    return [Pair(folder / f"{i}.npy", ()) for i in range(len(counts))]
+
+
+@pytest.mark.parametrize(
+    ("counts", "channels"), [([2, 2, 2], 2), ([5, 5, 1], 5), ([4, 4], 4), ([1, 4], 1)]
+)
+def test_the_common_number_of_channels_is_found(tmp_path, counts, channels):
+    assert detect_channels(write_stacks(tmp_path, counts)) == channels
+
+
+def test_channels_in_files_of_their_own_count(tmp_path):
+    path = write_stacks(tmp_path, [1])[0].image
+    assert detect_channels([Pair(path, (), more_channels=(path, path, path))] * 2) == 4
+
+
+def test_objects_that_differ_in_colour_only_need_three_channels(tmp_path):
+    picture = np.full((96, 96, 3), (60, 120, 60), np.uint8)
+    picture[20:40, 20:40] = 120, 97, 82  # the same luminance
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    assert detect_channels([Pair(tmp_path / "a.png", ())]) == 3
+
+
+def test_channels_are_taken_as_they_are_or_refused():
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 5), dtype=np.uint8)
+    np.testing.assert_array_equal(to_channels(image, 5), image)
+    assert (to_channels(image[..., :1], 3) == image[..., :1]).all()
+    for found, wanted in ((5, 1), (5, 3), (2, 1), (1, 4), (4, 3)):
+        said = f"an image of {found} channels?; the network takes {wanted} channel"
+        with pytest.raises(UserError, match=said):
+            to_channels(image[..., :found], wanted)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 9])
+def test_each_channel_has_grey_levels_of_its_own(channels):
+    rng = np.random.default_rng(0)
+    levels = 10.0 ** np.arange(channels)
+    pixels = (rng.uniform(0, 1, (2, 40, 50, channels)) * levels).astype(np.float32)
+    prepared = prepare_scan(Scan(pixels, separate=True), (32, 40), channels)
+    assert prepared.shape == (2, 32, 40, channels)
+    for i in range(channels):
+        alone = prepare_scan(Scan(pixels[..., i : i + 1]), (32, 40), 1)
+        np.testing.assert_allclose(prepared[..., i], alone[..., 0], atol=1)
+    assert not prepare_scan(Scan(np.ones_like(pixels)), (32, 40), channels).any()
+
+
+def test_three_stains_have_levels_of_their_own_and_three_colours_share_them():
+    pixels = np.random.default_rng(0).uniform(0, 1, (1, 40, 40, 3)).astype(np.float32)
+    pixels *= 1, 10, 100
+    assert prepare_scan(Scan(pixels), (40, 40), 3)[..., 0].max() < 10
+    assert prepare_scan(Scan(pixels, separate=True), (40, 40), 3)[..., 0].max() == 255
+
+
+def test_padding_has_no_say_in_grey_levels():
+    pixels = np.random.default_rng(0).uniform(0, 100, (1, 40, 40, 1)).astype(np.float32)
+    padding = np.zeros((1, 40, 40), bool)
+    padding[:, :10] = True
+    padded = np.where(padding[..., None], -2000, pixels)
+    prepared = prepare_scan(Scan(padded, padding=padding), (40, 40), 1)
+    expected = prepare_scan(Scan(pixels[:, 10:]), (30, 40), 1)
+    np.testing.assert_array_equal(prepared[:, 10:], expected)
+    assert not prepared[:, :10].any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_panels_show_the_first_three_channels(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 40, 50, channels), dtype=np.uint8)
+    picture = to_picture(Scan(pixels), (40, 50))
+    assert picture.shape == (1, 40, 50, 3)
+    assert picture[..., 2].any() == (channels != 2)
+    np.testing.assert_array_equal(to_rgb(pixels)[..., 0], pixels[..., 0])
+    draw_panel(tmp_path / "a.png", Scan(pixels), np.ones((1, 40, 50), np.uint8), ["x"], "a")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_images_of_any_channels_are_augmented(channels, strength):
+    augment = build_augmentation(Classes("x"), 0, strength)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), dtype=np.uint8)
+    for _ in range(20):
+        changed = augment(image=image, mask=np.full((64, 64, 1), 255, np.uint8))
+        assert changed["image"].shape == image.shape and changed["image"].dtype == np.uint8

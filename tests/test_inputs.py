@@ -12,6 +12,7 @@ from test_medical import ct_slice
 
 import utils
 from imaging import formats, pictures
+from imaging.channel_files import channel_endings
 from imaging.files import file_stem
 from imaging.scan import Scan
 from inference import inputs, measurements, models, output_names, segment_files
@@ -98,13 +99,37 @@ def test_the_files_of_channels_are_one_image(tmp_path):
     for name in ("a_0000", "a_0001", "b_0000", "c"):
         draw(tmp_path / f"{name}.png")
     assert names_of(tmp_path) == ["a_0000", "a_0001", "b_0000", "c"]
-    found = list_inputs(tmp_path, channel_files=2)
+    endings = channel_endings([tmp_path / "a_0000.png", tmp_path / "a_0001.png"])
+    found = list_inputs(tmp_path, endings=endings)
     assert sorted(item.name for item in found.items) == ["a", "c"]
-    assert "b_0000.png: 1 file(s) of channels; this model expects 2" in found.problems[0]
+    assert (
+        "b_0000.png: channels are missing; this model expects b_0000, b_0001" in found.problems[0]
+    )
     (item,) = (item for item in found.items if item.name == "a")
     assert read_input(item).pixels.shape == (1, 40, 50, 2)
-    (alone,) = list_inputs(tmp_path / "a_0001.png", channel_files=2).items
+    (alone,) = list_inputs(tmp_path / "a_0001.png", endings=endings).items
     assert alone.files == item.files
+
+
+@pytest.mark.parametrize(
+    ("names", "endings"),
+    [
+        (["p1_t1.nii.gz", "p1_flair.nii.gz"], ("_t1", "_flair")),
+        (["x_0000.png", "x_0001.png"], ("_0000", "_0001")),
+        (["p-1-ch0.tif", "p-1-ch1.tif"], ("-ch0", "-ch1")),
+        (["t1.png", "t2.png"], ("t1", "t2")),
+        (["x.png"], ()),
+        (["a/x.png", "b/x.png"], ()),
+    ],
+)
+def test_channels_are_known_by_how_their_names_end(names, endings):
+    assert channel_endings([Path(name) for name in names]) == endings
+
+
+def test_channels_without_a_name_of_their_own_are_named_by_their_folder(tmp_path):
+    for name in ("p1/t1.png", "p1/t2.png", "p2/t1.png", "p2/t2.png"):
+        draw(tmp_path / name)
+    assert names_of(tmp_path, endings=("t1", "t2")) == ["p1", "p2"]
 
 
 # ------------------------------------------------------------------------------------------ names

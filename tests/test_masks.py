@@ -3,12 +3,13 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import data
 from dataset import loading
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
-from dataset.notes import describe_masks, summarize_notes
+from dataset.notes import describe_masks, describe_subsets, summarize_notes
 from dataset.reading import read_truth
 from imaging.encodings import decode
 from imaging.labels import Classes
@@ -151,6 +152,21 @@ def test_one_colour_is_the_only_class(ids):
     assert (mask == (ids == 1)).all() and not notes
 
 
+@pytest.mark.parametrize("quality", [95, 70])
+def test_one_colour_in_a_jpeg(ids, quality):
+    colours = np.array([BLACK, RED, BLACK], np.uint8)[ids]
+    coded = cv2.imencode(".jpg", colours[..., ::-1], [1, quality])[1]
+    mask, [(text, _)] = found(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    assert "nearest" in text and np.count_nonzero(mask != (ids == 1)) < 80
+
+
+def test_a_photograph_is_no_mask():
+    photograph = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for classes in ("", "a,b", "a=#ff0000"):
+        with pytest.raises(UserError, match=r"a picture of \d+ colours; expected a mask$"):
+            found(photograph, classes)
+
+
 def test_greys_and_ids_where_colours_are_named(ids):
     """White is a colour too; and masks that predict.py writes hold ids."""
     white = np.array([BLACK, WHITE, BLACK], np.uint8)[ids]
@@ -256,3 +272,97 @@ def test_several_files_of_one_class_are_joined(folder, ids):
         files.append(write(folder / f"masks{number}" / "0.png", np.uint8(255) * (ids == number)))
     truth = read_truth(Pair(folder / "images" / "0.png", tuple(files)), Classes("cell"))
     assert (truth.mask[0] == (ids > 0)).all() and truth.ignored is None and not truth.notes
+
+
+def test_palettes_are_indices_or_colours_as_classes_say(tmp_path, ids):
+    picture = Image.fromarray(ids, mode="P")
+    picture.putpalette([0, 0, 0, *GREEN, *RED] + [0] * 759)
+    for ending in ("png", "gif", "bmp", "tif"):
+        path = tmp_path / f"mask.{ending}"
+        picture.save(path)
+        pair = Pair(tmp_path / "image.png", (path,))
+        assert (read_truth(pair, Classes("disc,square")).mask[0] == ids).all(), ending
+        by_colour = read_truth(pair, Classes("square=#ff0000,disc=#00ff00")).mask[0]
+        assert (by_colour == np.array([0, 2, 1])[ids]).all(), ending
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_are_ids(tmp_path, ids, bits):
+    mask = np.minimum(ids, 2**bits - 1)
+    picture = Image.fromarray(mask, mode="P")
+    picture.putpalette([0, 0, 0, 90, 90, 90, 180, 180, 180] + [255] * 759)
+    picture.save(tmp_path / "mask.png", bits=bits)
+    pair = Pair(tmp_path / "image.png", (tmp_path / "mask.png",))
+    assert (read_truth(pair, Classes("a,b")).mask[0] == mask).all()
+
+
+def test_objects_in_a_colour_each():
+    labels = np.zeros((96, 96, 3), np.uint8)
+    for n in range(36):
+        colour = (7 * n, 255 - 5 * n, 40 + n)
+        cv2.circle(labels, (8 + 16 * (n % 6), 8 + 16 * (n // 6)), 5, colour, -1)
+    with pytest.raises(UserError, match=r"37 colours; expected a mask .*instance labels.*NAME=1\+"):
+        found(labels)
+    assert (found(labels, "cell=1+")[0] == labels.any(-1)).all()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_pixels_are_read_or_refused(seed):
+    """Random arrays of every type: never another error, always a mask of their size."""
+    rng = np.random.default_rng(seed)
+    dtype = rng.choice(["?", "u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8"])
+    channels = int(rng.choice([1, 2, 3, 4, 5]))
+    highest = int(rng.choice([1, 2, 5, 100, 255, 300]))
+    low = -3 if dtype[0] in "if" and rng.random() < 0.2 else 0
+    pixels = rng.integers(low, highest + 1, (2, 20, 20, channels)).astype(dtype)
+    if dtype[0] == "f" and rng.random() < 0.5:
+        pixels = pixels / highest
+    scan = Scan(pixels, has_alpha=channels in (2, 4) and bool(rng.random() < 0.7))
+    flags = [("",), ("a,b",), ("a=1+",), ("a=#ff0000,b=#00ff00", "#0000ff"), ("a,b", "255")]
+    for classes in (Classes(*one) for one in flags):
+        try:
+            decoded = decode(scan, classes)
+        except UserError:
+            continue
+        assert all(
+            one.shape == (2, 20, 20) and one.dtype == bool for one in decoded.planes.values()
+        )
+        assert (decoded.ignored is None) == (not classes.ignored)
+
+
+def test_crowded_instance_labels_are_no_soft_edges():
+    """Cells that touch, with the labels 1 to 225."""
+    y, x = np.mgrid[:120, :120]
+    labels = (1 + y // 8 + 15 * (x // 8)).astype(np.uint8)
+    labels[::8] = labels[:, ::8] = 0
+    for order in (labels, np.random.default_rng(0).permutation(256).astype(np.uint8)[labels]):
+        with pytest.raises(UserError, match="instance labels"):
+            found(order)
+
+
+@pytest.mark.parametrize("quality", [95, 70, 50, 30])
+def test_jpeg_of_any_quality(quality):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        drawn = np.zeros((96, 96), np.uint8)
+        axes = [int(one) for one in rng.integers(10, 26, 2)]
+        centre = [int(one) for one in rng.integers(34, 62, 2)]
+        cv2.ellipse(drawn, centre, axes, int(rng.integers(180)), 0, 360, 255, -1)
+        coded = cv2.imencode(".jpg", drawn, [1, quality])[1]
+        mask, _ = found(cv2.imdecode(coded, cv2.IMREAD_UNCHANGED))
+        assert np.count_nonzero(mask != (drawn > 0)) < 60
+
+
+def test_empty_validation_masks_are_told(folder, ids):
+    for i in range(3):
+        write(folder / "masks" / f"{i}.png", ids * (i != 2))
+    pairs, _ = data.find_pairs(folder)
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    [note] = describe_subsets(dataset, {"train": np.array([0, 1]), "val": np.array([2])})
+    assert note.startswith("all 1 val masks are empty")
+    assert describe_subsets(dataset, {"val": np.array([0, 2])}) == []
+    assert describe_subsets(dataset, {"val": np.array([], int)}) == []
+    write(folder / "masks" / "1.png", np.uint8(2) * (ids == 2))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    [note] = describe_subsets(dataset, {"val": np.array([1, 2])})
+    assert note == "class disc is empty in all 2 val masks"

@@ -1,8 +1,11 @@
 """--overlap: a pixel may be of several classes, a sigmoid for each."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+from pydicom.data import data_manager
 
 import data
 import metrics
@@ -10,14 +13,19 @@ from dataset import loading
 from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
-from dataset.reading import read_truth
-from imaging import formats
+from dataset.reading import read_pair, read_truth
+from imaging import dicom_seg, formats, pictures, tiff
 from imaging.labels import BITS, Classes, join_planes, plane
 from imaging.plots import draw_contours
-from imaging.scan import Scan
+from imaging.scan import Mask, Scan
 from inference import postprocess
+from inference.inputs import Input
+from inference.outputs import Writer
+from inference.segment import Prediction
 from metrics import LOSSES, TRAINING_METRICS
 from model import build_unet
+from serving import responses
+from utils import UserError
 
 CLASSES = Classes("organ,lesion", overlap=True)
 FUNCTIONS = (*LOSSES.values(), *TRAINING_METRICS)
@@ -113,6 +121,47 @@ def test_masks_are_written_as_they_are_read(tmp_path, slices):
     assert [path.parent.name for path in files] == CLASSES.names
     truth = read_truth(Pair(tmp_path / "case", tuple(files)), CLASSES)
     assert truth.mask.dtype == BITS and (truth.mask == mask).all()
+
+
+def test_a_dicom_segmentation_holds_both(tmp_path):
+    source = Path(data_manager.__file__).parent / "test_files" / "CT_small.dcm"
+    image = formats.read_scan(source)
+    rng = np.random.default_rng(0)
+    planes = [rng.integers(0, 2, (1, 128, 128)).astype(bool) for _ in CLASSES.names]
+    mask = join_planes(planes, BITS)
+    content = dicom_seg.encode_mask(Mask(mask, CLASSES.names), image)
+    (tmp_path / "mask.dcm").write_bytes(content)
+    pair = Pair(source, (tmp_path / "mask.dcm",))
+    _, truth = read_pair(pair, CLASSES)
+    assert truth.mask.dtype == BITS and (truth.mask == mask).all()
+    with pytest.raises(UserError, match=r"its segments overlap; expected .* or --overlap"):
+        read_pair(pair, Classes("organ,lesion"))
+
+
+def test_files_of_one_class_a_pixel_are_refused():
+    mask = Mask(np.zeros((1, 20, 20), BITS), CLASSES.names)
+    image = Scan(np.zeros((1, 20, 20, 1), np.uint8))
+    for encode in (lambda: mask.values, lambda: pictures.mask_to_png(mask.ids[0], mask.names)):
+        with pytest.raises(UserError, match="classes overlap"):
+            encode()
+    with pytest.raises(UserError, match="classes overlap"):
+        tiff.encode_mask(mask, image)
+
+
+def test_measurements_and_run_lengths(tmp_path):
+    """What predict.py and the service say of each class."""
+    organ, lesion = np.zeros((1, 32, 32), bool), np.zeros((1, 32, 32), bool)
+    organ[0, 4:24, 4:24], lesion[0, 8:16, 8:16] = True, True
+    mask = join_planes([organ, lesion], BITS)
+    writer = Writer(tmp_path, {"classes": CLASSES.names, **CLASSES.metadata}, panels=False)
+    found = Prediction(mask, None, float("nan"), None)
+    writer.write(Input("a/case", (tmp_path / "case.png",)), Scan(np.zeros((1, 32, 32, 1))), found)
+    assert [(row["mask"], row["area_pixels"]) for row in writer.rows] == [
+        ("organ/a/case.png", 400),
+        ("lesion/a/case.png", 64),
+    ]
+    areas = responses.class_areas(mask[0], CLASSES.names, None)
+    assert [area["area_pixels"] for area in areas] == [400, 64]
 
 
 @pytest.mark.slow
