@@ -20,6 +20,8 @@ from utils import UserError
 
 # `Scan.format` of a mask whose pixels are class ids already, whatever --classes says of values.
 IDS = "ids"
+# A whole number that was stored scaled differs from one by no more.
+ROUNDING = 1e-3
 # What stands for the only class in most masks.
 USUAL = {1, 255, 65535}
 
@@ -132,8 +134,9 @@ def _whole_numbers(values: np.ndarray) -> np.ndarray:
     """Give values (S, H, W) an integer type; shares from 0 to 1 become 0 to 255."""
     if values.dtype.kind != "f":
         return values
-    if (values == np.round(values)).all():
-        return values.astype(np.int64)
+    rounded = np.round(values)
+    if np.abs(values - rounded).max() <= ROUNDING:
+        return rounded.astype(np.int64)
     if values.min() >= 0 and values.max() <= 1:
         return np.round(255 * values).astype(np.uint8)
     raise UserError(

@@ -63,6 +63,10 @@ def test_ids(ids, dtype):
     assert (mask == ids).all() and not notes
 
 
+def test_scaled_floats_are_whole_numbers(ids):
+    assert (found(ids * np.float32(0.99999), "disc,square")[0] == ids).all()
+
+
 def test_values_are_named(ids):
     values = np.array([0, 63, 126], np.uint8)[ids]
     assert (found(values, "disc=63,square=126")[0] == ids).all()
