@@ -37,7 +37,7 @@ def count_channels(path: Path) -> int:
     """Count an image's channels without alpha; three equal ones are 1. Raises UserError."""
     if path.name.lower().endswith(formats.NIFTI.suffixes):  # without reading a large volume
         return nifti.count_channels(read_bytes(path))
-    file = dicom_series.series_files(path)[0] if path.is_dir() else path
+    file = dicom_series.volume_files(path)[0][0] if path.is_dir() else path
     scan = formats.read_scan(file)
     channels = scan.colours.shape[-1]
     if channels != 3:

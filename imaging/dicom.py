@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from imaging import dicom_codecs
-from imaging.dicom_file import MAGIC, PIXEL_ELEMENTS, is_dicom, read_header
+from imaging.dicom_elements import count_frames, spacing_mm
+from imaging.dicom_file import MAGIC, PIXEL_ELEMENTS, SEGMENTATIONS, is_dicom, read_header
 from imaging.dicom_geometry import (
-    count_frames,
     describe_gaps,
     slice_affine,
     sort_frames,
     sorted_positions_mm,
-    spacing_mm,
     usual_step_mm,
 )
 from imaging.dicom_grey import Proposal, fill_empty_slices, to_grey
@@ -24,9 +23,6 @@ from imaging.scan import Scan
 from utils import UserError, first_line
 
 __all__ = ["MAGIC", "decode_dicom", "decode_header", "is_dicom", "read_header"]
-
-# SOP classes of segmentations: as bits or fractions, and as label maps.
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 
 def is_seg(header: Any) -> bool:

@@ -31,6 +31,8 @@ META, IDENTITY, PIXELS, ITEMS = 0x0002, 0x0008, 0x7FE0, 0xFFFE
 FIRST_ELEMENTS = frozenset((0x00, 0x01, 0x02, 0x05, 0x06, 0x08, 0x10, 0x12, 0x13, 0x14, 0x16, 0x18))
 UNDEFINED = 0xFFFFFFFF
 DEFLATED = "1.2.840.10008.1.2.1.99"
+# SOP classes (DICOM PS3.4, annex B). Segmentations are bits or fractions, or label maps.
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 DIRECTORY = b"1.2.840.10008.1.3.10"
 
 

@@ -1,10 +1,11 @@
-"""Where the pixels of DICOM files lie: spacing, positions, the order of frames, affines in mm."""
+"""Where the slices of DICOM files lie: positions, the order of frames, gaps, affines in mm."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from imaging.dicom_elements import between_mm, count_frames, look_up, spacing_mm
 from utils import UserError
 
 # DICOM's axes run to the left and back, RAS to the right and front.
@@ -13,105 +14,6 @@ LPS_TO_RAS = np.diag((-1, -1, 1, 1))
 MIN_STEP_MM = 1e-3
 # A step wider than this many usual ones means that a slice is missing.
 MAX_UNEVENNESS = 1.5
-# Codes of ultrasound regions (DICOM PS3.3, C.8.5.5): an ordinary picture, and centimetres.
-PICTURE, CENTIMETRES = 1, 3
-AT_DETECTOR = (
-    "its spacing is that at the detector (ImagerPixelSpacing); in the patient it is smaller"
-)
-Numbers = tuple[float, ...]
-
-
-def read_numbers(header: Any, name: str) -> Numbers:
-    """Read an element's numbers; none if it is missing, or holds anything else."""
-    value = header.get(name)
-    if value is None:
-        return ()
-    try:
-        numbers = np.atleast_1d(np.float64(value))
-    except (ValueError, TypeError):
-        return ()
-    if numbers.ndim != 1 or not np.isfinite(numbers).all():
-        return ()
-    return tuple(numbers.tolist())
-
-
-def look_up(header: Any, name: str, frame: int = 0) -> Numbers:
-    """Read a frame's numbers of an element, wherever DICOM allows the element to stand."""
-    for place in places(header, frame):
-        numbers = read_numbers(place, name)
-        if numbers:
-            return numbers
-    return ()
-
-
-def places(header: Any, frame: int) -> Iterator[Any]:
-    """List where a frame's elements stand: its own groups, those of all frames, the header."""
-    for sequence, i in (
-        ("PerFrameFunctionalGroupsSequence", frame),
-        ("SharedFunctionalGroupsSequence", 0),
-    ):
-        groups = header.get(sequence) or []
-        if i < len(groups):
-            for element in groups[i]:
-                if element.VR == "SQ":
-                    yield from element.value
-    yield header
-
-
-def count_frames(header: Any) -> int:
-    """Count the frames of a file."""
-    return int(header.get("NumberOfFrames") or 1)
-
-
-# ---------------------------------------------------------------------------------------- spacing
-
-
-def spacing_mm(header: Any) -> tuple[tuple[float, float, float] | None, tuple[str, ...]]:
-    """Read the distance between slices, rows and columns, where the file has it, and notes."""
-    plane, notes = _plane_spacing_mm(header)
-    spacing = (_between_mm(header), *plane)
-    if len(spacing) != 3 or min(spacing) <= 0:
-        return None, notes if not plane else ()
-    return spacing, notes
-
-
-def _between_mm(header: Any) -> float:
-    for name in ("SpacingBetweenSlices", "SliceThickness"):
-        found = look_up(header, name)
-        if found and found[0] > 0:
-            return found[0]
-    return 1.0
-
-
-def _plane_spacing_mm(header: Any) -> tuple[Numbers, tuple[str, ...]]:
-    """Read the distance between rows and columns, and what must be known of it."""
-    imager = look_up(header, "ImagerPixelSpacing")
-    plane = look_up(header, "PixelSpacing")
-    if plane:
-        calibrated = str(header.get("PixelSpacingCalibrationType") or "")
-        at_detector = plane == imager and not calibrated
-        return plane, (AT_DETECTOR,) if at_detector else ()
-    if imager:
-        return imager, (AT_DETECTOR,)
-    if scanned := look_up(header, "NominalScannedPixelSpacing"):
-        return scanned, ("its spacing is that on the film (NominalScannedPixelSpacing)",)
-    return _ultrasound_spacing_mm(header)
-
-
-def _ultrasound_spacing_mm(header: Any) -> tuple[Numbers, tuple[str, ...]]:
-    """Read the spacing of ultrasound regions; none if they differ."""
-    found = set()
-    for region in header.get("SequenceOfUltrasoundRegions") or []:
-        units = [region.get(f"PhysicalUnits{axis}Direction") for axis in "YX"]
-        deltas = [read_numbers(region, f"PhysicalDelta{axis}") for axis in "YX"]
-        if region.get("RegionSpatialFormat") != PICTURE or units != [CENTIMETRES] * 2:
-            continue
-        if all(deltas):
-            # A negative step means that the axis runs the other way.
-            found.add(tuple(round(10 * abs(delta[0]), 9) for delta in deltas))
-    if len(found) > 1:
-        return (), (f"it has {len(found)} ultrasound regions of different spacing: none is used",)
-    return found.pop() if found else (), ()
 
 
 # -------------------------------------------------------------------------------------- positions
@@ -179,27 +81,28 @@ def usual_step_mm(positions: Sequence[float]) -> float | None:
     return step if step >= MIN_STEP_MM else None
 
 
-def find_gaps(positions: Sequence[float]) -> list[int]:
-    """List the slices after which the step is much wider than usual."""
-    step = usual_step_mm(positions)
-    if step is None:
-        return []
-    return np.flatnonzero(np.diff(positions) > MAX_UNEVENNESS * step).tolist()
+def is_even(positions: Sequence[float]) -> bool:
+    """Say whether sorted positions have about the same distance each."""
+    steps = np.diff(positions)
+    return len(steps) > 0 and MIN_STEP_MM <= steps.max() <= MAX_UNEVENNESS * steps.min()
 
 
 def describe_gaps(positions: Sequence[float], names: Sequence[str]) -> tuple[str, ...]:
-    """Say where slices seem to be missing, for at most three gaps.
+    """Say where slices seem to be missing, for at most three gaps, or that steps are uneven.
 
     names: of the slices, such as their files.
     """
-    step, gaps = usual_step_mm(positions), find_gaps(positions)
-    told = []
+    step = usual_step_mm(positions)
+    if step is None or is_even(positions):
+        return ()
+    steps = np.diff(positions)
+    gaps, told = np.flatnonzero(steps > MAX_UNEVENNESS * step).tolist(), []
     for i in gaps[:3]:
         width = positions[i + 1] - positions[i]
         missing = max(1, round(width / step) - 1)
         told.append(f"{names[i]} and {names[i + 1]} are {width:.3g} mm apart, {missing} missing")
     if not told:
-        return ()
+        return (f"its slices are uneven: {steps.min():.3g} to {steps.max():.3g} mm apart",)
     more = f" and {len(gaps) - 3} more gaps" if len(gaps) > 3 else ""
     return (f"a gap: slices are {step:.3g} mm apart, but {'; '.join(told)}{more}",)
 
@@ -219,8 +122,7 @@ def slice_affine(headers: Sequence[Any]) -> np.ndarray | None:
         return None
     affine = each[0].copy()
     if len(each) > 1:
-        positions = sorted_positions_mm(headers)
-        if find_gaps(positions) or usual_step_mm(positions) is None:
+        if not is_even(sorted_positions_mm(headers)):
             return None
         affine[:3, 0] = (each[-1][:3, 3] - each[0][:3, 3]) / (len(each) - 1)
     return affine
@@ -260,7 +162,7 @@ def frame_affine(header: Any, frame: int) -> np.ndarray | None:
     if len(start) != 3 or len(directions) != 6 or len(plane) != 2 or min(plane) <= 0:
         return None
     along_row, down_column = np.array(directions[:3]), np.array(directions[3:])
-    across = np.cross(along_row, down_column) * _between_mm(header)
+    across = np.cross(along_row, down_column) * between_mm(header)
     affine = np.eye(4)
     columns = [across, down_column * plane[0], along_row * plane[1], start]
     affine[:3] = np.stack(columns, axis=1)

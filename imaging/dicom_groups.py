@@ -2,91 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from imaging import dicom_file
-from imaging.dicom_geometry import MIN_STEP_MM, read_numbers
+from imaging.dicom_slices import NAMES, Slice, split_phases
 from utils import UserError
 
-# What tells the volumes of one series apart that lie in one place, the first that does. The first
-# element of each row is what the note names.
-PHASE_ELEMENTS = (
-    "TemporalPositionIdentifier",
-    "EchoNumbers",
-    "EchoTime",
-    "DiffusionBValue",
-    "ImageType",
-    "AcquisitionNumber",
-    "InversionTime",
-    "TriggerTime",
-    "AcquisitionTime",
-    "ContentTime",
-)
-NAMES = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "Modality",
-    "InstanceNumber",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    *PHASE_ELEMENTS,
-)
-# SOP classes (DICOM PS3.4, annex B).
 CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+# Their images always have a position.
+SECTIONAL = ("CT", "MR", "PT")
 # Two axes are the same if their cosine differs from 1 by less.
 SAME_AXIS = 1e-3
-
-
-@dataclass
-class Slice:
-    """A file of a series, as far as grouping needs it."""
-
-    path: Path
-    header: Any
-
-    def text(self, name: str) -> str:
-        """Give an element as text, "" if it is missing."""
-        value = self.header.get(name)
-        return "" if value is None else str(value)
-
-    @property
-    def frames(self) -> int:
-        numbers = read_numbers(self.header, "NumberOfFrames")
-        return int(numbers[0]) if numbers else 1
-
-    @property
-    def number(self) -> float:
-        """InstanceNumber, the order in which the scanner numbered the files."""
-        return (read_numbers(self.header, "InstanceNumber") or (0.0,))[0]
-
-    @property
-    def axis(self) -> tuple[float, ...]:
-        """The direction across the slice; () if it is not known."""
-        directions = read_numbers(self.header, "ImageOrientationPatient")
-        if len(directions) != 6:
-            return ()
-        return tuple(np.cross(directions[:3], directions[3:]).tolist())
-
-    @property
-    def position_mm(self) -> float | None:
-        """Where the slice lies on its axis; None if it is not known."""
-        corner, axis = read_numbers(self.header, "ImagePositionPatient"), self.axis
-        return float(np.dot(axis, corner)) if len(corner) == 3 and axis else None
-
-    @property
-    def size(self) -> tuple[str, str]:
-        return self.text("Rows"), self.text("Columns")
 
 
 def group_files(files: Sequence[Path]) -> tuple[list[list[Path]], list[str]]:
@@ -120,8 +48,10 @@ def group_files(files: Sequence[Path]) -> tuple[list[list[Path]], list[str]]:
 
 def _not_an_image(one: Slice) -> str:
     """Say why a file is no image; "" if it is one."""
-    if one.text("SOPClassUID") in SEGMENTATIONS:
+    if one.text("SOPClassUID") in dicom_file.SEGMENTATIONS:
         return "a DICOM segmentation, which is a mask"
+    if one.text("Modality") == "RTDOSE":
+        return "a dose distribution (RTDOSE)"
     if not one.text("Rows") or not one.text("Columns"):
         # A file that says nothing of itself is damaged: reading it tells more.
         kind = one.text("Modality") or one.text("SOPClassUID")
@@ -150,7 +80,7 @@ def _split_series(series: Sequence[Slice], notes: list[str]) -> list[list[Slice]
             what = f"its size or direction is another than that of the {len(main)} slices"
             notes.append(f"{part[0].path}: {what} of its series; left out")
         else:
-            volumes += _split_phases(_without_copies(part, notes), notes)
+            volumes += split_phases(_without_copies(part, notes), notes)
     return volumes
 
 
@@ -183,71 +113,6 @@ def _same_end(one: Path, other: Path, count: int = 2**16) -> bool:
     return ends[0] == ends[1]
 
 
-# ----------------------------------------------------------------------------------------- phases
-
-
-def _split_phases(part: list[Slice], notes: list[str]) -> list[list[Slice]]:
-    """Split slices that lie in the same places into volumes, such as phases and echoes."""
-    part = sorted(part, key=lambda one: (one.position_mm, one.number, one.path))
-    repeats = _most_at_one_place(part)
-    if repeats == 1:
-        return [part]
-    volumes, element = _by_element(part, repeats), ""
-    if volumes:
-        element, volumes = volumes
-    else:
-        volumes = _by_turns(part)
-    how = f"told apart by {element}" if element else "in the order of their numbers"
-    folder = part[0].path.parent
-    notes.append(
-        f"{folder}: a series of {len(part)} slices shows the same places up to {repeats} times; "
-        f"it is {len(volumes)} volumes, {how}"
-    )
-    return volumes
-
-
-def _most_at_one_place(part: Sequence[Slice]) -> int:
-    """Count the slices at the place that has most of them; `part` is sorted by place."""
-    most, count, last = 1, 0, -np.inf
-    for one in part:
-        if one.position_mm - last > MIN_STEP_MM:
-            count, last = 0, one.position_mm
-        count += 1
-        most = max(most, count)
-    return most
-
-
-def _by_element(part: Sequence[Slice], repeats: int) -> tuple[str, list[list[Slice]]] | None:
-    """Split by the element whose values give so many volumes, each place once in each."""
-    combined = ("EchoNumbers", "DiffusionBValue", "ImageType", "TemporalPositionIdentifier")
-    for names in (*((name,) for name in PHASE_ELEMENTS), combined):
-        volumes = defaultdict(list)
-        for one in part:
-            volumes[tuple(one.text(name) for name in names)].append(one)
-        fits = len(volumes) == repeats
-        if fits and all(_most_at_one_place(volume) == 1 for volume in volumes.values()):
-            return " and ".join(names), sorted(volumes.values(), key=_first_number)
-    return None
-
-
-def _first_number(volume: Sequence[Slice]) -> float:
-    return min(one.number for one in volume)
-
-
-def _by_turns(part: Sequence[Slice]) -> list[list[Slice]]:
-    """Put the first slice of each place into the first volume, the second into the second …"""
-    volumes: list[list[Slice]] = []
-    count, last = 0, -np.inf
-    for one in part:
-        if one.position_mm - last > MIN_STEP_MM:
-            count, last = 0, one.position_mm
-        if count == len(volumes):
-            volumes.append([])
-        volumes[count].append(one)
-        count += 1
-    return volumes
-
-
 # ------------------------------------------------------------------------------- beside a volume
 
 
@@ -257,7 +122,8 @@ def _with_singles(
     """List the volumes; of the single images those that are not mere company of a volume."""
     scouts = [stack for stack in stacks if _is_localizer(stack[0])]
     real = [stack for stack in stacks if not _is_localizer(stack[0])]
-    beside = real + [[one] for one in singles if one.frames > 1 and not _is_capture(one)]
+    enhanced = [one for one in singles if one.frames > 1 and one.text("Modality") in SECTIONAL]
+    beside = real + [[one] for one in enhanced if not _is_capture(one)]
     volumes = [[one.path for one in stack] for stack in (real if beside else stacks)]
     for one in [*singles, *(one for stack in scouts for one in stack if beside)]:
         reason = _odd_beside(one, beside)
@@ -278,13 +144,15 @@ def _odd_beside(one: Slice, volumes: Sequence[Sequence[Slice]]) -> str:
         return "a localizer (scout)"
     for volume in volumes:
         first = volume[0]
-        same = [one.text(name) == first.text(name) for name in ("StudyInstanceUID", "Modality")]
+        if one.frames > 1 or one.text("StudyInstanceUID") != first.text("StudyInstanceUID"):
+            continue
+        same_modality = one.text("Modality") == first.text("Modality")
         crosswise = one.axis and first.axis and abs(np.dot(one.axis, first.axis)) < 1 - SAME_AXIS
-        if all(same) and len(volume) > 1 and one.frames == 1 and crosswise:
+        if same_modality and crosswise:
             return "a slice across the others, as scouts are,"
-        in_series = one.text("SeriesInstanceUID") == first.text("SeriesInstanceUID") != ""
-        if in_series and len(volume) > 1 and one.frames == 1 and one.position_mm is None:
-            return "an image of the same series without a position"
+        same_series = one.text("SeriesInstanceUID") == first.text("SeriesInstanceUID")
+        if one.position_mm is None and (same_series or one.text("Modality") in SECTIONAL):
+            return "an image without a position"
     return ""
 
 

@@ -9,15 +9,9 @@ from typing import Any
 import numpy as np
 
 from imaging import dicom, dicom_codecs, rtstruct
+from imaging.dicom_elements import count_frames, look_up, places
 from imaging.dicom_file import MAX_FRAMES, open_dataset
-from imaging.dicom_geometry import (
-    count_frames,
-    frame_affine,
-    look_up,
-    places,
-    slice_affines,
-    sort_frames,
-)
+from imaging.dicom_geometry import frame_affine, slice_affines, sort_frames
 from imaging.labels import BITS
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from utils import UserError, first_line
@@ -184,8 +178,8 @@ class _Grid:
         if self.is_other or affine is None or (target is None and not self.slice_affines):
             raise UserError("not a segmentation of its image (it refers to other images)")
         if target is None:
-            distances = [np.abs((np.linalg.inv(a) @ affine)[0, 3]) for a in self.slice_affines]
-            number = int(np.argmin(distances))
+            inverses = np.linalg.inv(np.stack(self.slice_affines))
+            number = int(np.abs(inverses[:, 0] @ affine[:, 3]).argmin())
             target = self.slice_affines[number]
         turn = np.linalg.inv(target) @ affine
         rows, columns = inside

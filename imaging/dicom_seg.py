@@ -7,14 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from imaging.dicom_geometry import (
-    count_frames,
-    look_up,
-    positions_mm,
-    read_numbers,
-    sort_frames,
-    usual_step_mm,
-)
+from imaging.dicom_elements import count_frames, look_up, read_numbers
+from imaging.dicom_geometry import positions_mm, slice_affines, sort_frames, usual_step_mm
 from imaging.labels import BITS, plane
 from imaging.scan import Mask, Scan
 from utils import UserError, first_line
@@ -79,13 +73,17 @@ def encode_seg(
             device_serial_number="none",
             # DICOM allows no segmentation without frames.
             omit_empty_frames=bool(ids.any()),
+            # The source's may lack letters of the class names, or be none that exists.
+            specific_character_set="ISO_IR 192",
         )
-        # The source's character set may lack letters of the class names. Its texts are decoded
-        # before the set changes.
-        segmentation.decode()
-        segmentation.SpecificCharacterSet = "ISO_IR 192"
         buffer = io.BytesIO()
         segmentation.save_as(buffer)
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(
+            f"no DICOM segmentation can refer to it (its SOP class {error} is not known)"
+        ) from None
     except Exception as error:
         # A damaged header causes errors of many kinds.
         raise UserError(f"no DICOM segmentation can refer to it ({first_line(error)})") from error
@@ -128,16 +126,22 @@ def _complete_headers(headers: Sequence[Any]) -> list[Any]:
     import pydicom
 
     positions = positions_mm(headers)
+    if slice_affines(headers) is None:
+        # A single image needs no place.
+        if len(headers) > 1 or count_frames(headers[0]) > 1:
+            raise UserError(
+                "no DICOM segmentation can refer to it (its slices lack a position, direction or "
+                "PixelSpacing)"
+            )
+        positions = None
     step_mm = usual_step_mm(sorted(positions)) if positions else None
     completed = []
     for header in headers:
         copy = pydicom.Dataset(header)
         copy.file_meta = header.file_meta
-        for name in EMPTY_IF_MISSING:
-            if copy.get(name) is None:
-                setattr(copy, name, "")
-        if copy.PatientSex not in ("M", "F", "O"):
-            copy.PatientSex = ""
+        _complete_patient(copy)
+        if positions is None:
+            copy.pop("ImagePositionPatient", None)
         if not copy.get("Modality"):
             copy.Modality = "OT"
         if positions and not copy.get("FrameOfReferenceUID"):
@@ -148,6 +152,27 @@ def _complete_headers(headers: Sequence[Any]) -> list[Any]:
             copy.SharedFunctionalGroupsSequence = [_complete_groups(copy, step_mm)]
         completed.append(copy)
     return completed
+
+
+def _complete_patient(header: Any) -> None:
+    """Write empty what is missing of patient and study, or what no reader would understand."""
+    from pydicom.valuerep import DA, TM, PersonName
+
+    # Texts are decoded before the character set changes.
+    header.decode()
+    for name in EMPTY_IF_MISSING:
+        value = header.get(name)
+        try:
+            kind = {"Date": DA, "Time": TM, "Name": PersonName}.get(name[-4:], str)
+            kind(str(value))
+        except ValueError:
+            value = None
+        if value is None:
+            setattr(header, name, "")
+        elif name.endswith("Name") and not isinstance(value, PersonName):
+            setattr(header, name, str(value[0]))
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
 
 
 def _complete_groups(header: Any, step_mm: float | None) -> Any:

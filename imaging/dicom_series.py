@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from imaging import dicom, dicom_file
+from imaging.dicom_elements import count_frames, read_numbers
 from imaging.dicom_geometry import (
     MIN_STEP_MM,
-    count_frames,
     describe_gaps,
     positions_mm,
-    read_numbers,
     slice_affine,
     usual_step_mm,
 )

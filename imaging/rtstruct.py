@@ -130,7 +130,7 @@ def _by_slice(item: Any, affines: Sequence[np.ndarray]) -> dict[int, list[np.nda
 
     Of several planes in one slice the nearest is taken.
     """
-    inverses = [np.linalg.inv(affine) for affine in affines]
+    inverses = np.linalg.inv(np.stack(affines))
     found: dict[int, dict[float, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     outside = 0
     for contour in item.get("ContourSequence") or []:
@@ -138,7 +138,7 @@ def _by_slice(item: Any, affines: Sequence[np.ndarray]) -> dict[int, list[np.nda
             continue
         points = np.float64(contour.ContourData).reshape(-1, 3)
         points = np.c_[points, np.ones(len(points))] @ LPS_TO_RAS.T
-        number = int(np.argmin([abs(inverse[0] @ points[0]) for inverse in inverses]))
+        number = int(np.abs(inverses[:, 0] @ points[0]).argmin())
         indices = points @ inverses[number].T
         if np.ptp(indices[:, 0]) > REACH:
             raise UserError("contours across the slices of its image; expected them in slices")

@@ -235,3 +235,24 @@ def test_highdicom_and_simpleitk_read_the_same_mask(tmp_path):
         z = round(group.PlanePositionSequence[0].ImagePositionPatient[2] / 5)
         found[z][frame > 0] = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
     np.testing.assert_array_equal(found, truth())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("StudyDate", "19"),
+        ("StudyTime", "25:61"),
+        ("PatientBirthDate", "unknown"),
+        ("PatientSex", "U"),
+        ("PatientName", "Doe^Ann\\Roe^Bob"),
+        ("SpecificCharacterSet", "ISO 2022 IR 87"),
+        ("SpecificCharacterSet", "nonsense"),
+        ("StudyDate", "2020.01.01"),
+        ("SliceThickness", "0"),
+    ],
+)
+def test_odd_values_of_the_source_break_nothing(tmp_path, name, value):
+    write_series(tmp_path / "ct", **{name: value})
+    scan = formats.read_scan(tmp_path / "ct")
+    (tmp_path / "a.dcm").write_bytes(dicom_seg.encode_seg(truth(), NAMES, scan.header))
+    np.testing.assert_array_equal(read_ids(tmp_path / "a.dcm", scan, NAMES), truth())

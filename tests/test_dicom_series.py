@@ -68,6 +68,23 @@ def test_a_gap_is_told_with_its_place(tmp_path):
     )
 
 
+def test_uneven_steps_are_told(tmp_path):
+    write_series(tmp_path, positions=(0, 5, 10, 12.5, 15, 17.5, 20))
+    write_series(tmp_path / "x", positions=(0, 5, 10, 15, 18, 23))
+    scan = formats.read_scan(tmp_path)
+    assert scan.affine is None and "are 5 mm apart, 1 missing" in scan.notes[0]
+    scan = formats.read_scan(tmp_path / "x")
+    assert scan.affine is None and scan.spacing_mm == (5, 0.7, 0.8)
+    assert scan.notes == ("its slices are uneven: 3 to 5 mm apart",)
+
+
+def test_places_with_noise_are_one(tmp_path):
+    uids = write_series(tmp_path, (0, 5.004, 10))
+    write_series(tmp_path, (0.02, 5, 10.01), 3, **uids)
+    volumes, _ = group_files(series_files(tmp_path))
+    assert names_of(volumes) == [["IM00", "IM01", "IM02"], ["IM03", "IM04", "IM05"]]
+
+
 def write_capture(path: Path, **elements) -> None:
     """Write a screenshot: pixels, but no place in the patient."""
     header = ct_slice(0, 99, {name: generate_uid() for name in UIDS})

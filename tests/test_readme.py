@@ -124,6 +124,8 @@ def test_every_script_and_module_exists(name):
     for path in re.findall(r"`([\w/]+\.(?:py|yaml|txt|h5|onnx|json))`", text):
         folders = (ROOT, ROOT / "deploy", ROOT / "files" / "lungs")
         made = any(word in path for word in ("export", "results/", "config.json", "manifest.json"))
+        # Files of data sets.
+        made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap")
         made |= Path(path).suffix in (".h5", ".onnx")  # a run or an export makes it
         assert made or any((folder / path).exists() for folder in folders), path
     for module in re.findall(r"python -m ([a-z_]+\.[a-z_]+)", text):
