@@ -34,7 +34,7 @@ def read_channels(paths: Sequence[Path], window: str = "") -> Scan:
 
 def _size(scan: Scan) -> str:
     slices, height, width = scan.pixels.shape[:3]
-    return f"{slices} slice(s) of {height}x{width} pixels"
+    return f"{height}x{width} pixels" + (f" in {slices} slices" if slices > 1 else "")
 
 
 def channel_endings(files: Sequence[Path]) -> tuple[str, ...]:
