@@ -4,7 +4,8 @@ A new format is a file beside this one with a decoder, and a line in FORMATS.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from imaging import (
     pictures,
     tiff,
 )
+from imaging.alignment import place_in
 from imaging.labels import Classes, plane
 from imaging.scan import (
     MAX_BYTES,
@@ -202,16 +204,22 @@ def decode_mask_scan(content: bytes, image: Scan | None = None, max_bytes: int =
 
 
 def _decode(form: Format, decode: Callable[[], Scan], nan: float | None = None) -> Scan:
-    try:
+    with _errors_of(form):
         scan = decode()
-    except UserError:
-        raise
-    except Exception as error:
-        # A damaged file causes errors of many kinds in the libraries that read it.
-        raise UserError(f"unreadable as {form.name} ({first_line(error)})") from None
     scan = _fill_nan(scan, nan)
     check_pixels(scan.pixels)
     return replace(scan, format=form.name)
+
+
+@contextmanager
+def _errors_of(form: Format) -> Iterator[None]:
+    """Turn an error of any kind into a UserError: libraries raise many for a damaged file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"unreadable as {form.name} ({first_line(error)})") from None
 
 
 def _fill_nan(scan: Scan, value: float | None) -> Scan:
@@ -248,7 +256,8 @@ def read_content(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     content = read_bytes(path)
     for form in FORMATS:
         if form.join and path.name.lower().endswith(form.suffixes) and form.matches(content):
-            return form.join(content, path, max_bytes)
+            with _errors_of(form):
+                return form.join(content, path, max_bytes)
     return content
 
 
@@ -314,7 +323,7 @@ def read_mask_scan(
         if in_colour and find_format(content) in PALETTES:
             return decode_scan(content)
         scan = decode_mask_scan(content, image)
-    return scan
+    return scan if image is None else place_in(image, scan)
 
 
 def read_mask(path: str | Path) -> np.ndarray:

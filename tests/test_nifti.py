@@ -211,3 +211,19 @@ def test_probabilities_lie_where_the_image_lies(tmp_path):
         stored = nibabel.load(place)
         np.testing.assert_array_equal(stored.get_fdata(dtype=np.float32), probs[..., i].T)
         np.testing.assert_allclose(stored.affine, AFFINE)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_headers_of_two_files_are_read_or_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    nibabel.save(nibabel.Nifti1Pair(VOXELS, AFFINE), folder / "a.hdr")
+    content = bytearray((folder / "a.hdr").read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, 347))] = data.draw(st.integers(0, 255))
+    (folder / "a.hdr").write_bytes(content)
+    try:
+        scan = formats.read_scan(folder / "a.hdr")
+    except UserError:
+        return
+    assert scan.pixels.ndim == 4
