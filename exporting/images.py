@@ -1,6 +1,5 @@
 """Choose the images that an export is checked and calibrated on."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +88,7 @@ def read_few_slices(path: Path, metadata: dict[str, Any]) -> Scan:
     """Read an image; of a volume some slices in its middle."""
     scan = formats.read_scan(path, metadata.get("window", ""))
     start = max(0, (len(scan.pixels) - MAX_SLICES) // 2)
-    return replace(scan, pixels=scan.pixels[start : start + MAX_SLICES])
+    return scan.slices(start, start + MAX_SLICES)
 
 
 def prepare(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:
