@@ -31,6 +31,7 @@ from imaging.labels import Classes
 from utils import UserError
 
 MAX_SHOWN = 20  # problems in an error message
+MIN_VAL_PARTS = 4  # one patient of so many is the least that is validated on
 FOREGROUND = "foreground"  # the class where nobody names one
 
 
@@ -124,7 +125,8 @@ def split(
     """Assign each pair to train, val or test. A patient is in one subset, labels are shared evenly.
 
     A subset that index.csv names is kept. Otherwise test_fraction is drawn, then val_fraction of
-    the rest, each rounded to 1/2, 1/3, 1/4 …; 0 draws none. Extra pairs are train.
+    the rest, each rounded to 1/2, 1/3, 1/4 …; 0 draws none. Few patients give a larger val.
+    Extra pairs are train.
     folds: the test set is fold number `fold` instead. Pairs that index.csv keeps for testing
     take no part then: their subset is "".
     Raises UserError if there are too few patients or index.csv has one patient in two subsets.
@@ -137,7 +139,10 @@ def split(
     for name, fraction, number in (("test", test_fraction, fold), ("val", val_fraction, 0)):
         if fraction > 0 and name not in subsets:
             rest = [i for i, subset in enumerate(subsets) if subset == "train"]
-            drawn = _draw_fold([pairs[i] for i in rest], round(1 / fraction), number, seed)
+            parts, own = round(1 / fraction), [pairs[i] for i in rest]
+            if name == "val":  # a small data set validates on one of its few patients
+                parts = max(MIN_VAL_PARTS, min(parts, len({pair.group for pair in own})))
+            drawn = _draw_fold(own, parts, number, seed)
             for i in drawn:
                 subsets[rest[i]] = name
     _check_patients(pairs, subsets)

@@ -1,11 +1,11 @@
-"""Layouts of annotation programs: COCO and labelme files, CVAT and Pascal VOC with colours."""
+"""Layouts of annotation programs whose masks are shapes in JSON files: COCO and labelme."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
-from dataset.annotations import COCO_KEYS, Coco, read_shapes
+from dataset.annotations import COCO_KEYS, Coco, find_shapes, read_shapes
 from dataset.folder import Folder
-from dataset.folder_layouts import images_and_masks
 from dataset.names import subset_of
 from dataset.pairs import Layout, Pair, classes_text
 from utils import UserError
@@ -34,9 +34,16 @@ def coco(folder: Folder) -> Layout | None:
             layout.notes.append(f"{path.name} has no polygons or run lengths and is not used")
             layout.other.append(path)
             continue
+        if table.without_shape:
+            layout.notes.append(
+                f"{table.without_shape} annotations of {path.name} are boxes without a shape and "
+                "are not used"
+            )
         subset = _subset_of_file(path) if len(files) > 1 else ""
         names |= dict.fromkeys(table.used_names, "")
         _add_images(layout, path, table, found, taken, subset)
+    if not names:
+        layout.problems.append(f"{files[0]}: no polygons or run lengths; expected some to draw")
     layout.classes = classes_text(names)
     layout.name += f", {_classes(names)} from {', '.join(path.name for path in files[:3])}"
     layout.notes.append(CONVERTED)
@@ -111,38 +118,52 @@ def _choose(paths: list[Path], name: str, table: Path) -> Path | None:
 
 def labelme(folder: Folder) -> Layout | None:
     """Recognise labelme's x.json beside x.png, or in another folder."""
-    tables = {path.stem: path for path in _json_files(folder) if is_labelme(path)}
+    tables = [path for path in _json_files(folder) if is_labelme(path)]
     if not tables:
         return None
     layout = Layout("labelme")
-    names: dict[str, str] = {}
-    images = {path.stem: path for _, path in folder.items(series=False)}
-    for stem, image in sorted(images.items()):
-        if stem in tables:
-            layout.pairs.append(Pair(image, (tables[stem],)))
-    for stem, path in sorted(tables.items()):
+    names: set[str] = set()
+    undrawn = 0
+    images = [path for _, path in folder.items(series=False)]
+    beside = {(path.parent, path.stem): path for path in images}
+    named: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        named[path.stem].append(path)
+    for path in sorted(tables):
+        image = beside.get((path.parent, path.stem))
+        if image is None and len(named[path.stem]) == 1:
+            image = named[path.stem][0]
         try:
-            table = read_shapes(path)
+            shapes = find_shapes(path, path)[1]
         except UserError as error:
             layout.problems.append(f"{path}: {error}")
             continue
-        if isinstance(table, tuple):
-            names |= {label: "" for label, _ in table[1]}
-        if stem not in images:
+        names |= {label for label, drawing in shapes if drawing is not None}
+        undrawn += sum(drawing is None for _, drawing in shapes)
+        if image is None:
             layout.problems.append(f"{path}: no image of that name")
-    unlabelled = sorted(images.keys() - tables.keys())
-    if unlabelled:
-        some = ", ".join(images[stem].name for stem in unlabelled[:MAX_LISTED])
-        layout.notes.append(
-            f"{len(unlabelled)} images have no JSON file and are passed over: {some}"
-        )
+        else:
+            layout.pairs.append(Pair(image, (path,)))
+    _note_labelme(layout, images, undrawn)
     layout.classes = classes_text(dict.fromkeys(sorted(names), ""))
     layout.name += f", {_classes(names)} from its labels"
-    layout.notes.append(CONVERTED)
     return layout
 
 
-def _classes(names: dict[str, str]) -> str:
+def _note_labelme(layout: Layout, images: list[Path], undrawn: int) -> None:
+    """Count the images without a file and the shapes that are no areas."""
+    unlabelled = sorted(set(images) - {pair.image for pair in layout.pairs})
+    if unlabelled and layout.pairs:
+        some = ", ".join(path.name for path in unlabelled[:MAX_LISTED])
+        count = "1 image has" if len(unlabelled) == 1 else f"{len(unlabelled)} images have"
+        layout.notes.append(f"{count} no JSON file and cannot be used: {some}")
+        layout.other += unlabelled
+    if undrawn:
+        layout.notes.append(f"{undrawn} points and lines are no areas and are not used")
+    layout.notes.append(CONVERTED)
+
+
+def _classes(names: Collection[str]) -> str:
     return "1 class" if len(names) == 1 else f"{len(names)} classes"
 
 
@@ -160,50 +181,3 @@ def is_labelme(path: Path) -> bool:
     except OSError:
         return False
     return b'"shapes"' in head
-
-
-# ----------------------------------------------------------------------------------- CVAT and VOC
-
-
-def voc(folder: Folder) -> Layout | None:
-    """Recognise JPEGImages/ + SegmentationClass/ of Pascal VOC and CVAT, and labelmap.txt.
-
-    Images without a mask are passed over: most of Pascal VOC have none.
-    """
-    if not folder.folder("segmentationclass"):
-        return None
-    layout = images_and_masks(folder)
-    if layout is None:
-        return None
-    table = folder.file("labelmap.txt")
-    if table:
-        layout.other.append(table)
-        layout.classes, layout.ignore = read_labelmap(table)
-        layout.name += ", classes from labelmap.txt"
-    lacking = [problem for problem in layout.problems if ": no mask of that name" in problem]
-    if lacking and layout.pairs:
-        layout.problems = [one for one in layout.problems if one not in lacking]
-        layout.notes.append(f"{len(lacking)} images have no mask and are passed over")
-    return layout
-
-
-def read_labelmap(path: Path) -> tuple[str, str]:
-    """Read CVAT's lines name:r,g,b:parts:actions: the classes, and the colour that is ignored."""
-    colours, ignored = {}, ""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    for line in lines:
-        name, _, rest = line.partition(":")
-        numbers = rest.partition(":")[0].split(",")
-        if line.lstrip().startswith("#") or not line.strip():
-            continue
-        if len(numbers) != 3 or not all(one.strip().isdecimal() for one in numbers):
-            raise UserError(f"{path}: line {line[:60]!r}; expected name:red,green,blue::")
-        colour = "#" + "".join(f"{min(int(one), 255):02x}" for one in numbers)
-        if name.strip().lower() in ("ignore", "void", "unlabeled", "unlabelled"):
-            ignored = colour
-        elif colour != "#000000" and name.strip().lower() != "background":
-            colours[name.strip()] = colour
-    return classes_text(colours), ignored

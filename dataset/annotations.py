@@ -22,7 +22,7 @@ COCO_KEYS = {"images", "annotations", "categories"}
 
 LOCK = Lock()
 
-# A shape: the class's name, and what is drawn: polygons or run lengths.
+# A shape: the class's name, and what is drawn: polygons or run lengths; None for points and lines.
 Shape = tuple[str, Any]
 # The image's size (H, W), where the file gives it, and its shapes.
 Labelme = tuple[tuple[int, int] | None, list[Shape]]
@@ -59,13 +59,15 @@ def read_planes(
         raise UserError(
             f"its {image.name} has {size[0]}x{size[1]} pixels; the image has {shape[0]}x{shape[1]}"
         )
-    labels = {label.lower() for label, _ in shapes}
+    labels = {label.lower() for label, drawing in shapes if drawing is not None}
     known = [name.lower() for name in names]
     if len(names) > 1 and not labels <= set(known):
         unknown = ", ".join(sorted(labels - set(known)))
         raise UserError(f"labels {unknown}; --classes names {', '.join(names)}")
     planes = [np.zeros(shape, bool) for _ in names]
     for label, drawing in shapes:
+        if drawing is None:
+            continue
         class_index = known.index(label.lower()) if len(names) > 1 else 0
         planes[class_index] |= draw(drawing, shape)
     return planes
@@ -134,6 +136,7 @@ class Coco:
         self.entries: dict[str, list[dict]] = defaultdict(list)
         self.annotations: dict[Any, list[dict]] = defaultdict(list)
         self.names: dict[Any, str] = {}
+        self.without_shape = 0  # annotations that are boxes or points alone
         try:
             for category in table["categories"]:
                 self.names[category["id"]] = str(category["name"]).strip()
@@ -144,6 +147,8 @@ class Coco:
                 if one.get("segmentation"):
                     self.names[one["category_id"]]
                     self.annotations[one["image_id"]].append(one)
+                else:
+                    self.without_shape += 1
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"unreadable as COCO ({type(error).__name__}: {error}); expected images "
@@ -165,9 +170,7 @@ def read_labelme(table: dict[str, Any]) -> Labelme:
     try:
         shapes = []
         for shape in table["shapes"]:
-            drawing = _labelme_drawing(shape)
-            if drawing is not None:
-                shapes.append((str(shape["label"]).strip(), drawing))
+            shapes.append((str(shape["label"]).strip(), _labelme_drawing(shape)))
         size = (table.get("imageHeight"), table.get("imageWidth"))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(

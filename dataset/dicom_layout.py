@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dataset.folder import Folder
 from dataset.pairs import Layout, Pair, classes_text
+from imaging.rtstruct import BODY
 
 OBJECTS = ("RTSTRUCT", "SEG")  # masks
 NO_IMAGES = {*OBJECTS, "RTDOSE", "RTPLAN", "SR", "PR", "REG", "KO", "DOC", ""}
@@ -39,6 +40,7 @@ def series(folder: Folder) -> Layout | None:
         layout.problems.append(f"{folder.path}: several {kind} files ({names}); keep one of them")
         layout.pairs = []
     names = [name for pair in layout.pairs for name in structure_names(pair.masks[0])]
+    names = [name for name in names if name.lower() not in BODY]
     layout.classes = classes_text(dict.fromkeys(names, ""))
     layout.name += f", classes from the {kind}"
     return layout

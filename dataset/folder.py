@@ -6,23 +6,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from imaging import dicom_series
-from imaging.files import SUFFIXES, is_series, normalize_name
+from imaging.files import SUFFIXES, is_dicom, is_litter, is_series, normalize_name
 from imaging.formats import DICOM
 from utils import UserError
 
-# Left by NAS, macOS, Windows, Jupyter. What begins with a dot is hidden, and litter too.
-LITTER = (
-    "@eadir",
-    "#recycle",
-    "__macosx",
-    "$recycle.bin",
-    "lost+found",
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "icon\r",
-)
 MAX_DEPTH = 8  # folders in folders
 # Files of these endings are not opened to see whether they are DICOM.
 TEXT_SUFFIXES = ".json .txt .csv .tsv .xml .md .pdf .zip .html .raw .gz .py .yaml .yml .xlsx .npy"
@@ -30,11 +17,6 @@ NO_DICOM = (
     *(suffix for suffix in SUFFIXES if suffix not in DICOM.suffixes),
     *TEXT_SUFFIXES.split(),
 )
-
-
-def is_litter(name: str) -> bool:
-    """Say whether an operating system left a file or folder of this name."""
-    return name.startswith((".", "~$")) or name.lower() in LITTER
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -63,11 +45,18 @@ class Folder:
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    if not is_litter(entry.name):
+                    if not is_litter(entry.name) and not self._leads_back(entry):
                         names[entry.is_dir()].append(entry.name)
         except OSError as error:
             raise UserError(f"{self.path} cannot be opened ({error.strerror})") from None
         return sorted(names[0]), sorted(names[1])
+
+    def _leads_back(self, entry: os.DirEntry) -> bool:
+        """Say whether a link leads to this folder or to one above."""
+        if not (entry.is_symlink() and entry.is_dir()):
+            return False
+        here = self.path.resolve()
+        return Path(entry.path).resolve() in (here, *here.parents)
 
     @cached_property
     def files(self) -> list[Path]:
@@ -105,7 +94,7 @@ class Folder:
             # Of x.hdr and x.img the first is read, and finds the second.
             if lower.endswith(".img") and {path.stem + ".hdr", path.stem + ".HDR"} & names:
                 continue
-            if lower.endswith(SUFFIXES) or (not lower.endswith(NO_DICOM) and _is_dicom(path)):
+            if lower.endswith(SUFFIXES) or (not lower.endswith(NO_DICOM) and is_dicom(path)):
                 found.append(path)
         return found
 
@@ -154,13 +143,6 @@ class Folder:
 
 def _ending(path: Path) -> str:
     return (split_name(path.name)[1] or path.suffix or "without ending").lower()
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        return path.is_file() and dicom_series.is_dicom_file(path)
-    except UserError:
-        return False
 
 
 def draw_tree(folder: Folder, most: int = 12, depth: int = 3) -> list[str]:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Names that people give the column of the images.
-STEM_COLUMNS = ("stem", "image", "file", "filename", "file_name", "image_id")
+SYNONYMS = {
+    "stem": ("image", "file", "filename", "file_name", "image_id"),
+    "patient": ("patient_id", "patientid", "patient id", "subject", "subject_id"),
+    "split": ("subset", "set", "partition"),
+}
 SUBSET_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 DELIMITERS = ",;\t"
 MAX_LISTED = 3
@@ -109,6 +113,8 @@ def read_table(path: str | Path, columns: set[str]) -> "pd.DataFrame":
         encoding = find_encoding(path)
         with Path(path).open(encoding=encoding) as file:
             first = file.readline()
+            skipped = int(first.lower().startswith("sep="))  # a line for Excel
+            first = file.readline() if skipped else first
         delimiter = max(DELIMITERS, key=first.count)
         table = pd.read_csv(
             path,
@@ -117,15 +123,17 @@ def read_table(path: str | Path, columns: set[str]) -> "pd.DataFrame":
             skipinitialspace=True,
             sep=delimiter,
             encoding=encoding,
+            skiprows=skipped,
         )
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); expected comma-separated UTF-8 text"
         ) from None
     table = table.rename(columns=lambda name: str(name).strip().lower())
-    if "stem" in columns and "stem" not in table:
-        synonyms = [name for name in STEM_COLUMNS if name in table]
-        table = table.rename(columns={synonyms[0]: "stem"}) if synonyms else table
+    for name, synonyms in SYNONYMS.items() if "stem" in columns else ():
+        there = [synonym for synonym in synonyms if synonym in table]
+        if there and name not in table:
+            table = table.rename(columns={there[0]: name})
     if not columns <= set(table) or not table.columns.is_unique:
         expected = ", ".join(sorted(columns))
         raise UserError(

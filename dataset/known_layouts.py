@@ -95,7 +95,7 @@ def _read_dataset_json(layout: Layout, path: Path) -> None:
     ignored = ids.pop("ignore", [])
     layout.ignore = "|".join(map(str, ignored))
     if layout.ignore:
-        layout.notes.append(f'label {layout.ignore} does not count in {path.name}: "ignore"')
+        layout.notes.append(f"label {layout.ignore} does not count, says {path.name}")
     own, nested = _own_ids(ids)
     if nested:
         layout.notes.append(

@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from dataset.annotation_layouts import coco, labelme, voc
+from dataset.annotation_layouts import coco, labelme
 from dataset.dicom_layout import series
 from dataset.folder import Folder
 from dataset.folder_layouts import (
@@ -25,6 +25,7 @@ from dataset.names import role_of, subset_of
 from dataset.pairs import SUBSETS, Layout, Pair  # noqa: F401 (imported from here)
 from dataset.passed_over import note_passed_over
 from dataset.unknown import explain_unknown
+from dataset.voc_layout import voc
 from utils import UserError
 
 MAX_TRIED = 20_000  # folders that are tried as those of patients
@@ -139,6 +140,8 @@ def find(root: Path) -> Layout:
     layout = _find(folder)
     if layout is None:
         raise UserError(explain_unknown(folder))
+    if not (layout.pairs or layout.problems):
+        layout.problems.append(f"{root}: no image with a mask ({layout.name})")
     layout.pairs.sort(key=lambda pair: str(pair.image))
     layout.pairs = [_with_label(pair) for pair in layout.pairs]
     apply_index(root, layout)

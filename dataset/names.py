@@ -12,8 +12,9 @@ IMAGE_WORDS = (
 )
 MASK_WORDS = (
     "mask masks label labels gt gts groundtruth groundtruths truth annotation annotations anns ann "
-    "anno annos seg segs segmentation segmentations segmentationclass segmentationobject manual "
-    "annot annots manuals 1stmanual target targets contour contours roi rois labelmap labelmaps"
+    "anno annos annot annots seg segs segmentation segmentations segmentationclass "
+    "segmentationclasspng segmentationobject manual manuals 1stmanual target targets contour "
+    "contours roi rois labelmap labelmaps"
 )
 IMAGES, MASKS = frozenset(IMAGE_WORDS.split()), frozenset(MASK_WORDS.split())
 # The better first, where there are several. In DRIVE mask/ is the field of view.
@@ -24,9 +25,9 @@ NO_MASKS = {"2ndmanual", "manual2", "segmentationobject", "fov"}
 OTHER_WORDS = "png jpg jpeg tif tiff bmp nii nifti dcm dicom dir folder files all"
 FORMAT_WORDS = frozenset(OTHER_WORDS.split())
 SUBSET_WORDS = {
-    "train": "train training trn tr traindata trainset trainingset trainingdata stage1train",
+    "train": "train training trn tr traindata trainset trainingset trainingdata stagetrain",
     "val": "val valid validation validate dev valset validationset validationdata",
-    "test": "test testing tst ts testset testingset testdata stage1test",
+    "test": "test testing tst ts testset testingset testdata stagetest",
 }
 SUBSET_OF = {word: name for name, words in SUBSET_WORDS.items() for word in words.split()}
 

@@ -2,6 +2,7 @@
 
 from dataset.folder import Folder
 from dataset.pairs import Layout
+from imaging.partners import HEADERS, header_of
 
 KNOWN = {"index.csv", "dataset.json", "phantoms.json"}
 MAX_LISTED = 4
@@ -17,6 +18,8 @@ def note_passed_over(folder: Folder, layout: Layout) -> None:
     other = []
     for path in folder.walk():
         known = path in used or path.parent in used or path.name in KNOWN
+        if path.suffix.lower() in HEADERS:  # voxels whose header is used
+            known = known or header_of(path) in used
         if not known and str(path) not in told:
             other.append(path)
     if other:

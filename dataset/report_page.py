@@ -3,7 +3,6 @@
 import html
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.oddities import find_oddities
 from dataset.report import REASONS, train_command
+from dataset.report_charts import draw_charts
 from dataset.thumbnails import Thumbnail
 from imaging.plots import COLOURS
 from utils import ROOT, atomic
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 
 NOTED = ("note", "warning")
 MAX_PROBLEMS = 20  # that are shown at once; the others are folded
+MAX_FOLDED = 1000
 MAX_DAMAGED = 8  # pictures of files with a problem
 MAX_ODD = 12  # pictures of odd files
-MAX_CHARTS = 8  # of classes
-ALL_PIXELS = "#7c8794"
-MANY_TIMES = 20  # between grey levels of files, from which on powers of ten are shown
 
 
 def write_report(
@@ -108,11 +106,14 @@ def _list(title: str, lines: Sequence[str], kind: str) -> str:
     """List lines under a title, the first ones openly; "" without lines."""
     if not lines:
         return ""
-    items = [f"<li>{html.escape(line)}" for line in lines]
+    items = [f"<li>{html.escape(line)}" for line in lines[:MAX_FOLDED]]
     shown, rest = items[:MAX_PROBLEMS], items[MAX_PROBLEMS:]
     folded = ""
     if rest:
-        folded = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul></details>"
+        more = len(lines) - MAX_PROBLEMS
+        if len(lines) > MAX_FOLDED:
+            rest.append("<li>… data.py check prints the others")
+        folded = f"<details><summary>{more} more</summary><ul>{''.join(rest)}</ul></details>"
     return f'<section class="{kind}"><h2>{title}</h2><ul>{"".join(shown)}</ul>{folded}</section>'
 
 
@@ -138,11 +139,13 @@ def choose_pairs(
     pairs: Sequence[Pair], info: "pd.DataFrame", names: Sequence[str], problems: Sequence[str]
 ) -> list[tuple[Pair, str]]:
     """Choose the pairs to show, and say why: those with problems, odd ones, some of the others."""
+    # A problem begins with the file that it is about.
+    about = dict(problem.partition(": ")[::2] for problem in problems)
     chosen = {}
     for pair in pairs:
-        found = [problem for problem in problems if _is_about(problem, pair)]
+        found = [about[str(path)] for path in (pair.image, *pair.masks) if str(path) in about]
         if found and len(chosen) < MAX_DAMAGED:
-            chosen[pair] = found[0].partition(": ")[2]
+            chosen[pair] = found[0]
     by_image = {str(pair.image): pair for pair in pairs}
     readable = [by_image[image] for image in info["image"]] if len(info) else []
     odd = {readable[row]: reason for row, reason in find_oddities(info, names).items()}
@@ -153,10 +156,6 @@ def choose_pairs(
     for place in np.linspace(0, len(others) - 1, room).round().astype(int):
         chosen[others[place]] = ""
     return list(chosen.items())
-
-
-def _is_about(problem: str, pair: Pair) -> bool:
-    return any(problem.startswith(f"{path}: ") for path in (pair.image, *pair.masks))
 
 
 def _pictures(
@@ -219,81 +218,3 @@ def _palette(channels: int) -> list[str]:
     """Give each class a CSS colour. On colour images, which are often red, red comes last."""
     colours = COLOURS if channels == 1 else COLOURS[::-1]
     return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours]
-
-
-# ----------------------------------------------------------------------------------------- charts
-
-
-def draw_charts(info: "pd.DataFrame", names: Sequence[str], palette: Sequence[str]) -> str:
-    """Draw the sizes, the grey levels, and how much of the images each class fills."""
-    drawn = [_sizes(info), _slices(info), _grey_levels(info, palette[0])]
-    for i, name in enumerate(names[:MAX_CHARTS]):
-        drawn.append(_shares(info, name, palette[i % len(palette)]))
-    return "".join(drawn)
-
-
-def _sizes(info: "pd.DataFrame") -> str:
-    sizes = Counter(info["size"])
-    (common, count), *others = sizes.most_common()
-    if not others:
-        return charts.counts(f"All images have {common} pixels (height x width)", dict(sizes))
-    if len(sizes) <= charts.MAX_ROWS:
-        title = f"Sizes: {count} of {len(info)} images have {common} pixels (height x width)"
-        return charts.counts(title, dict(sizes.most_common()))
-    sides = np.array([max(map(int, size.split("x"))) for size in info["size"]], float)
-    title = f"Longer side of the images: {sides.min():.0f} to {sides.max():.0f} pixels"
-    log = sides.max() > 8 * sides.min()
-    return charts.histogram(title, {"": (ALL_PIXELS, sides)}, log)
-
-
-def _slices(info: "pd.DataFrame") -> str:
-    slices = info["slices"].to_numpy(float)
-    if slices.max() == 1:
-        return ""
-    if slices.min() == slices.max():
-        return charts.counts("Slices of the volumes: all alike", {f"{slices[0]:.0f}": len(info)})
-    title = f"Slices of the volumes: {slices.min():.0f} to {slices.max():.0f}"
-    return charts.histogram(title, {"": (ALL_PIXELS, slices)})
-
-
-def _grey_levels(info: "pd.DataFrame", colour: str) -> str:
-    """Compare the grey levels of all pixels with those of the foreground."""
-    pixels, objects = (_sample_levels(info[column]) for column in ("quantiles", "object"))
-    # A few extreme pixels or files would press all others into one bar.
-    ends = np.array([(levels[1], levels[-2]) for levels in info["quantiles"]], float)
-    low, high = float(np.quantile(ends[:, 0], 0.05)), float(np.quantile(ends[:, 1], 0.95))
-    usual = float(np.median(ends[:, 1]))
-    title = "Grey levels as stored, of all pixels"
-    if log := low >= 0 and high > MANY_TIMES * usual > 0:
-        between = f"{charts.number(ends[:, 1].min())} and {charts.number(ends[:, 1].max())}"
-        title, low = f"Grey levels differ by file: the brightest are between {between}", usual / 100
-    elif len(objects):
-        between = " to ".join(charts.number(one) for one in np.quantile(objects, (0.1, 0.9)))
-        title = f"Grey levels as stored: the foreground is mostly {between}"
-    series = {"all pixels": (ALL_PIXELS, pixels), "foreground": (colour, objects)}
-    return charts.histogram(title, series, log, limits=(low, high))
-
-
-def _sample_levels(quantiles: "pd.Series") -> np.ndarray:
-    """Draw grey levels of every image from its quantiles."""
-    places = np.linspace(0, 1, 200)
-    sampled = [
-        np.interp(places, np.linspace(0, 1, len(levels)), levels)
-        for levels in quantiles
-        if len(levels)
-    ]
-    return np.concatenate([np.zeros(0), *sampled])
-
-
-def _shares(info: "pd.DataFrame", name: str, colour: str) -> str:
-    """Show how much of the images a class fills, of those that have it."""
-    shares = 100 * info[f"share: {name}"].to_numpy(float)
-    present = shares[shares > 0]
-    if not len(present):
-        return f'<p class="problem">{html.escape(name)} is in no mask.</p>'
-    title = (
-        f"{name}: {np.median(present):.2g} % of the pixels (median), in {len(present)} of "
-        f"{len(shares)} masks"
-    )
-    log = present.max() > 20 * present.min()
-    return charts.histogram(title, {"": (colour, present)}, log, unit=" %")

@@ -26,6 +26,7 @@ from imaging import (
     pictures,
     tiff,
 )
+from imaging.alignment import place_in
 from imaging.labels import Classes, plane
 from imaging.scan import (
     MAX_BYTES,
@@ -314,7 +315,7 @@ def read_mask_scan(
         if in_colour and find_format(content) in PALETTES:
             return decode_scan(content)
         scan = decode_mask_scan(content, image)
-    return scan
+    return scan if image is None else place_in(image, scan)
 
 
 def read_mask(path: str | Path) -> np.ndarray:

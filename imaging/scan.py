@@ -109,10 +109,11 @@ def check_declared_bytes(max_bytes: float, *factors: int) -> None:
         raise UserError(f"its header declares {found:.2g} GiB; expected at most {most:.2g} GiB")
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Read a file. Raises UserError, its message without the path."""
+def read_bytes(path: str | Path, count: int = -1) -> bytes:
+    """Read a file, or its first bytes. Raises UserError, its message without the path."""
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            return file.read(count)
     except OSError as error:
         raise UserError(f"cannot be opened ({error.strerror})") from error
 

@@ -213,8 +213,11 @@ def load_engine(
     path = Path(utils.find_default(str(path)))
     if path.suffix != ".onnx" or not path.is_file():
         found = "is no .onnx file" if path.exists() else "does not exist"
+        near = utils.nearest_path(path)
+        hint = f"did you mean {near}? Else " if near else ""
         raise UserError(
-            f"{path} {found}; run `python export.py --model YOUR.h5`, which writes export/unet.onnx"
+            f"{path} {found}; {hint}run `python export.py --model YOUR.h5`, which writes "
+            "export/unet.onnx"
         )
     if path.stem.endswith("-int8"):
         raise UserError(f"{path} cannot be named; name its float32 file with --precision int8")

@@ -31,6 +31,7 @@ class Prepared(NamedTuple):
     shape: tuple[int, int]  # (H, W) of the image
     spacing_mm: tuple[float, float, float] | None
     format: str  # see `formats.FORMATS`
+    has_place: bool  # whether the file says where the image lies in space
     notes: tuple[str, ...]  # how the file was read
     source: bytes  # the scan without its pixels, which only the workers unpack
 
@@ -83,7 +84,9 @@ class ExportedModel:
         images = segment.prepare_inputs(scan, self.input_shape[:2], self.metadata)
         empty = replace(scan, pixels=scan.pixels[:0].copy(), padding=None, voi_curve=None)
         source = pickle.dumps(empty)
-        return Prepared(images, shape, scan.spacing_mm, scan.format, scan.notes, source)
+        has_place = scan.affine is not None
+        spacing = scan.spacing_mm
+        return Prepared(images, shape, spacing, scan.format, has_place, scan.notes, source)
 
     def decide(self, probs: np.ndarray, prepared: Prepared) -> Prediction:
         """Decide an image's mask by its probabilities (1, h, w, K)."""

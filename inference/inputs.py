@@ -11,7 +11,7 @@ from imaging.channel_files import read_channels
 from imaging.files import file_stem, is_dicom, is_image, is_litter
 from imaging.scan import MAX_BYTES, Scan, name_in_errors
 from inference.output_names import name_outputs
-from utils import UserError, printable
+from utils import UserError, nearest_path, printable
 
 # Written into the output folder. A folder that holds it has results, not images.
 MEASUREMENTS = "measurements.csv"
@@ -50,7 +50,11 @@ def list_inputs(source: Path, output: Path | None = None, endings: Sequence[str]
     that hold an image's channels, such as _0000 and _0001. Raises UserError if there are no images.
     """
     if not source.exists():
-        raise UserError(f"{source} does not exist; --input takes an image file or a folder of them")
+        near = nearest_path(source)
+        hint = f"did you mean {near}? " if near else ""
+        raise UserError(
+            f"{source} does not exist; {hint}--input takes an image file or a folder of them"
+        )
     found = Inputs()
     if source.is_file():
         groups = [(Path(), [source])]

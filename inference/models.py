@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import utils
-from imaging.labels import mirrored_channels
+from imaging.labels import Classes, mirrored_channels
 from inference.engines import Engine, load_engine
 from inference.segment import Member
 from utils import UserError
@@ -115,6 +115,8 @@ def load_members(
         if len(values) > 1:
             found = " and ".join(sorted(values))
             raise UserError(f"the models' {name} are {found}; an ensemble needs the same")
+    if len({Classes.from_metadata(one).overlap for one in metadata}) > 1:
+        raise UserError("the classes of some models overlap; an ensemble needs the same in all")
     one_sided = mirrored_channels(metadata[0]["classes"]) is None
     if uncertainty and len(members) == 1 and one_sided:
         raise UserError(

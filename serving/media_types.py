@@ -1,14 +1,15 @@
 """Choose in which media type a mask is answered: by the header Accept, and by what was sent."""
 
+from inference.exported_model import Prepared
 from serving.errors import Problem
 
-PNG, TIFF, NIFTI, DICOM = "image/png", "image/tiff", "application/x-nifti", "application/dicom"
-JSON, GEOJSON = "application/json", "application/geo+json"
-ALL = (PNG, JSON, GEOJSON, DICOM, NIFTI, TIFF)
-# NIfTI has no registered type; ours is gzipped.
+PNG, JSON, GEOJSON = "image/png", "application/json", "application/geo+json"
+TIFF, DICOM, NIFTI = "image/tiff", "application/dicom", "application/x-nifti"
+NRRD, METAIMAGE = "application/x-nrrd", "application/x-metaimage"
+# Formats of volumes, by `Format.name`. Most have no registered type; NIfTI is gzipped.
+FORMATS = {"TIFF": TIFF, "DICOM": DICOM, "NIfTI": NIFTI, "NRRD": NRRD, "MetaImage": METAIMAGE}
+ALL = (PNG, JSON, GEOJSON, *FORMATS.values())
 ALIASES = {"application/gzip": NIFTI, "application/x-gzip": NIFTI, "application/nifti": NIFTI}
-# The same kind as the image, by `Format.name`.
-IN_KIND = {"DICOM": DICOM, "NIfTI": NIFTI}
 
 
 def read_accept(header: str) -> list[str]:
@@ -24,20 +25,24 @@ def read_accept(header: str) -> list[str]:
     return accepted
 
 
-def offers(image_format: str, num_slices: int) -> list[str]:
+def offers(prepared: Prepared) -> list[str]:
     """List the types that fit an image, the usual one first.
 
-    A picture's mask is a PNG. A volume's mask is of the volume's kind, else a TIFF of many pages.
+    A picture's mask is a PNG. A volume's is of the volume's kind, else NIfTI if the volume has a
+    place in space, else a TIFF of many pages.
     """
-    in_kind = [IN_KIND[image_format]] if image_format in IN_KIND else []
-    if num_slices == 1:
-        return [PNG, JSON, GEOJSON, TIFF, *in_kind]
-    return [*in_kind, TIFF, JSON]
+    in_kind = [FORMATS[prepared.format]] if prepared.format in FORMATS else []
+    others = (
+        [NIFTI, TIFF, NRRD, METAIMAGE] if prepared.has_place else [TIFF, NIFTI, NRRD, METAIMAGE]
+    )
+    if len(prepared.images) == 1:
+        return list(dict.fromkeys([PNG, JSON, GEOJSON, *in_kind, *others]))
+    return list(dict.fromkeys([*in_kind, *others, JSON]))
 
 
-def choose(accepted: list[str], image_format: str, num_slices: int) -> list[str]:
+def choose(accepted: list[str], prepared: Prepared) -> list[str]:
     """List the offered types that a client accepts, the best first. Raises Problem 406."""
-    offered = offers(image_format, num_slices)
+    offered, num_slices = offers(prepared), len(prepared.images)
     chosen = []
     for media_type in accepted:
         kind, _, name = media_type.partition("/")

@@ -7,6 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from serving import media_types
+
 BYTES = {"type": "string", "format": "binary"}
 ANY_OBJECT = {"type": "object"}
 NUMBERS = {"type": "array", "items": {}}
@@ -78,12 +80,10 @@ OBJECT = describe({"application/json": ANY_OBJECT}, response_class=JSONResponse)
 METRICS = describe({"text/plain": {"type": "string"}})
 SEGMENT = describe(
     answer={
-        "image/png": BYTES,
         "application/json": ANY_OBJECT,
         "application/geo+json": ANY_OBJECT,
-        "application/dicom": BYTES,
-        "application/x-nifti": BYTES,
-        "image/tiff": BYTES,
+        "image/png": BYTES,
+        **dict.fromkeys(media_types.FORMATS.values(), BYTES),
     },
     request={"application/octet-stream": BYTES, "multipart/form-data": FORM},
 )

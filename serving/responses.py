@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from imaging import dicom_seg, nifti, pictures, tiff
+from imaging import dicom_seg, formats, pictures
 from imaging.labels import Classes, plane
 from imaging.scan import Mask
 from inference.exported_model import ExportedModel, Prediction, Prepared
@@ -103,9 +103,10 @@ def write_mask(
     mask = Mask(ids, names, Classes.from_metadata(network.metadata).levels)
     if media_type == media_types.DICOM:
         return dicom_seg.encode_mask(mask, prepared.scan(), network.sha256)
-    if media_type == media_types.NIFTI:
-        return nifti.encode_mask(mask, prepared.scan())
-    return tiff.encode_mask(mask, prepared.scan())
+    for form in formats.FORMATS:
+        if media_type == media_types.FORMATS.get(form.name):
+            return form.encode_mask(mask, prepared.scan())
+    raise UserError(f"no mask is written as {media_type}")
 
 
 def class_areas(

@@ -71,7 +71,7 @@ class Service:
                 self.network.read, content, self.max_bytes, self.config.max_slices
             )
         del content
-        chosen = media_types.choose(accepted, prepared.format, len(prepared.images))
+        chosen = media_types.choose(accepted, prepared)
         if len(prepared.images) > 1:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self.config.volume_timeout_s)

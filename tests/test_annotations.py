@@ -228,7 +228,8 @@ def test_labelme_beside_images(tmp_path):
     layout = data.find_data(tmp_path)
     assert layout.name == "labelme, 2 classes from its labels" and layout.problems == []
     assert layout.classes == "cyst,organ" and len(layout.pairs) == 1
-    assert "1 images have no JSON file and are passed over: y.png" in layout.notes
+    assert "1 image has no JSON file and cannot be used: y.png" in layout.notes
+    assert "1 points and lines are no areas and are not used" in layout.notes
     mask = read_pair(layout.pairs[0], Classes(layout.classes))[1].mask[0]
     assert (mask == 2).sum() == 192 and mask[8, 8] == 2 and mask[20, 24] == 0
     assert (mask[20:30, 30:40] == 1).all()

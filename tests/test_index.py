@@ -66,6 +66,14 @@ def test_rows_without_an_image_are_told(tmp_path):
     assert "stem a.png twice; keep one row" in data.find_data(tmp_path).problems[0]
 
 
+def test_a_first_line_for_excel_and_other_names_of_columns(tmp_path):
+    folder_of(tmp_path, ["a", "b"])
+    (tmp_path / "index.csv").write_text("sep=;\nFilename;Patient ID;Subset\na;7;Train\nb;8;TEST\n")
+    layout = data.find_data(tmp_path)
+    assert layout.problems == []
+    assert [(p.patient, p.subset) for p in layout.pairs] == [("7", "train"), ("8", "test")]
+
+
 # ------------------------------------------------------------------------------------ patients
 
 

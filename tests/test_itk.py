@@ -218,6 +218,28 @@ def test_damaged_headers_are_read_or_refused(ending, tmp_path_factory, data):
     assert isinstance(scan, Scan) and scan.pixels.ndim == 4
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_cropped_mask_of_slicer_is_put_into_its_image(tmp_path, direction):
+    image = make_image(direction)
+    ids = sitk.GetImageFromArray(np.uint8(sitk.GetArrayFromImage(image) > 50))
+    ids.CopyInformation(image)
+    sitk.WriteImage(image, tmp_path / "a.nrrd")
+    sitk.WriteImage(sitk.RegionOfInterest(ids, (17, 18, 3), (5, 1, 2)), tmp_path / "a.seg.nrrd")
+    scan = formats.read_scan(tmp_path / "a.nrrd")
+    mask = formats.read_mask_scan(tmp_path / "a.seg.nrrd", scan)
+    assert mask.pixels.shape == scan.pixels.shape and "part of its image" in mask.notes[0]
+    expected = np.zeros_like(sitk.GetArrayFromImage(ids))
+    expected[2:5, 1:19, 5:22] = sitk.GetArrayFromImage(ids)[2:5, 1:19, 5:22]
+    whole = sitk.GetImageFromArray(expected)
+    whole.CopyInformation(image)
+    sitk.WriteImage(whole, tmp_path / "whole.nrrd")
+    other = formats.read_mask_scan(tmp_path / "whole.nrrd", scan)
+    np.testing.assert_array_equal(mask.pixels, other.pixels)
+    ids.SetOrigin((99.0, 0.0, 0.0))
+    sitk.WriteImage(sitk.RegionOfInterest(ids, (17, 18, 3), (5, 1, 2)), tmp_path / "b.seg.nrrd")
+    assert formats.read_mask_scan(tmp_path / "b.seg.nrrd", scan).pixels.shape != scan.pixels.shape
+
+
 def test_all_endings_name_one_format():
     for one, other in itertools.combinations(formats.FORMATS, 2):
         assert not {*one.suffixes} & {*other.suffixes}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dataset.augmentation import mirrored_planes
 from imaging.labels import BITS, Classes, highest_class, join_planes, mirrored_outputs, plane
 from utils import UserError
 
@@ -114,3 +115,10 @@ def test_planes_of_ids_and_of_overlapping_classes():
 )
 def test_mirrored_outputs(classes, order):
     assert mirrored_outputs(classes.metadata).tolist() == order
+
+
+def test_what_does_not_count_stays_where_it_is_in_a_mirrored_image():
+    assert mirrored_planes(Classes("left lung,right lung", "255")).tolist() == [1, 0, 2]
+    assert mirrored_planes(Classes("left lung,right lung,heart")).tolist() == [1, 0, 2]
+    assert mirrored_planes(Classes("lung", "255")).tolist() == [0, 1]
+    assert mirrored_planes(Classes("left lung")) is None

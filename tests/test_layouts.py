@@ -1,11 +1,17 @@
 """Every layout that is recognised by itself: the pairs, classes, patients, subsets, notes."""
 
 import json
+import random
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 import data
 from dataset import layouts
@@ -390,7 +396,7 @@ def test_channel_files_are_stacked(tmp_path):
     assert scan.pixels.shape == (1, 20, 24, 2) and scan.pixels[0, 3, 4].tolist() == [10, 11]
     assert truth.mask.sum() == 20
     write(tmp_path / "imagesTr/a_0001.png", np.full((20, 20), 9))
-    with pytest.raises(UserError, match=r"a_0001.png: 20x20 pixels; a_0000.png is 20x24 pixels"):
+    with pytest.raises(UserError, match=r"a_0001.png: .*20x20 pixels; a_0000.png is .*20x24"):
         read_pair(pair, Classes("x"))
 
 
@@ -415,6 +421,28 @@ def test_cvat_with_labelmap(tmp_path):
     assert layout.classes == "liver=#ff0000,cyst=#008007" and len(layout.pairs) == 2
     assert {pair.masks[0].parent.name for pair in layout.pairs} == {"SegmentationClass"}
     assert "1 images have no mask and are passed over" in layout.notes
+
+
+def test_pascal_voc_with_its_lists_and_void_borders(tmp_path):
+    palette = np.zeros((256, 3), np.uint8)
+    palette[1:3], palette[255] = [(128, 0, 0), (0, 128, 0)], (224, 224, 192)
+    for i in range(3):
+        write(tmp_path / f"JPEGImages/{i}.jpg", np.full((20, 20), 40 * i))
+        ids = np.zeros((20, 20), np.uint8)
+        ids[5:10], ids[10] = 1, 255
+        picture = Image.fromarray(ids, mode="P")
+        picture.putpalette(palette.ravel().tolist())
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        picture.save(tmp_path / f"SegmentationClass/{i}.png")
+    for subset, i in (("train", 0), ("val", 1), ("trainval", 2)):
+        touch(tmp_path, f"ImageSets/Segmentation/{subset}.txt", f"Annotations/{i}.xml")
+        (tmp_path / f"ImageSets/Segmentation/{subset}.txt").write_text(f"{i}\n")
+    (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\nliver\ncyst\n")
+    layout = find(tmp_path)
+    assert layout.classes == "liver=1,cyst=2" and layout.ignore == "255"
+    assert [pair.subset for pair in layout.pairs] == ["train", "val", ""]
+    truth = read_pair(layout.pairs[0], Classes(layout.classes, layout.ignore))[1]
+    assert (truth.mask == 1).sum() == 100 and truth.ignored.sum() == 20
 
 
 # ---------------------------------------------------------------------------------- not known
@@ -459,3 +487,143 @@ def test_classes_are_those_of_the_layout_unless_given(tmp_path):
 def write(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), pixels.astype(np.uint8))
+
+
+# --------------------------------------------------------------------------------- radiotherapy
+
+
+def write_series(folder: Path, uid: str, count: int = 4) -> None:
+    """Write slices of CT of 3 mm, 32 x 32 pixels of 2 mm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        header = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        header.SeriesInstanceUID, header.SOPInstanceUID = uid, f"{uid}.{i + 1}"
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        header.Rows = header.Columns = 32
+        header.PixelSpacing, header.SliceThickness = [2, 2], 3
+        header.ImagePositionPatient, header.InstanceNumber = [0, 0, 3 * i], i + 1
+        header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        header.PixelData = np.full((32, 32), 100 + i, np.int16).tobytes()
+        header.save_as(folder / f"IM{i}")
+
+
+def write_contours(path: Path, uid: str, structures: dict[str, float]) -> None:
+    """Write an RTSTRUCT with a square of 20 mm in slice 1 for each structure, at its offset."""
+    header = Dataset()
+    header.SOPClassUID, header.Modality = "1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT"
+    header.SOPInstanceUID, header.SeriesInstanceUID = f"{uid}.900", f"{uid}.901"
+    reference, study, series = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID = uid
+    study.RTReferencedSeriesSequence = [series]
+    reference.RTReferencedStudySequence = [study]
+    header.ReferencedFrameOfReferenceSequence = [reference]
+    header.StructureSetROISequence, header.ROIContourSequence = [], []
+    for number, (name, offset) in enumerate(structures.items(), 1):
+        roi, contours, contour = Dataset(), Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, contours.ReferencedROINumber = number, name, number
+        low, high = offset - 1, offset + 19  # pixels' centres are at 0, 2, 4 mm
+        contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
+        corners = [(low, low), (high, low), (high, high), (low, high)]
+        contour.ContourData = [value for x, y in corners for value in (x, y, 3)]
+        contours.ContourSequence = [contour]
+        header.StructureSetROISequence.append(roi)
+        header.ROIContourSequence.append(contours)
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("place", ["{}/RS.dcm", "{}/CT/RS.dcm", "{}/RTSTRUCT/RS.dcm"])
+def test_contours_of_radiotherapy(tmp_path, place):
+    for i in range(1, 4):
+        uid = f"1.2.3.{i}"
+        write_series(tmp_path / f"patient{i}" / "CT", uid)
+        structures = {"BODY": -1.0, "Liver": 10.0, "Spleen": 40.0}
+        if i == 3:
+            del structures["Spleen"]
+        write_contours(tmp_path / place.format(f"patient{i}"), uid, structures)
+    layout = find(tmp_path)
+    assert layout.classes == "Liver,Spleen" and "RTSTRUCT" in layout.name
+    assert [pair.patient for pair in layout.pairs] == ["patient1", "patient2", "patient3"]
+    assert [pair.image.name for pair in layout.pairs] == ["CT"] * 3
+    masks = [read_pair(pair, Classes(layout.classes))[1].mask for pair in layout.pairs]
+    expected = np.zeros((4, 32, 32), np.uint8)
+    expected[1, 5:15, 5:15] = 1
+    np.testing.assert_array_equal(masks[2], expected)
+    expected[1, 20:30, 20:30] = 2
+    np.testing.assert_array_equal(masks[0], expected)
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/a.png")
+    for place in ("images/again", "masks/again", "loop"):
+        (tmp_path / place).symlink_to(tmp_path)
+    assert paired(find(tmp_path), tmp_path) == {"images/a.png": ("masks/a.png",)}
+
+
+# ------------------------------------------------------------------------------------ any folder
+
+FOLDERS = (
+    "images masks labels train val test p1 p2 p3 liver tumour imagesTr labelsTr mask 1st_manual "
+    "JPEGImages SegmentationClass CXR_png ManualMask leftMask rightMask benign normal [1] ä"
+)
+STEMS = (
+    "a b 1 2 a_mask b_mask 1_seg mask_2 a_1stHO a_2ndHO 01L 01L_1stHO a_0000 a_0001 21_training "
+    "image mask imaging segmentation p1_t1 p1_seg ._a a_1 a_2"
+)
+CONTENTS = {
+    ".png": [""],
+    ".nii.gz": [""],
+    "": [""],
+    ".dcm": [""],
+    ".mhd": [""],
+    ".raw": [""],
+    "dataset.json": [
+        '{"labels": {"background": 0, "a": [1, 2], "b": "x"}}',
+        '{"labels": {"0": "background", "1": "liver"}}',
+        "{",
+    ],
+    "x.json": [
+        '{"images": 3, "annotations": [], "categories": []}',
+        '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1}], '
+        '"categories": [{"id": 1, "name": "x"}]}',
+    ],
+    ".json": ['{"shapes": [{"label": "x", "points": [[1, 2], [3, 4], [5, 6]]}]}', "[1]"],
+    "labelmap.txt": ["liver:1,2,3::", "x"],
+    "index.csv": ["stem,patient\na,1\n", "stem;split\n1;test\n2;foo", "", "x"],
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_folder_is_recognised_or_answered(tmp_path, seed):
+    for number in range(60):
+        root = tmp_path / str(number)
+        draw_folder(root, random.Random(1000 * seed + number))
+        try:
+            layout = data.find_data(root)
+        except UserError:
+            continue
+        assert layout.pairs or layout.problems
+        images = [pair.image for pair in layout.pairs]
+        assert len(set(images)) == len(images)
+        for pair in layout.pairs:
+            assert pair.image.exists() and all(path.exists() for path in pair.masks)
+            assert pair.image not in pair.masks and len(set(pair.masks)) == len(pair.masks)
+
+
+def draw_folder(root: Path, rng: random.Random) -> None:
+    """Make a folder of usual names, put together by chance."""
+    folders = [root]
+    for _ in range(rng.randint(0, 7)):
+        folders.append(rng.choice(folders) / rng.choice(FOLDERS.split()))
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for _ in range(rng.randint(0, 25)):
+        ending = rng.choice(list(CONTENTS))
+        own = ending[0:1] not in ("", ".")
+        path = rng.choice(folders) / (ending if own else rng.choice(STEMS.split()) + ending)
+        if not path.is_dir():
+            path.write_text(rng.choice(CONTENTS[ending]))

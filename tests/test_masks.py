@@ -9,7 +9,7 @@ import data
 from dataset import loading
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
-from dataset.notes import describe_masks, summarize_notes
+from dataset.notes import describe_masks, describe_subsets, summarize_notes
 from dataset.reading import read_truth
 from imaging.encodings import decode
 from imaging.labels import Classes
@@ -61,6 +61,10 @@ def test_an_odd_value_is_told(ids):
 def test_ids(ids, dtype):
     mask, notes = found(ids.astype(dtype), "disc,square")
     assert (mask == ids).all() and not notes
+
+
+def test_scaled_floats_are_whole_numbers(ids):
+    assert (found(ids * np.float32(0.99999), "disc,square")[0] == ids).all()
 
 
 def test_values_are_named(ids):
@@ -150,6 +154,21 @@ def test_one_colour_is_the_only_class(ids):
     colours = np.array([BLACK, RED, BLACK], np.uint8)[ids]
     mask, notes = found(colours)
     assert (mask == (ids == 1)).all() and not notes
+
+
+@pytest.mark.parametrize("quality", [95, 70])
+def test_one_colour_in_a_jpeg(ids, quality):
+    colours = np.array([BLACK, RED, BLACK], np.uint8)[ids]
+    coded = cv2.imencode(".jpg", colours[..., ::-1], [1, quality])[1]
+    mask, [(text, _)] = found(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    assert "nearest" in text and np.count_nonzero(mask != (ids == 1)) < 80
+
+
+def test_a_photograph_is_no_mask():
+    photograph = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for classes in ("", "a,b", "a=#ff0000"):
+        with pytest.raises(UserError, match=r"a picture of \d+ colours; expected a mask$"):
+            found(photograph, classes)
 
 
 def test_greys_and_ids_where_colours_are_named(ids):
@@ -313,3 +332,41 @@ def test_any_pixels_are_read_or_refused(seed):
             one.shape == (2, 20, 20) and one.dtype == bool for one in decoded.planes.values()
         )
         assert (decoded.ignored is None) == (not classes.ignored)
+
+
+def test_crowded_instance_labels_are_no_soft_edges():
+    """Cells that touch, with the labels 1 to 225."""
+    y, x = np.mgrid[:120, :120]
+    labels = (1 + y // 8 + 15 * (x // 8)).astype(np.uint8)
+    labels[::8] = labels[:, ::8] = 0
+    for order in (labels, np.random.default_rng(0).permutation(256).astype(np.uint8)[labels]):
+        with pytest.raises(UserError, match="instance labels"):
+            found(order)
+
+
+@pytest.mark.parametrize("quality", [95, 70, 50, 30])
+def test_jpeg_of_any_quality(quality):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        drawn = np.zeros((96, 96), np.uint8)
+        axes = [int(one) for one in rng.integers(10, 26, 2)]
+        centre = [int(one) for one in rng.integers(34, 62, 2)]
+        cv2.ellipse(drawn, centre, axes, int(rng.integers(180)), 0, 360, 255, -1)
+        coded = cv2.imencode(".jpg", drawn, [1, quality])[1]
+        mask, _ = found(cv2.imdecode(coded, cv2.IMREAD_UNCHANGED))
+        assert np.count_nonzero(mask != (drawn > 0)) < 60
+
+
+def test_empty_validation_masks_are_told(folder, ids):
+    for i in range(3):
+        write(folder / "masks" / f"{i}.png", ids * (i != 2))
+    pairs, _ = data.find_pairs(folder)
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    [note] = describe_subsets(dataset, {"train": np.array([0, 1]), "val": np.array([2])})
+    assert note.startswith("all 1 val masks are empty")
+    assert describe_subsets(dataset, {"val": np.array([0, 2])}) == []
+    assert describe_subsets(dataset, {"val": np.array([], int)}) == []
+    write(folder / "masks" / "1.png", np.uint8(2) * (ids == 2))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    [note] = describe_subsets(dataset, {"val": np.array([1, 2])})
+    assert note == "class disc is empty in all 2 val masks"

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 import data
-from dataset import charts, oddities, report_page, thumbnails
+from dataset import charts, oddities, report_charts, report_page, thumbnails
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from imaging import pictures
@@ -118,6 +118,12 @@ def test_where_the_mask_cannot_be_read_the_image_is_shown_and_named(discs, tmp_p
     assert ">disc05.png<" in first and "unreadable" in first and "<path" not in first
 
 
+def test_many_problems_are_folded_and_bounded():
+    listed = report_page._list("Problems", [f"{i}.png: bad" for i in range(5000)], "problem")
+    assert "4980 more" in listed and listed.count("<li>") == 1001
+    assert listed.index("19.png") < listed.index("<details>") < listed.index("20.png")
+
+
 def test_a_large_data_set_is_sampled_and_the_page_says_so(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -189,10 +195,16 @@ def test_a_histogram_has_round_numbers_on_its_axis():
 def test_files_of_very_different_grey_levels_are_shown_by_powers_of_ten():
     info = table(10)
     info["object"] = [[] for _ in range(10)]
-    assert "differ by file" not in report_page._grey_levels(info, "#000")
+    assert "differ by file" not in report_charts._grey_levels(info, "#000")
     info["quantiles"] = [np.linspace(0, 400_000, 21).tolist()] * 4 + info["quantiles"].tolist()[4:]
-    drawn = report_page._grey_levels(info, "#000")
+    drawn = report_charts._grey_levels(info, "#000")
     assert "differ by file" in drawn and "380,000" in drawn and ">1,000</text>" in drawn
+
+
+def test_a_class_that_is_in_no_mask_is_told():
+    info = table(4)
+    info["share: <b>"] = 0.0
+    assert "&lt;b&gt; is in no mask" in report_charts._shares(info, "<b>", "#000")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import threading
 import time
 
@@ -151,6 +152,31 @@ def test_what_a_volume_cannot_be_answered_as_is_refused(service, volume):
     assert post(service, content, "image/png, */*;q=0.1").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("ending", "media_type"), [("nrrd", "application/x-nrrd"), ("mha", "application/x-metaimage")]
+)
+def test_volumes_of_itk_come_back_in_kind_and_place(service, volume, tmp_path, ending, media_type):
+    itk = pytest.importorskip("SimpleITK")
+    sent = itk.GetImageFromArray(volume[0].astype(np.int16))
+    sent.SetSpacing((0.8, 0.9, 5.0))
+    sent.SetOrigin((10.0, -20.0, 30.0))
+    itk.WriteImage(sent, str(tmp_path / f"sent.{ending}"))
+    answer = post(service, (tmp_path / f"sent.{ending}").read_bytes())
+    assert answer.headers["content-type"] == media_type, answer.text
+    (tmp_path / f"mask.{ending}").write_bytes(answer.content)
+    mask = itk.ReadImage(str(tmp_path / f"mask.{ending}"))
+    np.testing.assert_allclose(mask.GetOrigin(), sent.GetOrigin())
+    np.testing.assert_allclose(mask.GetSpacing(), sent.GetSpacing())
+    assert metrics.score_mask(volume[1], itk.GetArrayFromImage(mask))["dice"] > 0.9
+
+
+def test_a_picture_can_be_answered_as_nifti(service, volume):
+    png = cv2.imencode(".png", volume[0][0])[1].tobytes()
+    answer = post(service, png, "application/x-nifti")
+    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert mask.shape[:2] == volume[0][0].T.shape
+
+
 def test_too_many_slices_are_refused(service):
     refused = post(service, to_nifti(np.zeros((41, 20, 20))).to_bytes())
     assert refused.status_code == 413 and "--max-slices" in refused.json()["detail"]
@@ -276,12 +302,10 @@ def model():
     return load_exported(LUNGS / "unet.onnx", engine="onnxruntime")[0]
 
 
-def prepared(count: int, notes: tuple[str, ...], kind: str = "PNG") -> Prepared:
-    import pickle
-
+def prepared(count: int, notes: tuple[str, ...] = (), kind: str = "PNG", place=False) -> Prepared:
     empty = Scan(np.zeros((0, 20, 20, 1)), format=kind, header=(pydicom.Dataset(),))
     images = np.zeros((count, 192, 192, 1), np.uint8)
-    return Prepared(images, (20, 20), None, kind, notes, pickle.dumps(empty))
+    return Prepared(images, (20, 20), None, kind, place, notes, pickle.dumps(empty))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -324,12 +348,15 @@ def test_a_type_that_cannot_be_written_is_followed_by_the_next(model):
         ("image/*", "NIfTI", 9, "image/tiff"),
         ("text/html, application/json", "PNG", 1, "application/json"),
         ("image/png, */*", "TIFF", 9, "image/tiff"),
-        ("application/gzip", "NIfTI", 1, "application/x-nifti"),
+        ("application/gzip", "PNG", 1, "application/x-nifti"),
+        ("*/*", "NRRD", 9, "application/x-nrrd"),
+        ("*/*", "GIF", 9, "image/tiff"),
         ("APPLICATION/JSON;q=1", "TIFF", 9, "application/json"),
     ],
 )
 def test_the_answers_type_follows_accept_and_the_image(accept, kind, slices, chosen):
-    assert media_types.choose(media_types.read_accept(accept), kind, slices)[0] == chosen
+    offered = media_types.choose(media_types.read_accept(accept), prepared(slices, kind=kind))
+    assert offered[0] == chosen
 
 
 @pytest.mark.parametrize(
@@ -338,5 +365,5 @@ def test_the_answers_type_follows_accept_and_the_image(accept, kind, slices, cho
 )
 def test_an_answer_that_is_not_offered_is_refused(accept, kind, slices):
     with pytest.raises(Problem) as refused:
-        media_types.choose(media_types.read_accept(accept), kind, slices)
+        media_types.choose(media_types.read_accept(accept), prepared(slices, kind=kind))
     assert refused.value.status == 406
