@@ -182,3 +182,13 @@ def test_a_training_from_end_to_end(organs, tmp_path, script):
             found = cv2.imread(str(tmp_path / "out" / name / path.name), 0) > 0
             scores.append(metrics.score_mask(truth, found)["dice"])
     assert np.mean(scores) > 0.85, scores
+    done = script(tmp_path, "export.py", "--model", "files/model.h5", "--out-dir", "export")
+    assert done.returncode == 0, done.stderr
+    model = ["--model", "export/unet.onnx", "--output", "again", "--input", organs / "images"]
+    done = script(tmp_path, "predict.py", *model, "--no-panels", "--precision", "float32")
+    assert done.returncode == 0, done.stderr
+    for name in CLASSES.names:
+        one, other = (
+            cv2.imread(str(tmp_path / folder / name / "03.png"), 0) for folder in ("out", "again")
+        )
+        assert np.mean(one == other) > 0.995
