@@ -1,7 +1,6 @@
 """Choose the images that an export is checked and calibrated on."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +90,7 @@ def read_few_slices(path: Path, metadata: dict[str, Any]) -> Scan:
     """Read an image; of a volume some slices in its middle."""
     scan = read_one(path, metadata)
     start = max(0, (len(scan.pixels) - MAX_SLICES) // 2)
-    return replace(scan, pixels=scan.pixels[start : start + MAX_SLICES])
+    return scan.slices(start, start + MAX_SLICES)
 
 
 def prepare(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:
