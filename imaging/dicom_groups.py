@@ -94,13 +94,16 @@ def _rounded(axis: tuple[float, ...]) -> tuple[float, ...]:
 def _without_copies(part: Sequence[Slice], notes: list[str]) -> list[Slice]:
     """Leave out files that are there twice."""
     kept: dict[tuple, Slice] = {}
+    # A UID in several places is an anonymiser's mistake. Then only equal pixels make a copy.
+    places = defaultdict(set)
+    for one in part:
+        places[one.text("SOPInstanceUID")].add(one.position_mm)
     for one in part:
         uid = one.text("SOPInstanceUID")
         key = (uid or str(one.path), one.position_mm, one.number)
-        if key in kept and _same_end(one.path, kept[key].path):
+        if key in kept and (len(places[uid]) == 1 or _same_end(one.path, kept[key].path)):
             notes.append(f"{one.path}: a copy of {kept[key].path.name}; left out")
         else:
-            # The same UID on two images: an anonymiser's mistake.
             kept[key if key not in kept else (*key, str(one.path))] = one
     return list(kept.values())
 

@@ -54,6 +54,15 @@ def test_a_copy_counts_once(tmp_path):
     assert scan.notes == ("IM01 (2): a copy of IM01; left out",)
 
 
+def test_a_copy_that_is_compressed_counts_once(tmp_path):
+    write_series(tmp_path)
+    header = pydicom.dcmread(tmp_path / "IM02")
+    header.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    header.save_as(tmp_path / "IM02_rle")
+    scan = formats.read_scan(tmp_path)
+    assert len(scan.pixels) == 4 and scan.notes == ("IM02_rle: a copy of IM02; left out",)
+
+
 def test_an_anonymiser_that_gives_all_slices_one_uid(tmp_path):
     write_series(tmp_path, SOPInstanceUID="1.2.3")
     assert formats.read_scan(tmp_path).pixels.shape[0] == 4
