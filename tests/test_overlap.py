@@ -14,7 +14,7 @@ from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.reading import read_pair, read_truth
-from imaging import dicom_seg, formats, pictures, tiff
+from imaging import dicom_seg, formats, pictures, tiff, writing
 from imaging.labels import BITS, Classes, join_planes, plane
 from imaging.plots import draw_contours
 from imaging.scan import Mask, Scan
@@ -116,7 +116,7 @@ def test_masks_are_written_as_they_are_read(tmp_path, slices):
     planes = [rng.integers(0, 2, (slices, 20, 24)).astype(bool) for _ in CLASSES.names]
     mask = join_planes(planes, BITS)
     image = Scan(np.zeros((slices, 20, 24, 1), np.uint8))
-    written = formats.write_masks(tmp_path / "masks", "case", mask, CLASSES, image)
+    written = writing.write_masks(tmp_path / "masks", "case", mask, CLASSES, image)
     files = [one.path for one in written]
     assert [path.parent.name for path in files] == CLASSES.names
     truth = read_truth(Pair(tmp_path / "case", tuple(files)), CLASSES)
