@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 import utils
-from dataset import copies, layouts, loading, patients, report, report_page
+from dataset import annotations, copies, layouts, loading, patients, report, report_page
 from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
@@ -79,6 +79,7 @@ def load_dataset(
         pairs += [replace(pair, subset="extra") for pair in extra]
         problems += more
     dataset, unreadable = loading.load_pairs(pairs, preprocessing, cache_dir)
+    annotations.forget_files()
     problems += unreadable + copies.copies_in_extra(pairs, dataset)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:MAX_SHOWN])

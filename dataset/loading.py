@@ -87,7 +87,7 @@ def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
 def _fingerprint(pair: Pair) -> str:
     """Name a pair's files, their sizes and times: changes whenever one of the files changes."""
     files = []
-    for path in (pair.image, *pair.masks):
+    for path in (pair.image, *pair.more_channels, *pair.masks):
         place = path.resolve()
         files += sorted(place.iterdir()) if place.is_dir() else [place]
     seen = []

@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 import data
-from dataset import layouts
+from dataset import layouts, loading
+from dataset.loading import Preprocessing
 from dataset.reading import read_pair, read_truth
 from imaging.labels import Classes
 from utils import UserError
@@ -440,6 +441,23 @@ def test_channel_files_are_stacked(tmp_path):
         UserError, match=r"a_0001.png: .*20x20 pixels; a_0000.png is .*20x24 pixels"
     ):
         read_pair(pair, Classes("x"))
+
+
+def test_a_changed_channel_file_is_noticed_by_the_cache(tmp_path):
+    for k in range(2):
+        noise = np.random.default_rng(k).integers(0, 255, (32, 32))
+        write(tmp_path / f"set/imagesTr/a_000{k}.png", noise)
+    write(tmp_path / "set/labelsTr/a.png", np.eye(32))
+    preprocessing = Preprocessing(Classes("x"), (32, 32), channels=2)
+    found = []
+    for _ in range(2):
+        pairs = find(tmp_path / "set").pairs
+        dataset, problems = loading.load_pairs(pairs, preprocessing, tmp_path / "cache")
+        assert problems == []
+        found.append(dataset.images)
+        write(tmp_path / "set/imagesTr/a_0001.png", 255 - np.arange(1024).reshape(32, 32) // 5)
+    assert np.array_equal(found[0][..., 0], found[1][..., 0])
+    assert not np.array_equal(found[0][..., 1], found[1][..., 1])
 
 
 def test_chase(tmp_path):
