@@ -66,10 +66,13 @@ def _noted(info: "pd.DataFrame") -> Found:
 def _masks(info: "pd.DataFrame", names: Sequence[str]) -> Found:
     """Find masks that are nearly full, and empty ones where most are not."""
     total = info[[f"share: {name}" for name in names]].to_numpy(float).sum(1)
+    border = info["border"].to_numpy(float) if "border" in info else np.zeros(len(info))
     found = []
     for row in np.argsort(-total):
         if total[row] > FULL:
             found.append((row, f"nearly all is foreground: {total[row]:.0%}; inverted?"))
+        elif total[row] > 0.5 and border[row] > FULL:
+            found.append((row, f"foreground around the border: {total[row]:.0%}; inverted?"))
     empty = np.flatnonzero(total == 0)
     if len(empty) < len(info) / 2:
         found += [(row, f"no foreground: {len(empty)} of {len(info)} masks") for row in empty]

@@ -143,7 +143,8 @@ def choose_pairs(
     about = dict(problem.partition(": ")[::2] for problem in problems)
     chosen = {}
     for pair in pairs:
-        found = [about[str(path)] for path in (pair.image, *pair.masks) if str(path) in about]
+        found = [about[str(pair.image)]] if str(pair.image) in about else []
+        found += [f"its mask: {about[str(path)]}" for path in pair.masks if str(path) in about]
         if found and len(chosen) < MAX_DAMAGED:
             chosen[pair] = found[0]
     by_image = {str(pair.image): pair for pair in pairs}

@@ -60,7 +60,11 @@ class Scan:
 
     def slice(self, number: int) -> "Scan":
         """Give one slice as a scan of its own."""
-        chosen = slice(number, number + 1)
+        return self.slices(number, number + 1)
+
+    def slices(self, start: int, stop: int) -> "Scan":
+        """Give some slices as a scan of their own."""
+        chosen = slice(start, stop)
         padding = None if self.padding is None else self.padding[chosen]
         return replace(self, pixels=self.pixels[chosen], padding=padding)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imaging import formats
+from imaging import formats, writing
 from imaging.scan import Scan
 from utils import UserError
 
@@ -45,7 +45,7 @@ def test_a_mask_lies_where_simpleitk_says_the_image_lies(tmp_path, ending, direc
     sitk.WriteImage(image, tmp_path / f"a.{ending}")
     scan = formats.read_scan(tmp_path / f"a.{ending}")
     brightest = (scan.pixels[..., 0] == 99).astype(np.uint8)
-    written = formats.write_mask(tmp_path / "mask", brightest, ["x"], scan)
+    written = writing.write_mask(tmp_path / "mask", brightest, ["x"], scan)
     assert not written.note
     mask = sitk.ReadImage(written.path)
     assert mask.GetSize() == image.GetSize()
@@ -65,7 +65,7 @@ def test_a_mask_in_another_format_lies_at_the_same_place(tmp_path, source, kind,
     sitk.WriteImage(image, tmp_path / f"a.{source}")
     scan = formats.read_scan(tmp_path / f"a.{source}")
     brightest = (scan.pixels[..., 0] == 99).astype(np.uint8)
-    written = formats.write_mask(tmp_path / "mask", brightest, ["x"], scan, kind=kind)
+    written = writing.write_mask(tmp_path / "mask", brightest, ["x"], scan, kind=kind)
     mask = sitk.ReadImage(written.path)
     expected = world_of_ids(image, 99)
     np.testing.assert_allclose(world_of_ids(mask, 1), expected, atol=2e-3)
@@ -103,7 +103,7 @@ def test_pictures_and_channels(tmp_path, ending):
     scan = formats.read_scan(path)
     np.testing.assert_array_equal(scan.pixels[0], colours)
     ids = (colours[None, ..., 0] > 100).astype(np.uint8)
-    mask = sitk.ReadImage(formats.write_mask(tmp_path / "mask", ids, ["x"], scan).path)
+    mask = sitk.ReadImage(writing.write_mask(tmp_path / "mask", ids, ["x"], scan).path)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask), ids[0])
     stack = np.random.default_rng(1).normal(0, 1, (4, 20, 30, 5)).astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(stack, isVector=True), path)
@@ -145,7 +145,7 @@ def test_spaces_units_and_encodings_of_nrrd():
 def test_a_mask_of_microns_keeps_its_units(tmp_path):
     steps = 'space: LPS\nspace directions: (2,0,0) (0,2,0) (0,0,5)\nspace units: "um" "um" "um"'
     image = formats.decode_scan(nrrd(f"{BASE}\n{steps}", bytes(1800)))
-    path = formats.write_mask(tmp_path / "mask", np.ones((3, 20, 30), bool), ["x"], image).path
+    path = writing.write_mask(tmp_path / "mask", np.ones((3, 20, 30), bool), ["x"], image).path
     assert sitk.ReadImage(path).GetSpacing() == (2.0, 2.0, 5.0)
     np.testing.assert_allclose(formats.read_scan(path).affine, image.affine)
 

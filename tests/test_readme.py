@@ -125,6 +125,7 @@ def test_every_script_and_module_exists(name):
         made = any(word in path for word in ("export", "results/", "config.json", "manifest.json"))
         # Files of data sets.
         made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap")
+        made |= path.startswith("annotations/")
         made |= Path(path).suffix in (".h5", ".onnx")  # a run or an export makes it
         assert made or any((folder / path).exists() for folder in folders), path
     for module in re.findall(r"python -m ([a-z_]+\.[a-z_]+)", text):

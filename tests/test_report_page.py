@@ -115,7 +115,7 @@ def test_where_the_mask_cannot_be_read_the_image_is_shown_and_named(discs, tmp_p
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     first = page[page.index("Look at these first") :]
     first = first[: first.index("</figure>")]
-    assert ">disc05.png<" in first and "unreadable" in first and "<path" not in first
+    assert ">disc05.png<" in first and "its mask: unreadable" in first and "<path" not in first
 
 
 def test_many_problems_are_folded_and_bounded():
@@ -170,6 +170,13 @@ def table(count: int = 20, **changed) -> pd.DataFrame:
 def test_an_odd_image_is_found_and_the_reason_told(column, value, reason):
     found = oddities.find_oddities(table(**{column: (7, value)}), ["lung"])
     assert next(iter(found)) == 7 and reason in found[7]
+
+
+def test_a_mask_around_the_border_may_be_inverted():
+    info = table(share=(7, 0.7))
+    info["border"] = [1.0 if row in (7, 8) else 0.0 for row in range(20)]
+    found = oddities.find_oddities(info, ["lung"])
+    assert found[7].startswith("foreground around the border: 70%; inverted?") and 8 not in found
 
 
 def test_images_that_are_alike_are_not_odd_but_for_the_smallest_and_largest_mask():

@@ -107,14 +107,18 @@ async function send() {
   }
   if (file !== state.file) return;
   element("key-row").hidden = answer.status !== 401;
+  if (answer.status === 406) {
+    return showStatus("A volume: this page shows single images. Use POST /v1/segment.", true);
+  }
   if (!answer.ok) {
     const problem = await answer.json().catch(() => ({ detail: `status ${answer.status}` }));
     return showStatus(`Failed: ${problem.detail ?? problem.title}`, true);
   }
-  let mask, areas, picture, bitmap;
+  let mask, areas, notes, picture, bitmap;
   try {
     mask = await answer.blob();
     areas = JSON.parse(answer.headers.get("X-Areas"));
+    notes = JSON.parse(answer.headers.get("X-Notes") ?? "[]"); // how the file was read
     [picture, bitmap] = await Promise.all([decode(file), createImageBitmap(mask)]);
   } catch {
     return file === state.file && showStatus("The answer cannot be shown.", true);
@@ -129,7 +133,7 @@ async function send() {
   draw();
   element("result").hidden = false;
   const onBlack = "Done. The browser cannot show this image, so the mask is on black.";
-  showStatus(state.picture ? "Done." : onBlack);
+  showStatus([state.picture ? "Done." : onBlack, ...notes].join(" "));
 }
 
 function choose(file) {
