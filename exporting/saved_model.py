@@ -37,6 +37,7 @@ def write_saved_model(network: "keras.Model", metadata: dict[str, Any], path: Pa
     # Only DICOM files propose a window, and TensorFlow does not read them. Classes that overlap do
     # not fit into one PNG.
     is_picture = metadata["channels"] in (1, 3) and metadata.get("window") != "file"
+    is_picture &= not metadata.get("channel_endings")
     if is_picture and not Classes.from_metadata(metadata).overlap:
         contents = tf.TensorSpec([None], tf.string, name="image_bytes")
         archive.add_endpoint("encoded", encoded, [contents])

@@ -31,6 +31,25 @@ META, IDENTITY, PIXELS, ITEMS = 0x0002, 0x0008, 0x7FE0, 0xFFFE
 FIRST_ELEMENTS = frozenset((0x00, 0x01, 0x02, 0x05, 0x06, 0x08, 0x10, 0x12, 0x13, 0x14, 0x16, 0x18))
 UNDEFINED = 0xFFFFFFFF
 DEFLATED = "1.2.840.10008.1.2.1.99"
+# What is read of every image. pydicom converts an element when it is asked for, and may fail then.
+NAMES = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PatientID",
+    "Modality",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SpacingBetweenSlices",
+    "SliceThickness",
+    "PixelSpacing",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+)
 # SOP classes (DICOM PS3.4, annex B). Segmentations are bits or fractions, or label maps.
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 DIRECTORY = b"1.2.840.10008.1.3.10"
@@ -121,6 +140,8 @@ def open_dataset(content: bytes, max_bytes: float, names: Sequence[str] = ()) ->
     """
     import pydicom
 
+    # Odd values are no reason to warn: what is made of them counts.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         content = _inflate(content, max_bytes, is_whole=not names)
         _check_elements(content)
@@ -131,6 +152,8 @@ def open_dataset(content: bytes, max_bytes: float, names: Sequence[str] = ()) ->
             specific_tags=list(names) or None,
         )
         _complete_meta(header)
+        for name in names or NAMES:
+            header.get(name)
     except UserError:
         raise
     except Exception as error:

@@ -251,3 +251,17 @@ def test_no_other_kind_of_file_is_taken_for_dicom():
     for prefix in (b"", b"\x08\x00", b"\x08\x00\x05\x00", b"\x08\x00\x05\x00CS\n\x00", b"\x02\x00"):
         for _ in range(2000):
             assert not dicom_file.is_dicom(prefix + rng.bytes(600))
+
+
+def test_damaged_files_are_sorted_into_volumes_or_left_out(tmp_path):
+    write_series(tmp_path)
+    whole = (tmp_path / "IM01").read_bytes()
+
+    def read(content):
+        (tmp_path / "IM01").write_bytes(content)
+        volumes, notes = group_files(sorted(tmp_path.iterdir()))
+        named = sum(map(len, volumes)) + sum("left out" in note for note in notes)
+        assert named == 4, (volumes, notes)
+        return formats.read_scan(tmp_path)
+
+    fuzz(whole, read, 100)

@@ -161,7 +161,7 @@ def test_triton_gets_names_and_sizes(exported):
     assert "dims: [ 192, 192, 1 ]" in blocks["input"] and "TYPE_FP32" in blocks["input"]
     assert "dims: [ 192, 192, 1 ]" in blocks["output"]
     assert 'name: "unet"' in text and 'backend: "onnxruntime"' in text
-    assert (exported / "unet" / "labels.txt").read_text() == "lung\n"
+    assert (exported / "unet" / "labels.txt").read_text() == "lungs\n"
     assert triton.output_labels(["a", "b"], 3) == ["background", "a", "b"]
     assert triton.output_labels(["a", "b"], 2) == ["a", "b"]  # they overlap
 
