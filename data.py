@@ -18,14 +18,13 @@ import numpy as np
 import tyro
 
 import utils
-from dataset import layouts, loading, patients, report, report_page
+from dataset import copies, layouts, loading, patients, report, report_page
 from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
 from dataset.layouts import Layout, Pair
 from dataset.loading import Preprocessing
 from dataset.notes import describe_masks, summarize_notes
-from dataset.patients import find_leaks
 from dataset.phantoms import make_phantoms
 from imaging.labels import Classes
 from utils import UserError
@@ -80,7 +79,7 @@ def load_dataset(
         pairs += [replace(pair, subset="extra") for pair in extra]
         problems += more
     dataset, unreadable = loading.load_pairs(pairs, preprocessing, cache_dir)
-    problems += unreadable + loading.find_duplicates(dataset)
+    problems += unreadable + copies.copies_in_extra(pairs, dataset)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:MAX_SHOWN])
         rest = len(problems) - MAX_SHOWN
@@ -90,7 +89,8 @@ def load_dataset(
         print(f"note: {note}")
     pairs = loading.name_patients(pairs, dataset)
     for warning in find_leaks(pairs, dataset):
-        print(f"warning: {warning}; python data.py check {data_dir} writes an index.csv for it")
+        print(f"warning: {warning}")
+    pairs = copies.keep_together(pairs, dataset)
     extra_patients = {pair.patient for pair in pairs if pair.subset == "extra"} - {""}
     shared = extra_patients & {pair.patient for pair in pairs if pair.subset != "extra"}
     if shared:
@@ -99,6 +99,11 @@ def load_dataset(
             "that no test image is trained on"
         )
     return pairs, dataset
+
+
+def find_leaks(pairs: Sequence[Pair], dataset: Dataset) -> list[str]:
+    """Warn of images that should not be in different subsets: of one patient, or the same."""
+    return [*patients.warn_of_patients(pairs), *copies.warn_of_copies(pairs, dataset)]
 
 
 def describe_notes(layout: Layout, dataset: Dataset) -> list[str]:
@@ -215,7 +220,7 @@ def check(
     pairs, problems = layout.pairs, list(layout.problems)
     preprocessing = Preprocessing(parsed, (128, 128), detect_channels(pairs))
     dataset, unreadable = loading.load_pairs(pairs, preprocessing)
-    problems += unreadable + loading.find_duplicates(dataset)
+    problems += unreadable
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]
     lines += [f"{'note':10} {note}" for note in describe_notes(layout, dataset)]
     warnings = find_leaks(pairs, dataset)

@@ -66,7 +66,9 @@ def export(config: Config) -> dict[str, Any]:
     """
     config = replace(config, model=utils.find_default(config.model))
     model, metadata = load_checked(config)
-    images = choose_images(Path(config.model), config.images, config.checked)
+    images = choose_images(
+        Path(config.model), config.images, config.checked, metadata.get("channel_endings", ())
+    )
     out_dir = Path(config.out_dir)
     version = config.version or next_version(out_dir / "unet")
     print(f"exporting {config.model} to {out_dir}, version {version}", flush=True)

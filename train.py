@@ -91,11 +91,11 @@ from imaging.plots import draw_curves
 from model import BACKBONES, build_unet
 from training import distributed, run_folder
 from training.batch_norm import fuse_batch_norm
+from training.checkpoint import Checkpoint
 from training.checks import check_config, print_device_hint
 from training.cleanup import choose_cleanup
 from training.cross_validation import cross_validate
 from training.optimizer import make_optimizer
-from training.run_folder import Checkpoint
 from utils import UserError
 
 PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir

@@ -12,6 +12,7 @@ from imaging.scan import read_bytes
 from utils import UserError
 
 IMAGES = 5  # spread over the data set
+HEADER_BYTES = 2**16  # hold a volume's header, packed or not
 TOLERANCE = 2  # grey levels of 8 bits by which the channels of a grey JPEG may differ
 
 
@@ -36,7 +37,7 @@ def detect_channels(pairs: Sequence[Pair]) -> int:
 def count_channels(path: Path) -> int:
     """Count an image's channels without alpha; three equal ones are 1. Raises UserError."""
     if path.name.lower().endswith(formats.NIFTI.suffixes):  # without reading a large volume
-        return nifti.count_channels(read_bytes(path))
+        return nifti.count_channels(read_bytes(path, HEADER_BYTES))
     file = dicom_series.volume_files(path)[0][0] if path.is_dir() else path
     scan = formats.read_scan(file)
     channels = scan.colours.shape[-1]

@@ -1,9 +1,7 @@
-"""Layouts of plain folders: images beside masks, in two folders, in one, in one a patient."""
+"""Layouts of plain folders: images in one, masks in another."""
 
-from pathlib import Path
-
-from dataset.folder import Folder, split_name
-from dataset.names import NO_MASKS, SUBSET_OF, best_masks, is_mask_name, plain, role_of, subset_of
+from dataset.folder import Folder
+from dataset.names import NO_MASKS, SUBSET_OF, best_masks, plain, role_of, subset_of
 from dataset.pairing import Joined, Names, by_name, join, match
 from dataset.pairs import Layout, Pair
 from dataset.unmatched import explain_no_masks, explain_none, explain_unmatched
@@ -133,8 +131,8 @@ def _join_folders(images: Folder, masks: Folder, subset: str = "") -> Layout:
     layout = Layout(f"{own or 'images'} + {masks.name}/", problems=problems + joined.problems)
     layout.notes += joined.notes
     if joined.classes:
-        layout.name += "CLASS/"
-        layout.classes = _classes_of_folders(layout, masks, joined, image_names)
+        layout.name += "x_CLASS" if joined.endings else "CLASS/"
+        layout.classes = _name_classes(layout, masks, joined, image_names)
     elif joined.objects:
         layout.name += ", a file an object"
     missing = _explain_lone(images, masks, image_names, joined)
@@ -159,20 +157,17 @@ def _open_series(images: Folder, image_names: Names, mask_names: Names) -> tuple
     return kept | opened, mask_names
 
 
-def _classes_of_folders(layout: Layout, masks: Folder, joined: Joined, images: Names) -> str:
-    """Name the classes after their folders; count the images in which a class is absent."""
-    with_class = dict.fromkeys(joined.classes, 0)
-    for paths in joined.masks.values():
-        for path in paths:
-            with_class[path.relative_to(masks.path).parts[0]] += 1
-    for name, count in with_class.items():
+def _name_classes(layout: Layout, masks: Folder, joined: Joined, images: Names) -> str:
+    """Name the classes after their folders or endings; count the images that lack one."""
+    for name, count in joined.classes.items():
         if count < len(images) and not joined.lone:
+            place = f"class {name}" if joined.endings else f"{masks.name}/{name}"
             layout.notes.append(
-                f"{masks.name}/{name} has no file for {len(images) - count} of {len(images)} "
-                "images: the class is absent there"
+                f"{place} has no file for {len(images) - count} of {len(images)} images: "
+                "the class is absent there"
             )
     for one in masks.folders:
-        if one.name not in joined.classes and not one.has_images():
+        if not joined.endings and one.name not in joined.classes and not one.has_images():
             layout.problems.append(explain_no_masks(one.path, is_class=True))
     return ",".join(joined.classes)
 
@@ -191,72 +186,6 @@ def _subset_in(name: str) -> str:
     """Say which subset a folder in an image's name means: train/x → train."""
     first, _, rest = name.partition("/")
     return subset_of(first) if rest else ""
-
-
-def one_folder(folder: Folder) -> Layout | None:
-    """Recognise x.png + x_mask.png in one folder, or in the folders in it."""
-    problems: list[str] = []
-    if not folder.images and len(folder.folders) == 1:
-        return None  # the data set is in that folder
-    names = by_name(folder.items(), problems)
-    masks = {name: path for name, path in names.items() if is_mask_name(name)}
-    images = {name: path for name, path in names.items() if name not in masks}
-    # Of x_mask_1 and x_mask_2 both are masks of x.
-    for name in list(images):
-        if is_mask_name(name.rstrip("0123456789").rstrip("_- ")) and name not in masks:
-            masks[name] = images.pop(name)
-    if not masks or not images:
-        return None
-    joined = join(images, masks)
-    if 2 * len(joined.lone) > len(masks) or joined.classes:
-        return None
-    ending = joined.masks and next(iter(joined.masks.items()))
-    layout = Layout(f"x + {_sample(*ending, images)} in one folder", problems=problems)
-    layout.problems += joined.problems + explain_unmatched(
-        {name: path for name, path in images.items() if name not in joined.masks},
-        joined.lone,
-        folder.path,
-        folder.path,
-    )
-    layout.notes += joined.notes
-    kind = group_kind(folder)
-    for name, paths in joined.masks.items():
-        top, _, rest = name.partition("/")
-        group = {kind: top} if kind and rest else {}
-        layout.pairs.append(Pair(images[name], tuple(paths), **group))
-    return layout
-
-
-def _sample(image: str, masks: list[Path], images: Names) -> str:
-    """Write a mask's name with x for its image's: x_mask."""
-    own, mask = split_name(images[image].name)[0], split_name(masks[0].name)[0]
-    return mask.replace(own, "x") if own in mask else mask
-
-
-def group_kind(folder: Folder) -> str:
-    """Say what the folders of images are: "patient"; "label" where a few have no numbers."""
-    names = [one.name for one in folder.folders]
-    numbered = sum(any(sign.isdigit() for sign in name) for name in names)
-    if len(names) < 2:
-        return ""
-    return "patient" if 2 * numbered > len(names) or len(names) > 6 else "label"
-
-
-def case_files(folder: Folder) -> Layout | None:
-    """Recognise the folder of one case: image.png + mask.png, or x_t1, x_t2, x_flair + x_seg."""
-    if len(folder.images) not in range(2, 10):
-        return None
-    masks, images = [], []
-    for path in folder.images:
-        name = split_name(path.name)[0]
-        is_mask = is_mask_name(name) or role_of(name)[0] == "mask"
-        (masks if is_mask else images).append(path)
-    if len(masks) != 1 or not images:
-        return None
-    kinds = ", ".join(split_name(path.name)[0] for path in images)
-    more = tuple(images[1:])
-    name = f"{kinds} + {split_name(masks[0].name)[0]}" if not more else f"{len(images)} channels"
-    return Layout(name, [Pair(images[0], (masks[0],), more_channels=more)])
 
 
 def merge(layouts: list[Layout]) -> Layout:

@@ -5,20 +5,15 @@ and add it to LAYOUTS. docs/contributing.md has an example.
 """
 
 import re
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 from dataset.annotation_layouts import coco, labelme
+from dataset.case_layouts import case_files, group_kind, one_folder
 from dataset.dicom_layout import series
 from dataset.folder import Folder
-from dataset.folder_layouts import (
-    case_files,
-    group_kind,
-    images_and_masks,
-    merge,
-    montgomery,
-    one_folder,
-)
+from dataset.folder_layouts import images_and_masks, merge, montgomery
 from dataset.index_table import apply_index, read_table  # noqa: F401 (imported from here)
 from dataset.known_layouts import chase, drive, nnunet
 from dataset.names import role_of, subset_of
@@ -40,7 +35,7 @@ def ready_subsets(folder: Folder) -> Layout | None:
             continue
         layout = _find(one)
         if layout and layout.pairs:
-            layout.pairs = [replace(pair, subset=subset) for pair in layout.pairs]
+            layout.pairs = [_in_subset(pair, subset) for pair in layout.pairs]
             found.append((one.name, layout))
         elif layout:
             problems += layout.problems
@@ -49,11 +44,36 @@ def ready_subsets(folder: Folder) -> Layout | None:
             notes.append(f"{one.name}/ has no masks and is passed over")
     if not found:
         return None
-    whole = merge([layout for _, layout in found])
+    parts = [layout for _, layout in found]
+    if not any(pair.subset == "train" for layout in parts for pair in layout.pairs):
+        rest = images_and_masks(folder)  # beside test/
+        parts += [rest] if rest and rest.pairs else []
+    whole = merge(parts)
     whole.name = f"{', '.join(f'{name}/' for name, _ in found)} each with {whole.name}"
+    notes += _patients_in_several(whole.pairs)
     whole.notes += notes
     whole.problems += problems
     return whole
+
+
+def _in_subset(pair: Pair, subset: str) -> Pair:
+    """Put a pair into a subset. Patients of equal names in different subsets are different."""
+    return replace(pair, subset=subset, patient=pair.patient and f"{subset}/{pair.patient}")
+
+
+def _patients_in_several(pairs: list[Pair]) -> list[str]:
+    """Say if a patient's name is in several subsets."""
+    subsets: dict[str, set[str]] = defaultdict(set)
+    for pair in pairs:
+        subsets[pair.patient.partition("/")[2]].add(pair.subset)
+    shared = sorted(name for name, found in subsets.items() if name and len(found) > 1)
+    if not shared:
+        return []
+    some = ", ".join(shared[:3]) + (", …" if len(shared) > 3 else "")
+    return [
+        f"{len(shared)} patients have the same name in several subsets ({some}): are they the same "
+        "persons? Then scores will be too good"
+    ]
 
 
 def folder_a_case(folder: Folder) -> Layout | None:

@@ -81,18 +81,6 @@ def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
     return named
 
 
-def find_duplicates(dataset: Dataset) -> list[str]:
-    """List images that are there twice: one might be trained on and the other tested."""
-    problems, first = [], {}
-    for row in dataset.info.to_dict("records"):
-        path, digest = row["image"], row["digest"]
-        # Blank images are alike without being copies.
-        if digest in first and not row["constant"]:
-            problems.append(f"{path}: the same image as {first[digest]}; keep one of them")
-        first.setdefault(digest, path)
-    return problems
-
-
 # -------------------------------------------------------------------------------------- the cache
 
 

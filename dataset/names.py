@@ -47,6 +47,8 @@ IMAGE_ENDING = re.compile(
 IMAGE_BEGINNING = re.compile(rf"^(?:{_IMAGE_ADDS})(?:[-_ .]+|(?=\d))", re.I)
 # The second of two observers; the first is the truth.
 SECOND = re.compile(r"[-_ .](?:2ndHO|manual2|2nd[-_ ]?manual|vk|observer2|reader2)$", re.I)
+# A class at the end of a mask's name: scan7_liver, scan7_tumour.
+CLASS_ENDING = re.compile(r"[-_ .]([A-Za-z][A-Za-z ]*)$")
 OBJECT_NUMBER = re.compile(r"[-_ .](?:\d+|\(\d+\))$")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.folder import split_name
-from dataset.names import OBJECT_NUMBER, SECOND, strip_image, strip_mask
+from dataset.names import CLASS_ENDING, OBJECT_NUMBER, SECOND, strip_image, strip_mask
 
 Names = dict[str, Path]  # files by their name: the path below the folder, without ending
 
@@ -18,7 +18,8 @@ class Joined:
 
     masks: dict[str, list[Path]] = field(default_factory=dict)  # by the image's name
     lone: Names = field(default_factory=dict)  # masks without an image
-    classes: list[str] = field(default_factory=list)  # folders of masks, a class each
+    classes: dict[str, int] = field(default_factory=dict)  # a folder or ending each: its masks
+    endings: bool = False  # whether the classes are endings of the masks' names
     objects: bool = False  # whether a mask shows one object, so that an image has many
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -100,7 +101,8 @@ def join(images: Names, masks: Names) -> Joined:
     """
     masks, notes = drop_second(masks)
     best = join_alike(images, masks)
-    for way in (_join_classes, _join_objects, _join_numbered, _join_other_folders, _join_affix):
+    ways = (_join_classes, _join_objects, _join_numbered, _join_other_folders, _join_affix)
+    for way in (*ways, _join_endings):
         if not best.lone:
             break
         other = way(images, masks)
@@ -150,7 +152,7 @@ def _join_classes(images: Names, masks: Names) -> Joined:
         joined.problems += one.problems
         joined.lone |= {f"{folder}/{name}": path for name, path in one.lone.items()}
         if one.masks:
-            joined.classes.append(folder)
+            joined.classes[folder] = len(one.masks)
         for image, paths in one.masks.items():
             joined.masks.setdefault(image, []).extend(paths)
     if len(groups) > 2 and all(map(_has_digit, groups)) and joined.count == len(joined.masks):
@@ -186,6 +188,25 @@ def _join_numbered(images: Names, masks: Names) -> Joined:
         else:
             joined.masks.setdefault(image, []).append(path)
     return joined
+
+
+def _join_endings(images: Names, masks: Names) -> Joined:
+    """Join name_liver and name_tumour to name: an ending a class."""
+    groups: dict[str, Names] = defaultdict(dict)
+    for name, path in masks.items():
+        found = CLASS_ENDING.search(strip_mask(name))
+        if found:
+            groups[found[1]][strip_mask(name)[: found.start()]] = path
+    joined = Joined(endings=True)
+    for ending, names in sorted(groups.items()):
+        image_of = match(images, names)
+        if image_of:
+            joined.classes[ending] = len(image_of)
+        for name, image in image_of.items():
+            joined.masks.setdefault(image, []).append(names[name])
+    used = {path for paths in joined.masks.values() for path in paths}
+    joined.lone = {name: path for name, path in masks.items() if path not in used}
+    return joined if len(joined.classes) > 1 else Joined(lone=masks)
 
 
 def _join_other_folders(images: Names, masks: Names) -> Joined:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.names import role_of
+from dataset.names import CLASS_ENDING, role_of, strip_mask
 from imaging.files import file_stem
 
 SUBSETS = ("train", "val", "test")
@@ -49,6 +49,13 @@ def class_folder(pair: Pair, mask: Path) -> str:
             name = folder.relative_to(parent).parts[0]
             return "" if name in (*pair.image.parts, pair.stem) else name
     return ""
+
+
+def class_ending(pair: Pair, mask: Path) -> str:
+    """Give what a mask's name adds to its image's, such as liver in scan7_liver.png; else ""."""
+    image, own = pair.stem.lower(), strip_mask(file_stem(mask)).lower()
+    found = CLASS_ENDING.fullmatch(own.removeprefix(image)) if own.startswith(image) else None
+    return found[1] if found else ""
 
 
 @dataclass

@@ -1,13 +1,10 @@
-"""Recognise patients in file names, and copies among images: what may leak from train to test."""
+"""Recognise patients in file names: their images must not be in several subsets."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from dataset.cache import Dataset
 from dataset.folder import split_name
 from dataset.pairs import Pair
 from utils import atomic
@@ -31,17 +28,6 @@ SIDE = re.compile(r"^(.*\d)[-_ ]?(?:L|R|OD|OS|left|right)$", re.IGNORECASE)
 NUMBERED = re.compile(r"^(.*\d.*?)[-_ .]\(?[a-z]?\d+\)?$", re.IGNORECASE)
 MIN_GROUPS = 3  # fewer are no patients
 MAX_LISTED = 3
-SMALL = 16  # pixels of the images that are compared
-ALIKE = 0.999  # correlation of images that are nearly the same
-BLOCK = 1024  # images that are compared at once
-
-
-def find_leaks(pairs: Sequence[Pair], dataset: Dataset) -> list[str]:
-    """Warn of images that should not be in different subsets: of one patient, or nearly the same.
-
-    pairs: may be more than those that are in `dataset`, which are in the same order.
-    """
-    return [*warn_of_patients(pairs), *warn_of_copies(pairs, dataset)]
 
 
 def warn_of_patients(pairs: Sequence[Pair]) -> list[str]:
@@ -65,7 +51,7 @@ def warn_of_patients(pairs: Sequence[Pair]) -> list[str]:
     row = f"{split_name(found[0].image.name)[0]},{name}"
     return [
         f"{what}, by the file names ({name}: {some}). An index.csv with a column patient keeps "
-        f"them together (stem,patient / {row})"
+        f"them together (stem,patient / {row}); python data.py check writes it"
     ]
 
 
@@ -118,65 +104,3 @@ def write_index(path: Path, root: Path, pairs: Sequence[Pair]) -> Path:
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False)
     return path
-
-
-# ---------------------------------------------------------------------------------------- copies
-
-
-def warn_of_copies(pairs: Sequence[Pair], dataset: Dataset) -> list[str]:
-    """Warn of images that are nearly the same, such as one saved twice, in several subsets."""
-    by_image = {str(pair.image): pair for pair in pairs}
-    known = [by_image.get(image) for image in dataset.info["image"]] if len(dataset.info) else []
-    guesses = dict(zip(by_image, guess_patients(pairs), strict=True))
-    first = np.searchsorted(dataset.pair, np.arange(len(known)), "left")
-    last = np.searchsorted(dataset.pair, np.arange(len(known)), "right") - 1
-    small = shrink(dataset, (first + last) // 2)
-    found = []
-    for i, j in nearly_same(small):
-        one, other = known[i], known[j]
-        if one is None or other is None or _belong_together(one, other, guesses):
-            continue
-        if dataset.info.digest[i] != dataset.info.digest[j]:  # copies are told as problems
-            found.append((one, other))
-    if not found:
-        return []
-    some = ", ".join(f"{a.image.name} and {b.image.name}" for a, b in found[:MAX_LISTED])
-    some += ", …" if len(found) > MAX_LISTED else ""
-    count = "1 pair of images is" if len(found) == 1 else f"{len(found)} pairs of images are"
-    return [
-        f"{count} nearly the same ({some}): one may be trained on and the other tested. "
-        "Remove one, or give both the same patient"
-    ]
-
-
-def _belong_together(one: Pair, other: Pair, guesses: dict[str, str]) -> bool:
-    """Say whether two images stay in one subset, or will once their patient is named."""
-    if one.subset and one.subset == other.subset:
-        return True
-    names = [pair.patient or guesses.get(str(pair.image), "") for pair in (one, other)]
-    return names[0] == names[1] != ""
-
-
-def shrink(dataset: Dataset, slices: np.ndarray) -> np.ndarray:
-    """Shrink slices to SMALL x SMALL pixels of mean 0 and length 1: float32 (n, pixels)."""
-    height, width = dataset.size
-    rows = np.minimum(np.arange(SMALL + 1) * height // SMALL, height)
-    columns = np.minimum(np.arange(SMALL + 1) * width // SMALL, width)
-    small = np.zeros((len(slices), SMALL * SMALL), np.float32)
-    for start in range(0, len(slices), 64):
-        images = dataset.take(slices[start : start + 64])[0].astype(np.float32).mean(-1)
-        sums = np.add.reduceat(np.add.reduceat(images, rows[:-1], axis=1), columns[:-1], axis=2)
-        small[start : start + 64] = sums.reshape(len(images), -1)
-    small -= small.mean(1, keepdims=True)
-    length = np.linalg.norm(small, axis=1, keepdims=True)
-    return np.divide(small, length, out=small, where=length > 0)
-
-
-def nearly_same(small: np.ndarray) -> list[tuple[int, int]]:
-    """List pairs (i, j), i < j, of images whose correlation is above ALIKE."""
-    found = []
-    for start in range(0, len(small), BLOCK):
-        block = small[start : start + BLOCK]
-        i, j = np.nonzero(block @ small[start:].T > ALIKE)
-        found += [(start + a, start + b) for a, b in zip(i, j, strict=True) if a < b]
-    return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from dataset import annotations
 from dataset.annotations import is_annotation
-from dataset.pairs import Pair, class_folder
+from dataset.pairs import Pair, class_ending, class_folder
 from imaging import encodings, formats
 from imaging.alignment import check_alignment
 from imaging.channel_files import read_channels
@@ -148,7 +148,12 @@ def class_of_each_file(pair: Pair, names: Sequence[str]) -> list[int]:
     if len(names) == 1:
         return [1] * len(pair.masks)
     known = [name.lower() for name in names]
-    folders = [class_folder(pair, path) for path in pair.masks]
+    folders = []
+    for path in pair.masks:
+        ending = class_ending(pair, path)
+        # Of one mask an ending may be no class: scan7_vessels.png.
+        is_class = len(pair.masks) > 1 or ending in known
+        folders.append(class_folder(pair, path) or (ending if is_class else ""))
     if folders == ["leftMask", "rightMask"]:
         folders = [_name_with(side, known) for side in ("left", "right")]
     if not {folder.lower() for folder in folders} <= {"", *known}:

@@ -1,6 +1,6 @@
 """Choose the images that an export is checked and calibrated on."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +8,8 @@ import numpy as np
 
 from dataset.phantoms import make_phantoms
 from dataset.split_table import read_split
-from imaging import formats
 from imaging.scan import Scan
-from inference.inputs import list_inputs
+from inference.inputs import list_inputs, read_one
 from inference.segment import prepare_inputs
 from utils import UserError
 
@@ -26,12 +25,13 @@ class Images(NamedTuple):
     source: str  # where the validation images come from
 
 
-def choose_images(model: Path, images: str, checked: int) -> Images:
+def choose_images(model: Path, images: str, checked: int, endings: Sequence[str] = ()) -> Images:
     """Choose at most `checked` images of each kind. Raises UserError if there are too few.
 
-    model: the model file, whose run has a split.csv. images: a file or folder, or "".
+    model: the model file, whose run has a split.csv. images: a file or folder, or "". endings: of
+    the files of an image's channels.
     """
-    sources = Sources(Path(model), images, checked)
+    sources = Sources(Path(model), images, checked, endings)
     candidates = sources.list("val")
     # Some of the same images may have to calibrate.
     precision = candidates[: min(checked, max(1, len(candidates) // 2))]
@@ -49,6 +49,7 @@ class Sources(NamedTuple):
     model: Path
     images: str
     checked: int
+    endings: Sequence[str]
 
     @property
     def split(self) -> Path:
@@ -68,11 +69,11 @@ class Sources(NamedTuple):
         If the run has no image in this subset, all its images are taken.
         """
         if self.images:
-            paths = [item.path for item in list_inputs(Path(self.images)).items]
+            found = list_inputs(Path(self.images), endings=self.endings)
+            paths = [item.path for item in found.items]
         elif self.split.is_file():
             pairs, subsets = read_split(self.split)
-            # The channels of an image in files of their own: no server takes such.
-            images = [pair.image for pair in pairs if not pair.more_channels]
+            images = [pair.image for pair in pairs]
             wanted = {
                 pair.image for pair, other in zip(pairs, subsets, strict=True) if other == subset
             }
@@ -87,9 +88,9 @@ class Sources(NamedTuple):
 
 def read_few_slices(path: Path, metadata: dict[str, Any]) -> Scan:
     """Read an image; of a volume some slices in its middle."""
-    scan = formats.read_scan(path, metadata.get("window", ""))
+    scan = read_one(path, metadata)
     start = max(0, (len(scan.pixels) - MAX_SLICES) // 2)
-    return replace(scan, pixels=scan.pixels[start : start + MAX_SLICES])
+    return scan.slices(start, start + MAX_SLICES)
 
 
 def prepare(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:

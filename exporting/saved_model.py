@@ -36,7 +36,8 @@ def write_saved_model(network: "keras.Model", metadata: dict[str, Any], path: Pa
     archive.add_endpoint("serving_default", serving_default, [images])
     # Only DICOM files propose a window, and TensorFlow does not read them. Classes that overlap do
     # not fit into one PNG.
-    if metadata.get("window") != "file" and not Classes.from_metadata(metadata).overlap:
+    is_picture = metadata["channels"] in (1, 3) and metadata.get("window") != "file"
+    if is_picture and not Classes.from_metadata(metadata).overlap:
         contents = tf.TensorSpec([None], tf.string, name="image_bytes")
         archive.add_endpoint("encoded", encoded, [contents])
     archive.write_out(str(path), verbose=False)

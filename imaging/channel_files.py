@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from imaging import formats
+from imaging.alignment import check_alignment
 from imaging.files import file_stem
-from imaging.scan import Scan
+from imaging.scan import Scan, name_in_errors
 from utils import UserError
 
 
@@ -24,6 +25,8 @@ def read_channels(paths: Sequence[Path], window: str = "") -> Scan:
         if scan.pixels.shape[:3] != first.pixels.shape[:3]:
             found, expected = (_size(one) for one in (scan, first))
             raise UserError(f"{path}: {found}; {paths[0].name} is {expected}")
+        with name_in_errors(path):
+            check_alignment(first, scan)
     notes = tuple(dict.fromkeys(note for scan in scans for note in scan.notes))
     pixels = np.concatenate([scan.colours for scan in scans], axis=-1)
     return replace(first, pixels=pixels, has_alpha=False, separate=True, notes=notes)
@@ -31,7 +34,7 @@ def read_channels(paths: Sequence[Path], window: str = "") -> Scan:
 
 def _size(scan: Scan) -> str:
     slices, height, width = scan.pixels.shape[:3]
-    return f"{slices} slice(s) of {height}x{width} pixels"
+    return f"{height}x{width} pixels" + (f" in {slices} slices" if slices > 1 else "")
 
 
 def channel_endings(files: Sequence[Path]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imaging import dicom_codecs
-from imaging.dicom_elements import count_frames, spacing_mm
+from imaging.dicom_elements import count_frames, knows_distance, spacing_mm
 from imaging.dicom_file import MAGIC, PIXEL_ELEMENTS, SEGMENTATIONS, is_dicom, read_header
 from imaging.dicom_geometry import (
     describe_gaps,
@@ -23,6 +23,9 @@ from imaging.scan import Scan
 from utils import UserError, first_line
 
 __all__ = ["MAGIC", "decode_dicom", "decode_header", "is_dicom", "read_header"]
+
+
+IS_FILM = "the distance between its frames is not known, as in films: its volumes in ml say nothing"
 
 
 def is_seg(header: Any) -> bool:
@@ -116,6 +119,8 @@ def _spacing_mm(header: Any) -> tuple[tuple[float, float, float] | None, tuple[s
     step = usual_step_mm(positions)
     if spacing and step:
         spacing = (step, *spacing[1:])
+    elif spacing and (positions or not knows_distance(header)):
+        notes = (*notes, IS_FILM)
     names = [f"frame {i + 1}" for i in range(len(positions))]
     return spacing, (*notes, *describe_gaps(positions, names))
 

@@ -68,11 +68,18 @@ def spacing_mm(header: Any) -> tuple[tuple[float, float, float] | None, tuple[st
 
 
 def between_mm(header: Any) -> float:
-    for name in ("SpacingBetweenSlices", "SliceThickness"):
-        found = look_up(header, name)
-        if found and found[0] > 0:
-            return found[0]
-    return 1.0
+    """Read the distance between slices; 1 if it is not known."""
+    return _distances_mm(header)[0] if knows_distance(header) else 1.0
+
+
+def knows_distance(header: Any) -> bool:
+    """Say whether a file tells the distance between slices, or their thickness."""
+    return bool(_distances_mm(header))
+
+
+def _distances_mm(header: Any) -> Numbers:
+    found = [look_up(header, name)[:1] for name in ("SpacingBetweenSlices", "SliceThickness")]
+    return tuple(numbers[0] for numbers in found if numbers and numbers[0] > 0)
 
 
 def _plane_spacing_mm(header: Any) -> tuple[Numbers, tuple[str, ...]]:

@@ -122,7 +122,7 @@ def open_dataset(content: bytes, max_bytes: float, names: Sequence[str] = ()) ->
     import pydicom
 
     try:
-        content = _inflate(content, max_bytes)
+        content = _inflate(content, max_bytes, is_whole=not names)
         _check_elements(content)
         header = pydicom.dcmread(
             io.BytesIO(content),
@@ -175,15 +175,16 @@ def _start(content: bytes) -> tuple[int, str]:
     return at, syntax
 
 
-def _inflate(content: bytes, max_bytes: float) -> bytes:
-    """Undo the compression of a whole file, if it is of that kind."""
+def _inflate(content: bytes, max_bytes: float, is_whole: bool) -> bytes:
+    """Undo the compression of a file, or of its beginning, if it is of that kind."""
     start, syntax = _start(content)
     if syntax != DEFLATED:
         return content
     limit = 2**40 if max_bytes == float("inf") else int(max_bytes) + PEEK_BYTES
     # A few bytes can claim to be gigabytes.
     elements = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[start:], limit + 1)
-    check_declared_bytes(limit, len(elements))
+    if is_whole:
+        check_declared_bytes(limit, len(elements))
     return elements
 
 

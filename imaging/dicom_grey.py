@@ -12,6 +12,9 @@ from imaging.dicom_elements import look_up, places, read_numbers
 # Padding takes the place of this percentile of the other pixels, that of `preprocess.PERCENTILES`:
 # so it does not move the grey levels that become 0 and 1.
 PADDING_PERCENTILE = 0.5
+# Less than air has, by far. A few such pixels are artefacts of metal.
+LEAST_HU = -1500
+MIN_SHARE = 0.001
 # A curve is used from and to these shares of its height.
 CURVE_ENDS = (0.005, 0.995)
 SIGMOID_POINTS = np.linspace(-2.5, 2.5, 201)
@@ -42,6 +45,8 @@ def to_grey(stored: np.ndarray, header: Any) -> tuple[np.ndarray, Proposal, tupl
     """
     padding, notes = _find_padding(stored, header)
     levels = rescale(stored, header)
+    if padding is None:
+        padding, notes = _find_nothing(levels, header)
     proposal = _propose(header)
     if is_inverted(header):
         # Low is white, as on film: lowest and highest level change places.
@@ -84,6 +89,16 @@ def _find_padding(stored: np.ndarray, header: Any) -> tuple[np.ndarray | None, t
     if not padding.any():
         return None, ()
     return padding, ("its padding (PixelPaddingValue) is kept out of the grey levels",)
+
+
+def _find_nothing(levels: np.ndarray, header: Any) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Find padding that a CT does not declare: much that is thinner than air."""
+    if header.get("Modality") != "CT" or str(header.get("RescaleType") or "HU") != "HU":
+        return None, ()
+    nothing = levels < LEAST_HU
+    if nothing.mean() < MIN_SHARE:
+        return None, ()
+    return nothing, (f"levels below {LEAST_HU} HU are taken for padding: air has -1000",)
 
 
 def _as_stored(value: float, dtype: np.dtype) -> float:

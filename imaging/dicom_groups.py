@@ -50,6 +50,8 @@ def _not_an_image(one: Slice) -> str:
     """Say why a file is no image; "" if it is one."""
     if one.text("SOPClassUID") in dicom_file.SEGMENTATIONS:
         return "a DICOM segmentation, which is a mask"
+    if one.text("Modality") == "RTSTRUCT":
+        return "contours (RTSTRUCT), which are a mask"
     if one.text("Modality") == "RTDOSE":
         return "a dose distribution (RTDOSE)"
     if not one.text("Rows") or not one.text("Columns"):

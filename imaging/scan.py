@@ -60,7 +60,11 @@ class Scan:
 
     def slice(self, number: int) -> "Scan":
         """Give one slice as a scan of its own."""
-        chosen = slice(number, number + 1)
+        return self.slices(number, number + 1)
+
+    def slices(self, start: int, stop: int) -> "Scan":
+        """Give some slices as a scan of their own."""
+        chosen = slice(start, stop)
         padding = None if self.padding is None else self.padding[chosen]
         return replace(self, pixels=self.pixels[chosen], padding=padding)
 
@@ -109,10 +113,11 @@ def check_declared_bytes(max_bytes: float, *factors: int) -> None:
         raise UserError(f"its header declares {found:.2g} GiB; expected at most {most:.2g} GiB")
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Read a file. Raises UserError, its message without the path."""
+def read_bytes(path: str | Path, count: int = -1) -> bytes:
+    """Read a file, or its first bytes. Raises UserError, its message without the path."""
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            return file.read(count)
     except OSError as error:
         raise UserError(f"cannot be opened ({error.strerror})") from error
 

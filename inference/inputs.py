@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from imaging import dicom_series, formats, partners
 from imaging.channel_files import read_channels
@@ -225,3 +226,12 @@ def read_input(item: Input, window: str = "") -> Scan:
             scan = dicom_series.read_series(item.files, MAX_BYTES)
             return formats.check_window(replace(scan, format=formats.DICOM.name), window)
     return read_channels(item.files, window)
+
+
+def read_one(path: Path, metadata: dict[str, Any]) -> Scan:
+    """Read the image of a model: a file, a folder of DICOM slices, or one of its channels' files.
+
+    Raises UserError.
+    """
+    found = list_inputs(path, endings=metadata.get("channel_endings", ()))
+    return read_input(found.items[0], metadata.get("window", ""))

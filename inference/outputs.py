@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imaging import formats
+from imaging import writing
 from imaging.labels import Classes, plane
 from imaging.plots import draw_panel
 from imaging.scan import Scan
@@ -36,7 +36,7 @@ class Writer:
         """Write the files of an image; its row is written by `finish`."""
         classes = Classes.from_metadata(self.metadata)
         names, place = classes.names, self.folder / item.name
-        written = formats.write_masks(self.folder, item.name, found.ids, classes, scan, self.kind)
+        written = writing.write_masks(self.folder, item.name, found.ids, classes, scan, self.kind)
         self.count += 1
         notes = list(dict.fromkeys([*scan.notes, *(one.note for one in written if one.note)]))
         planes = [plane(found.ids, number) for number in range(1, len(names) + 1)]
@@ -50,7 +50,7 @@ class Writer:
             note = note.replace(written[0].path.name, "another file")
             self.noted[note].append(printable(item.path))
         if self.probabilities:
-            formats.write_probabilities(place, found.probs, names, scan)
+            writing.write_probabilities(place, found.probs, names, scan)
         if self.panels:
             panel, title = self.folder / "panels" / f"{item.name}.png", printable(item.path.name)
             window = self.metadata.get("window", "")

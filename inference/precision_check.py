@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 import utils
-from imaging import formats, preprocess
+from imaging import preprocess
 from imaging.files import is_image
 from imaging.labels import plane
 from imaging.scan import Scan
 from inference import engines, postprocess
+from inference.inputs import read_one
 from inference.segment import prepare_inputs
 from utils import UserError, atomic
 
@@ -85,10 +86,10 @@ def measure_precisions(
     scores = []
     for path in paths:
         try:
-            scan = formats.read_scan(path, metadata.get("window", ""))
+            scan = read_one(path, metadata)
             scores.append(compare_masks(scan, metadata, reference, list(networks.values())))
         except UserError as error:
-            print(f"{path}: {error}; left out")
+            print(f"{error}; left out" if str(path) in str(error) else f"{path}: {error}; left out")
     means = np.mean(scores, axis=0).tolist() if scores else []
     return dict(zip(networks, means, strict=False)), len(scores)
 

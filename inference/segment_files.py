@@ -24,7 +24,7 @@ def segment_files(
     """Write masks and measurements to `output`, and panels to the folder panels in it.
 
     items: image files, or what `list_inputs` found. kind: format of the masks, see
-    `formats.write_mask`. Returns how many masks, and the problems, a line per file that was left
+    `writing.write_mask`. Returns how many masks, and the problems, a line per file that was left
     out.
     """
     metadata = members[0][1]

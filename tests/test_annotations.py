@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 import data
-from dataset import annotations
+from dataset import annotations, shapes
 from dataset.reading import read_pair
 from imaging.labels import Classes
 from utils import UserError
@@ -52,23 +52,23 @@ def test_polygons_agree_with_pycocotools():
         points = np.stack([30 + radii * np.cos(angles), 25 + radii * np.sin(angles)], axis=1)
         polygon = points.ravel().tolist()
         theirs = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([polygon], *SHAPE)))
-        ours = annotations.fill_polygon(polygon, SHAPE)
+        ours = shapes.fill_polygon(polygon, SHAPE)
         # pycocotools rounds the corners to a fifth of a pixel.
         assert (ours & (theirs > 0)).sum() / (ours | (theirs > 0)).sum() > 0.97
 
 
 def test_a_polygon_has_the_pixels_whose_centre_is_inside():
-    mask = annotations.fill_polygon([2, 3, 10, 3, 10, 7, 2, 7], (20, 20))
+    mask = shapes.fill_polygon([2, 3, 10, 3, 10, 7, 2, 7], (20, 20))
     expected = np.zeros((20, 20), bool)
     expected[3:7, 2:10] = True
     np.testing.assert_array_equal(mask, expected)
-    beyond = annotations.fill_polygon([-50, -50, 90, -50, 90, 90, -50, 90], (20, 20))
+    beyond = shapes.fill_polygon([-50, -50, 90, -50, 90, 90, -50, 90], (20, 20))
     assert beyond.all()
 
 
 def test_a_polygon_around_a_hole_leaves_it_out():
     ring = [0, 0, 20, 0, 20, 20, 0, 20, 0, 0, 5, 5, 5, 15, 15, 15, 15, 5, 5, 5]
-    mask = annotations.fill_polygon(ring, (20, 20))
+    mask = shapes.fill_polygon(ring, (20, 20))
     assert mask.sum() == 400 - 100 and not mask[10, 10] and mask[2, 2]
 
 
@@ -82,7 +82,7 @@ def test_run_lengths_agree_with_pycocotools(tmp_path):
     if flat[0]:
         plain = [0, *plain]
     for counts in (packed["counts"], packed["counts"].decode(), plain):
-        drawn = annotations.decode_runs({"counts": counts, "size": list(SHAPE)}, SHAPE)
+        drawn = shapes.decode_runs({"counts": counts, "size": list(SHAPE)}, SHAPE)
         np.testing.assert_array_equal(drawn, mask > 0)
     (tmp_path / "images").mkdir()
     runs = {"counts": packed["counts"].decode(), "size": list(SHAPE)}
@@ -107,14 +107,14 @@ def test_run_lengths_agree_with_pycocotools(tmp_path):
 )
 def test_damaged_shapes_are_refused(drawing, said):
     with pytest.raises(UserError, match=said):
-        annotations.draw(drawing, SHAPE)
+        shapes.draw(drawing, SHAPE)
 
 
 def test_a_polygon_of_endless_crossings_is_refused_before_it_is_drawn():
     zigzag = np.tile([0.0, 0.0, 40_000.0, 1.0], 5_000).tolist()
     start = time.monotonic()
     with pytest.raises(UserError, match="crosses"):
-        annotations.fill_polygon(zigzag, (100, 40_000))
+        shapes.fill_polygon(zigzag, (100, 40_000))
     assert time.monotonic() - start < 1
 
 
@@ -240,7 +240,7 @@ def test_labelme_agrees_with_its_own_program(tmp_path):
     utils = pytest.importorskip("labelme.utils")
     points = [[8.3, 8.1], [24.2, 9.7], [20.5, 30.4], [12.0, 25.0]]
     theirs = utils.shape_to_mask(SHAPE, points, "polygon")
-    ours = annotations.fill_polygon(np.ravel(points).tolist(), SHAPE)
+    ours = shapes.fill_polygon(np.ravel(points).tolist(), SHAPE)
     assert (ours & theirs).sum() / (ours | theirs).sum() > 0.85  # theirs has the edge too
 
 

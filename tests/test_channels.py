@@ -140,6 +140,15 @@ def test_padding_has_no_say_in_grey_levels():
     assert not prepared[:, :10].any()
 
 
+def test_slices_of_a_scan_take_their_padding_along():
+    padding = np.arange(5)[:, None, None] > np.zeros((5, 20, 20))
+    scan = Scan(np.arange(5)[:, None, None, None] + np.zeros((5, 20, 20, 1)), padding=padding)
+    assert scan.slice(0).pixels.max() == 0 and not scan.slice(0).padding.any()
+    some = scan.slices(1, 3)
+    assert some.pixels.shape == (2, 20, 20, 1) and some.padding.all()
+    assert prepare_scan(some, (20, 20), 1).shape == (2, 20, 20, 1)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
 def test_panels_show_the_first_three_channels(tmp_path, channels):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 40, 50, channels), dtype=np.uint8)

@@ -21,7 +21,7 @@ from test_medical import FILES, ct_slice
 from test_rtstruct import box, write_rtstruct
 
 from imaging import dicom_file, formats
-from imaging.dicom_series import series_files
+from imaging.dicom_series import group_files, series_files
 from imaging.files import file_stem, files_by_stem, is_series
 from imaging.scan import MAX_BYTES
 from utils import UserError
@@ -171,6 +171,25 @@ def test_too_many_frames_and_a_bomb_are_refused_at_once():
     with pytest.raises(UserError, match="declares .* GiB"):
         formats.decode_scan(content[: start(content)] + bomb, max_bytes=2**24)
     assert time.monotonic() - begin < 3
+
+
+def test_slices_that_are_large_or_have_much_before_their_pixels(tmp_path):
+    """Only the beginning of a file is read when files are sorted into volumes."""
+    pixels = np.random.default_rng(0).integers(0, 3, (1500, 1500), dtype=np.uint16)
+    large = {"Rows": 1500, "Columns": 1500, "PixelData": pixels.tobytes()}
+    for syntax in (ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian):
+        for z in range(3):
+            content = encode(syntax, ImagePositionPatient=[0, 0, z], **large)
+            (tmp_path / f"{z}").write_bytes(content)
+        volumes, notes = group_files(series_files(tmp_path))
+        assert [len(volume) for volume in volumes] == [3] and notes == []
+    for z in range(3):
+        content = encode(ExplicitVRLittleEndian, ImagePositionPatient=[0, 0, z])
+        private = struct.pack("<HH2sHI", 0x0009, 0x1010, b"OB", 0, 2**21) + bytes(2**21)
+        at = content.index(b"\x10\x00\x10\x00")
+        (tmp_path / f"{z}").write_bytes(content[:at] + private + content[at:])
+    volumes, _ = group_files(series_files(tmp_path))
+    assert [len(volume) for volume in volumes] == [3]
 
 
 def test_elements_of_a_real_size_are_read():

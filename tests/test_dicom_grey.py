@@ -86,6 +86,18 @@ def test_padding_has_no_say_in_the_grey_levels(fill, elements):
     assert scan.pixels[0, 0, 0, 0] == pytest.approx(low, abs=0.03 * (high - low))
 
 
+def test_padding_that_a_ct_does_not_declare():
+    levels, inside = scene()
+    scan = formats.decode_scan(encode(np.where(inside, levels, -2000)))
+    assert scan.notes == ("levels below -1500 HU are taken for padding: air has -1000",)
+    low, high = np.percentile(levels[inside], (0.5, 99.5))
+    found = np.percentile(scan.pixels, (0.5, 99.5))
+    np.testing.assert_allclose(found, (low, high), atol=0.04 * (high - low))
+    # In MRI a level of -2000 is one as any other.
+    scan = formats.decode_scan(encode(np.where(inside, levels, -2000), Modality="MR"))
+    assert scan.notes == () and scan.pixels.min() == -2000
+
+
 def test_a_padding_value_that_is_written_without_its_sign():
     levels, inside = scene()
     content = encode(np.where(inside, levels, -2000), PixelPaddingValue=-2000)

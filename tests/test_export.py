@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import keras
+import nibabel
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +18,7 @@ from conftest import ROOT
 import export
 import predict
 import utils
+from exporting import triton
 from imaging import formats, preprocess
 from inference import engines, onnx_export, segment
 from model import build_unet
@@ -140,22 +143,63 @@ def test_every_kind_of_model_and_picture(tmp_path, names, channels, more):
 
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     model = build_unet((16, 16, 3), 1, 2, 1)
-    utils.save_model(
-        model, tmp_path / "near.h5", utils.make_metadata(["x"], (16, 16), 1, neighbours=1)
-    )
-    with pytest.raises(UserError, match="neighbouring slices"):
-        export.export(export.Config(model=str(tmp_path / "near.h5")))
     with pytest.raises(UserError, match=r"no model at .*; run `python train\.py`"):
         export.export(export.Config(model=str(tmp_path / "none.h5")))
-    (tmp_path / "split.csv").write_text("image,mask,subset\na.dcm,b.png,test\n")
-    utils.save_model(
-        build_unet((16, 16, 1), 1, 2, 1), tmp_path / "m.h5", utils.make_metadata(["x"], (16, 16), 1)
-    )
-    with pytest.raises(UserError, match="no PNG, JPEG or BMP file to check the formats on"):
-        export.export(export.Config(model=str(tmp_path / "m.h5"), out_dir=str(tmp_path / "out")))
+    with pytest.raises(UserError, match="version is -1; expected at least 1, or 0 for the next"):
+        export.export(export.Config(version=-1))
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-export\.txt"):
         onnx_export.write_onnx(model, {}, tmp_path / "a.onnx")
+
+
+def test_triton_gets_names_and_sizes(exported):
+    text = (exported / "unet" / "config.pbtxt").read_text()
+    network = engines.open_onnxruntime((exported / "unet" / "1" / "model.onnx").read_bytes())
+    blocks = dict(re.findall(r"^(input|output) \[\n  \{\n(.*?)\n  \}\n\]", text, re.M | re.S))
+    assert f'name: "{network.input_name}"' in blocks["input"]
+    assert f'name: "{network.output_name}"' in blocks["output"]
+    assert "dims: [ 192, 192, 1 ]" in blocks["input"] and "TYPE_FP32" in blocks["input"]
+    assert "dims: [ 192, 192, 1 ]" in blocks["output"]
+    assert 'name: "unet"' in text and 'backend: "onnxruntime"' in text
+    assert (exported / "unet" / "labels.txt").read_text() == "lung\n"
+    assert triton.output_labels(["a", "b"], 3) == ["background", "a", "b"]
+    assert triton.output_labels(["a", "b"], 2) == ["a", "b"]  # they overlap
+
+
+def test_versions_are_counted(tmp_path):
+    assert export.next_version(tmp_path) == 1
+    for name in ("1", "3", ".4.unfinished", "x"):
+        (tmp_path / name).mkdir()
+    assert export.next_version(tmp_path) == 4
+
+
+@pytest.mark.slow
+def test_neighbours_are_exported_and_versions_kept(tmp_path):
+    """A 2.5-D model: a volume gets its true neighbours, a picture stands for its own."""
+    keras.utils.set_random_seed(1)
+    model = build_unet((48, 64, 3), 1, 4, 2)
+    model.layers[-1].set_weights([10 * weights for weights in model.layers[-1].get_weights()])
+    utils.save_model(
+        model, tmp_path / "m.h5", utils.make_metadata(["x"], (48, 64), 1, neighbours=1)
+    )
+    folder = pictures(tmp_path / "pictures")
+    volume = np.random.default_rng(0).normal(100, 30, (40, 50, 12)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "volume.nii.gz")
+    config = export.Config(
+        model=str(tmp_path / "m.h5"), out_dir=str(tmp_path / "out"), images=str(folder)
+    )
+    manifest = export.export(config)
+    assert manifest["agreement"]["images"] == 6 and manifest["version"] == 1
+    assert manifest["agreement"]["saved_model, encoded"] > 0.995
+    before = (tmp_path / "out" / "unet" / "1" / "saved_model.pb").stat().st_mtime_ns
+    assert export.export(config)["version"] == 2
+    assert (tmp_path / "out" / "unet" / "1" / "saved_model.pb").stat().st_mtime_ns == before
+    scan = formats.read_scan(folder / "volume.nii.gz")
+    masks = []
+    for path in (tmp_path / "m.h5", tmp_path / "out" / "unet.onnx"):
+        members = predict.load_members(predict.Config(str(path), precision="float32"))
+        masks.append(segment.segment_scans(members, [scan])[0].ids)
+    assert np.mean(masks[0] == masks[1]) > 0.9999 and 0 < masks[0].mean() < 1
 
 
 @pytest.mark.slow

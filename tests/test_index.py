@@ -1,17 +1,18 @@
 """index.csv as spreadsheets save it; patients in file names; copies."""
 
+import re
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 import data
-from dataset import loading, patients
+from dataset import copies, loading, patients
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from imaging import formats, pictures
 from imaging.labels import Classes
-from utils import UserError
 
 
 def folder_of(root, names):
@@ -160,7 +161,7 @@ def test_training_warns_too(tmp_path, capsys):
     data.load_dataset(root, Preprocessing(Classes("x"), (32, 32)))
     said = capsys.readouterr().out
     assert "warning: the subsets would share images of one patient" in said
-    assert f"data.py check {root} writes an index.csv" in said
+    assert "python data.py check writes it" in said
 
 
 def test_given_subsets_that_share_patients_are_warned_of(tmp_path):
@@ -187,16 +188,46 @@ def test_nearly_the_same_images_are_named(discs):
     (discs / "masks" / "again.png").write_bytes((discs / "masks" / "disc03_mask.png").read_bytes())
     pairs = data.find_pairs(discs)[0]
     dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("x"), (32, 32)))
-    (warning,) = patients.warn_of_copies(pairs, dataset)
+    (warning,) = copies.warn_of_copies(pairs, dataset)
     assert "again.jpg and disc03.png" in warning and warning.startswith("1 pair of images is")
     table = pd.DataFrame({"stem": [pair.stem for pair in pairs], "split": "train"})
     table.to_csv(discs / "index.csv", index=False)
-    assert patients.warn_of_copies(data.find_pairs(discs)[0], dataset) == []
+    assert copies.warn_of_copies(data.find_pairs(discs)[0], dataset) == []
 
 
-def test_copies_are_problems(discs):
-    for place, name in (("images", "disc00.png"), ("masks", "disc00_mask.png")):
-        copy = (discs / place / name).read_bytes()
-        (discs / place / name.replace("disc00", "zcopy")).write_bytes(copy)
-    with pytest.raises(UserError, match=r"zcopy.png: the same image as .*disc00.png"):
-        data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+def copy_disc(discs, name, new):
+    for place, ending in (("images", ".png"), ("masks", "_mask.png")):
+        content = (discs / place / f"{name}{ending}").read_bytes()
+        (discs / place / f"{new}{ending}").write_bytes(content)
+
+
+def test_copies_are_named_and_drawn_into_one_subset(discs, capsys):
+    for i in range(5):
+        copy_disc(discs, f"disc0{i}", f"zcopy{i}")
+    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+    said = capsys.readouterr().out
+    for i in range(5):
+        line = rf"warning: \S*zcopy{i}\.png: the same image as \S*disc0{i}\.png; they stay in one"
+        assert re.search(line, said)
+    for seed in range(5):
+        subsets = data.split(pairs, 0.2, 0.2, seed)
+        by_stem = {pair.stem: subset for pair, subset in zip(pairs, subsets, strict=True)}
+        assert all(by_stem[f"disc0{i}"] == by_stem[f"zcopy{i}"] for i in range(5))
+
+
+def test_copies_of_several_patients_join_them(discs, capsys):
+    copy_disc(discs, "disc00", "zcopy")
+    rows = [f"disc{i:02},p{i // 2}" for i in range(12)]
+    (discs / "index.csv").write_text("\n".join(["stem,patient", *rows, "zcopy,p5"]))
+    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+    together = {pair.stem for pair in pairs if pair.patient == pairs[0].patient}
+    assert together == {"disc00", "disc01", "disc10", "disc11", "zcopy"}
+
+
+def test_copies_in_given_subsets_are_named(discs, capsys):
+    copy_disc(discs, "disc00", "zcopy")
+    rows = [f"disc{i:02},train" for i in range(12)]
+    (discs / "index.csv").write_text("\n".join(["stem,split", *rows, "zcopy,test"]))
+    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+    assert "disc00.png; one is test, the other train: remove it" in capsys.readouterr().out
+    assert data.split(pairs, 0, 0.2)[-1] == "test" and not any(pair.patient for pair in pairs)

@@ -11,7 +11,7 @@ import pytest
 from test_medical import ct_slice
 
 import utils
-from imaging import formats, pictures
+from imaging import formats, pictures, writing
 from imaging.channel_files import channel_endings
 from imaging.files import file_stem
 from imaging.scan import Scan
@@ -231,7 +231,7 @@ def test_an_unforeseen_error_costs_one_file(tmp_path, monkeypatch):
     for name in "abcdef":
         draw(tmp_path / "in" / f"{name}.png")
     pictures.write_picture(tmp_path / "in" / "black.png", 0 * GREY)
-    write_mask, read = formats.write_mask, formats.read_named_scan
+    write_mask, read = writing.write_mask, formats.read_named_scan
 
     def failing_read(path, window):
         if path.stem == "b":
@@ -244,7 +244,7 @@ def test_an_unforeseen_error_costs_one_file(tmp_path, monkeypatch):
         return write_mask(path, *rest)
 
     monkeypatch.setattr(formats, "read_named_scan", failing_read)
-    monkeypatch.setattr(formats, "write_mask", failing_write)
+    monkeypatch.setattr(writing, "write_mask", failing_write)
     count, problems = segment(tmp_path)
     assert count == 4
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == list("adef")

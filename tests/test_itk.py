@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imaging import formats
+from imaging import formats, writing
 from imaging.scan import Scan
 from utils import UserError
 
@@ -45,7 +45,7 @@ def test_a_mask_lies_where_simpleitk_says_the_image_lies(tmp_path, ending, direc
     sitk.WriteImage(image, tmp_path / f"a.{ending}")
     scan = formats.read_scan(tmp_path / f"a.{ending}")
     brightest = (scan.pixels[..., 0] == 99).astype(np.uint8)
-    written = formats.write_mask(tmp_path / "mask", brightest, ["x"], scan)
+    written = writing.write_mask(tmp_path / "mask", brightest, ["x"], scan)
     assert not written.note
     mask = sitk.ReadImage(written.path)
     assert mask.GetSize() == image.GetSize()
@@ -65,7 +65,7 @@ def test_a_mask_in_another_format_lies_at_the_same_place(tmp_path, source, kind,
     sitk.WriteImage(image, tmp_path / f"a.{source}")
     scan = formats.read_scan(tmp_path / f"a.{source}")
     brightest = (scan.pixels[..., 0] == 99).astype(np.uint8)
-    written = formats.write_mask(tmp_path / "mask", brightest, ["x"], scan, kind=kind)
+    written = writing.write_mask(tmp_path / "mask", brightest, ["x"], scan, kind=kind)
     mask = sitk.ReadImage(written.path)
     expected = world_of_ids(image, 99)
     np.testing.assert_allclose(world_of_ids(mask, 1), expected, atol=2e-3)
@@ -103,7 +103,7 @@ def test_pictures_and_channels(tmp_path, ending):
     scan = formats.read_scan(path)
     np.testing.assert_array_equal(scan.pixels[0], colours)
     ids = (colours[None, ..., 0] > 100).astype(np.uint8)
-    mask = sitk.ReadImage(formats.write_mask(tmp_path / "mask", ids, ["x"], scan).path)
+    mask = sitk.ReadImage(writing.write_mask(tmp_path / "mask", ids, ["x"], scan).path)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask), ids[0])
     stack = np.random.default_rng(1).normal(0, 1, (4, 20, 30, 5)).astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(stack, isVector=True), path)
@@ -145,7 +145,7 @@ def test_spaces_units_and_encodings_of_nrrd():
 def test_a_mask_of_microns_keeps_its_units(tmp_path):
     steps = 'space: LPS\nspace directions: (2,0,0) (0,2,0) (0,0,5)\nspace units: "um" "um" "um"'
     image = formats.decode_scan(nrrd(f"{BASE}\n{steps}", bytes(1800)))
-    path = formats.write_mask(tmp_path / "mask", np.ones((3, 20, 30), bool), ["x"], image).path
+    path = writing.write_mask(tmp_path / "mask", np.ones((3, 20, 30), bool), ["x"], image).path
     assert sitk.ReadImage(path).GetSpacing() == (2.0, 2.0, 5.0)
     np.testing.assert_allclose(formats.read_scan(path).affine, image.affine)
 
@@ -216,6 +216,28 @@ def test_damaged_headers_are_read_or_refused(ending, tmp_path_factory, data):
     except UserError:
         return
     assert isinstance(scan, Scan) and scan.pixels.ndim == 4
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_cropped_mask_of_slicer_is_put_into_its_image(tmp_path, direction):
+    image = make_image(direction)
+    ids = sitk.GetImageFromArray(np.uint8(sitk.GetArrayFromImage(image) > 50))
+    ids.CopyInformation(image)
+    sitk.WriteImage(image, tmp_path / "a.nrrd")
+    sitk.WriteImage(sitk.RegionOfInterest(ids, (17, 18, 3), (5, 1, 2)), tmp_path / "a.seg.nrrd")
+    scan = formats.read_scan(tmp_path / "a.nrrd")
+    mask = formats.read_mask_scan(tmp_path / "a.seg.nrrd", scan)
+    assert mask.pixels.shape == scan.pixels.shape and "part of its image" in mask.notes[0]
+    expected = np.zeros_like(sitk.GetArrayFromImage(ids))
+    expected[2:5, 1:19, 5:22] = sitk.GetArrayFromImage(ids)[2:5, 1:19, 5:22]
+    whole = sitk.GetImageFromArray(expected)
+    whole.CopyInformation(image)
+    sitk.WriteImage(whole, tmp_path / "whole.nrrd")
+    other = formats.read_mask_scan(tmp_path / "whole.nrrd", scan)
+    np.testing.assert_array_equal(mask.pixels, other.pixels)
+    ids.SetOrigin((99.0, 0.0, 0.0))
+    sitk.WriteImage(sitk.RegionOfInterest(ids, (17, 18, 3), (5, 1, 2)), tmp_path / "b.seg.nrrd")
+    assert formats.read_mask_scan(tmp_path / "b.seg.nrrd", scan).pixels.shape != scan.pixels.shape
 
 
 def test_all_endings_name_one_format():

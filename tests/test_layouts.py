@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -189,6 +190,24 @@ def test_an_image_without_any_class_is_empty(tmp_path):
     assert [set(np.unique(ids)) for ids in found] == [{0, 1}, {0, 2}, {0}]
 
 
+def test_an_ending_a_class(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"images/s{i}.png", np.full((20, 20), 40 * i))
+        write(tmp_path / f"masks/s{i}_Liver.png", np.eye(20))
+    write(tmp_path / "masks/s1_tumour_mask.png", np.fliplr(np.eye(20)))
+    layout = find(tmp_path)
+    assert layout.classes == "Liver,tumour" and layout.name == "images/ + masks/x_CLASS"
+    assert "class tumour has no file for 2 of 3 images: the class is absent there" in layout.notes
+    masks = [read_truth(pair, Classes(layout.classes)).mask[0] for pair in layout.pairs]
+    assert [np.bincount(mask.ravel()).tolist() for mask in masks] == [
+        [380, 20],
+        [360, 20, 20],
+        [380, 20],
+    ]
+    with pytest.raises(UserError, match="masks for liver, tumour; --classes names a, b"):
+        read_truth(layout.pairs[1], Classes("a,b"))
+
+
 def test_a_folder_of_objects_an_image(tmp_path):
     for i in range(3):
         touch(tmp_path, f"images/{i}.png", f"masks/{i}/x.png", f"masks/{i}/y.png")
@@ -328,6 +347,27 @@ def test_a_test_folder_without_masks_is_passed_over_and_named(tmp_path):
     assert "test/ has no masks and is passed over" in layout.notes
 
 
+def test_a_test_folder_beside_images_and_masks(tmp_path):
+    for place in ("", "test/"):
+        touch(tmp_path, f"{place}images/a.png", f"{place}masks/a.png")
+    layout = find(tmp_path)
+    assert {pair.image.parent.parent.name: pair.subset for pair in layout.pairs} == {
+        "test": "test",
+        tmp_path.name: "",
+    }
+
+
+def test_patients_of_equal_names_in_two_subsets_are_told(tmp_path):
+    for subset, patients in (("train", "123"), ("test", "345")):
+        for patient in patients:
+            touch(tmp_path, f"{subset}/p{patient}/images/a.png", f"{subset}/p{patient}/masks/a.png")
+    layout = find(tmp_path)
+    assert len(layout.pairs) == 6 and len({pair.patient for pair in layout.pairs}) == 6
+    assert "1 patients have the same name in several subsets (p3)" in " ".join(layout.notes)
+    subsets = data.split(layout.pairs, 0, 0.2)
+    assert subsets.count("test") == 3
+
+
 def test_drive(tmp_path):
     for i in (21, 22):
         touch(tmp_path, f"training/images/{i}_training.tif", f"training/1st_manual/{i}_manual1.tif")
@@ -396,7 +436,9 @@ def test_channel_files_are_stacked(tmp_path):
     assert scan.pixels.shape == (1, 20, 24, 2) and scan.pixels[0, 3, 4].tolist() == [10, 11]
     assert truth.mask.sum() == 20
     write(tmp_path / "imagesTr/a_0001.png", np.full((20, 20), 9))
-    with pytest.raises(UserError, match=r"a_0001.png: .*20x20 pixels; a_0000.png is .*20x24"):
+    with pytest.raises(
+        UserError, match=r"a_0001.png: .*20x20 pixels; a_0000.png is .*20x24 pixels"
+    ):
         read_pair(pair, Classes("x"))
 
 
@@ -627,3 +669,36 @@ def draw_folder(root: Path, rng: random.Random) -> None:
         path = rng.choice(folders) / (ending if own else rng.choice(STEMS.split()) + ending)
         if not path.is_dir():
             path.write_text(rng.choice(CONTENTS[ending]))
+
+
+@pytest.mark.parametrize("kind", ["RGB", "P"])
+def test_masks_of_cvat_are_read_by_their_colours(tmp_path, kind):
+    ids = np.zeros((20, 24), np.uint8)
+    ids[2:6], ids[10:12] = 2, 1  # the palette has another order than labelmap.txt
+    palette = np.zeros((256, 3), np.uint8)
+    palette[1:3] = [(0, 128, 7), (255, 0, 0)]
+    picture = Image.fromarray(ids, mode="P")
+    picture.putpalette(palette.ravel().tolist())
+    for i in range(2):
+        write(tmp_path / f"JPEGImages/{i}.jpg", np.full((20, 24), 40 * i))
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        picture.convert(kind).save(tmp_path / f"SegmentationClass/{i}.png")
+    text = "background:0,0,0::\nliver:255,0,0::\ncyst:0,128,7::\n"
+    (tmp_path / "labelmap.txt").write_text(text)
+    layout = find(tmp_path)
+    mask = read_pair(layout.pairs[0], Classes(layout.classes))[1].mask[0]
+    assert layout.classes == "liver=#ff0000,cyst=#008007"
+    assert (mask[2:6] == 1).all() and (mask[10:12] == 2).all() and np.count_nonzero(mask) == 144
+
+
+def test_four_dimensional_volumes_of_the_decathlon_are_channels(tmp_path):
+    for name, shape in (("imagesTr", (20, 24, 5, 3)), ("labelsTr", (20, 24, 5))):
+        (tmp_path / name).mkdir()
+        volume = np.arange(np.prod(shape)).reshape(shape).astype(np.int16) % 3
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / name / "BRATS_001.nii.gz")
+    labels = {"0": "background", "1": "edema", "2": "tumour"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    layout = find(tmp_path)
+    scan, truth = read_pair(layout.pairs[0], Classes(layout.classes))
+    assert scan.pixels.shape == (5, 24, 20, 3) or scan.pixels.shape == (5, 20, 24, 3)
+    assert set(np.unique(truth.mask)) == {0, 1, 2}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imaging import formats
+from imaging import formats, writing
 from imaging.alignment import check_alignment
 from imaging.preprocess import prepare_scan
 from utils import UserError
@@ -55,7 +55,7 @@ def test_versions_and_two_files_are_read_alike(tmp_path, name, kind):
     shown = VOXELS[:, ::-1].T if kind is ANALYZE else VOXELS.T
     np.testing.assert_array_equal(scan.pixels[..., 0], shown)
     np.testing.assert_allclose(scan.spacing_mm, (2.0, 0.6, 0.5), rtol=1e-6)
-    written = formats.write_mask(tmp_path / "mask", shown > 100, ["x"], scan)
+    written = writing.write_mask(tmp_path / "mask", shown > 100, ["x"], scan)
     mask = nibabel.load(written.path)
     np.testing.assert_array_equal(mask.get_fdata(), VOXELS > 100)
     np.testing.assert_allclose(mask.affine, nibabel.load(path).affine, atol=1e-5)
@@ -81,7 +81,7 @@ def test_lengths_are_in_mm_and_masks_keep_the_units(tmp_path, unit, scale):
     scan = formats.read_scan(path)
     np.testing.assert_allclose(scan.spacing_mm, np.multiply((2.0, 0.6, 0.5), scale), rtol=1e-6)
     np.testing.assert_allclose(np.abs(scan.affine[:3, :3]).max(), 2 * scale)
-    mask = nibabel.load(formats.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
+    mask = nibabel.load(writing.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
     assert mask.header.get_xyzt_units()[0] == unit
     np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-6)
 
@@ -126,7 +126,7 @@ def test_a_quaternion_that_rounding_made_too_long_is_read(tmp_path):
     (tmp_path / "a.nii").write_bytes(content)
     scan = formats.read_scan(tmp_path / "a.nii")
     np.testing.assert_array_equal(np.diag(scan.affine[[2, 1, 0]][:, :3]), [1, -1, -1])
-    mask = nibabel.load(formats.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
+    mask = nibabel.load(writing.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
     np.testing.assert_allclose(mask.affine, np.diag([-1, -1, 1, 1]))
 
 
@@ -137,7 +137,7 @@ def test_a_fourth_dimension_is_the_channels(tmp_path, shape):
     assert scan.pixels.shape == (5, 20, 30, 4) and scan.separate and not scan.has_alpha
     for i in range(4):
         np.testing.assert_array_equal(scan.pixels[..., i], voxels[..., i].squeeze().T)
-    mask = nibabel.load(formats.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
+    mask = nibabel.load(writing.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
     assert mask.shape == (30, 20, 5)
     np.testing.assert_allclose(mask.affine, AFFINE)
 
@@ -147,7 +147,7 @@ def test_colours_are_three_channels(tmp_path):
     rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     scan = formats.read_scan(save(tmp_path / "a.nii", colours.view(rgb)[..., 0]))
     np.testing.assert_array_equal(scan.pixels, colours.transpose(2, 1, 0, 3))
-    mask = nibabel.load(formats.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
+    mask = nibabel.load(writing.write_mask(tmp_path / "mask", VOXELS.T > 9, ["x"], scan).path)
     assert mask.shape == (30, 20, 5) and mask.get_data_dtype() == np.uint8
 
 
@@ -204,10 +204,26 @@ def test_damaged_headers_are_read_or_refused(kind, data):
 def test_probabilities_lie_where_the_image_lies(tmp_path):
     scan = formats.read_scan(save(tmp_path / "a.nii"))
     probs = np.random.default_rng(0).uniform(0, 1, (5, 20, 30, 3)).astype(np.float32)
-    places = formats.write_probabilities(tmp_path / "a", probs, ["left/x", "left x"], scan)
+    places = writing.write_probabilities(tmp_path / "a", probs, ["left/x", "left x"], scan)
     expected = ["a_prob_left_x.nii.gz", "a_prob_left_x_2.nii.gz"]
     assert [place.name for place in places] == expected
     for i, place in enumerate(places, 1):
         stored = nibabel.load(place)
         np.testing.assert_array_equal(stored.get_fdata(dtype=np.float32), probs[..., i].T)
         np.testing.assert_allclose(stored.affine, AFFINE)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_headers_of_two_files_are_read_or_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    nibabel.save(nibabel.Nifti1Pair(VOXELS, AFFINE), folder / "a.hdr")
+    content = bytearray((folder / "a.hdr").read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, 347))] = data.draw(st.integers(0, 255))
+    (folder / "a.hdr").write_bytes(content)
+    try:
+        scan = formats.read_scan(folder / "a.hdr")
+    except UserError:
+        return
+    assert scan.pixels.ndim == 4

@@ -14,7 +14,7 @@ from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.reading import read_pair, read_truth
-from imaging import dicom_seg, formats, pictures, tiff
+from imaging import dicom_seg, formats, pictures, tiff, writing
 from imaging.labels import BITS, Classes, join_planes, plane
 from imaging.plots import draw_contours
 from imaging.scan import Mask, Scan
@@ -116,7 +116,7 @@ def test_masks_are_written_as_they_are_read(tmp_path, slices):
     planes = [rng.integers(0, 2, (slices, 20, 24)).astype(bool) for _ in CLASSES.names]
     mask = join_planes(planes, BITS)
     image = Scan(np.zeros((slices, 20, 24, 1), np.uint8))
-    written = formats.write_masks(tmp_path / "masks", "case", mask, CLASSES, image)
+    written = writing.write_masks(tmp_path / "masks", "case", mask, CLASSES, image)
     files = [one.path for one in written]
     assert [path.parent.name for path in files] == CLASSES.names
     truth = read_truth(Pair(tmp_path / "case", tuple(files)), CLASSES)
@@ -182,3 +182,13 @@ def test_a_training_from_end_to_end(organs, tmp_path, script):
             found = cv2.imread(str(tmp_path / "out" / name / path.name), 0) > 0
             scores.append(metrics.score_mask(truth, found)["dice"])
     assert np.mean(scores) > 0.85, scores
+    done = script(tmp_path, "export.py", "--model", "files/model.h5", "--out-dir", "export")
+    assert done.returncode == 0, done.stderr
+    model = ["--model", "export/unet.onnx", "--output", "again", "--input", organs / "images"]
+    done = script(tmp_path, "predict.py", *model, "--no-panels", "--precision", "float32")
+    assert done.returncode == 0, done.stderr
+    for name in CLASSES.names:
+        one, other = (
+            cv2.imread(str(tmp_path / folder / name / "03.png"), 0) for folder in ("out", "again")
+        )
+        assert np.mean(one == other) > 0.995

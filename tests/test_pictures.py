@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imaging import formats
+from imaging import formats, writing
 from utils import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (20, 31), dtype=np.uint8)
@@ -194,7 +194,7 @@ def test_a_mask_written_for_a_turned_photo_is_upright(tmp_path):
     tag[0x0112] = 6
     (tmp_path / "a.jpg").write_bytes(encode(Image.fromarray(COLOUR), "JPEG", exif=tag))
     scan = formats.read_scan(tmp_path / "a.jpg")
-    path = formats.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 99, ["x"], scan).path
+    path = writing.write_mask(tmp_path / "mask", scan.pixels[..., 0] > 99, ["x"], scan).path
     assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape == (31, 20)
 
 

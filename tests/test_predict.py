@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import cv2
@@ -13,10 +14,11 @@ import predict
 import train
 import utils
 from dataset.layouts import Pair
+from dataset.phantoms import make_phantoms
 from imaging import formats, pictures, plots, preprocess
 from imaging.labels import Classes
 from imaging.scan import Scan
-from inference import segment
+from inference import postprocess, segment
 from model import build_unet
 from utils import UserError
 
@@ -134,10 +136,89 @@ def test_bad_files_are_named_and_the_others_done(run, discs, tmp_path, script):
     assert {path.stem for path in (tmp_path / "out" / "panels").iterdir()} == written
 
 
-def test_another_data_set_is_scored_whole(run, phantoms, tmp_path):
-    output = str(tmp_path / "here")
-    predict.main(predict.Config(model=str(run / "model.h5"), data_dir=str(phantoms), output=output))
-    assert len(pd.read_csv(tmp_path / "here" / "metrics.csv")) == 16
+def test_another_data_set_is_scored_whole(run, tmp_path):
+    output, others = str(tmp_path / "here"), make_phantoms(tmp_path / "others", 4, seed=9)
+    predict.main(predict.Config(model=str(run / "model.h5"), data_dir=str(others), output=output))
+    assert len(pd.read_csv(tmp_path / "here" / "metrics.csv")) == 4
+
+
+def test_a_moved_data_set_is_scored_without_what_was_trained_on(run, phantoms, tmp_path, capsys):
+    shutil.copytree(phantoms, tmp_path / "moved")
+    split = pd.read_csv(run / "split.csv")
+    for subset in ("test", "train"):
+        config = predict.Config(
+            model=str(run / "model.h5"), data_dir=str(tmp_path / "moved"), subset=subset
+        )
+        pairs, problems = predict.pairs_to_score(config)
+        expected = {Path(image).name for image in split.image[split.subset == subset]}
+        assert {pair.image.name for pair in pairs} == expected and problems == []
+    left_out = (split.subset != "test").sum()
+    out = capsys.readouterr().out
+    assert f"{left_out} of 16 images are left out: they were trained on or chose the epoch" in out
+
+
+@pytest.fixture
+def own_run(run, phantoms, tmp_path):
+    """The run, its data where they may be spoiled."""
+    (tmp_path / "run").mkdir()
+    shutil.copy(run / "model.h5", tmp_path / "run" / "model.h5")
+    shutil.copytree(phantoms, tmp_path / "set")
+    split = (run / "split.csv").read_text().replace(str(phantoms), str(tmp_path / "set"))
+    (tmp_path / "run" / "split.csv").write_text(split)
+    config = predict.Config(model=str(tmp_path / "run" / "model.h5"))
+    return config, predict.pairs_to_score(config)[0]
+
+
+def test_a_test_image_that_changed_is_left_out(own_run):
+    config, pairs = own_run
+    spoilt = pairs[0].image
+    pictures.write_picture(spoilt, formats.read_image(spoilt)[::-1, :, 0])
+    left, problems = predict.pairs_to_score(config)
+    assert left == pairs[1:]
+    assert problems == [f"{spoilt}: changed since the run, so it may not be a test image"]
+    for pair in pairs:
+        pictures.write_picture(pair.image, formats.read_image(pair.image)[:, ::-1, 0])
+        pair.image.write_bytes(pair.image.read_bytes() + b"x")
+    with pytest.raises(UserError, match="all 3 test images of .* changed since the run"):
+        predict.pairs_to_score(config)
+
+
+def test_images_that_changed_places_are_not_scored(own_run, tmp_path):
+    config, pairs = own_run
+    split = pd.read_csv(tmp_path / "run" / "split.csv")
+    trained = split.image[split.subset == "train"].iloc[0]
+    shutil.copy(trained, pairs[0].image)
+    with pytest.raises(UserError, match="changed since the run: its content is that of another"):
+        predict.pairs_to_score(config)
+    (tmp_path / "set").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="which is gone .* name their folder with --data-dir"):
+        predict.pairs_to_score(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "value"),
+    [("0.3", ["a"], 0.3), ("0.3", ["a", "b"], [0.3, 0.3]), ("0.3,0.6", ["a", "b"], [0.3, 0.6])],
+)
+def test_thresholds(text, names, value):
+    assert predict.parse_threshold(text, names) == value
+    for wrong in ("x", "0", "1", "0.3,0.3,0.3", "", "nan"):
+        with pytest.raises(UserError, match="expected a number between 0 and 1, or one for each"):
+            predict.parse_threshold(wrong, names)
+
+
+def test_a_threshold_for_each_class():
+    probs = np.float32([[0.5, 0.35, 0.15], [0.2, 0.38, 0.42], [0.9, 0.05, 0.05], [0.1, 0.5, 0.4]])
+    assert postprocess.to_ids(probs, 0.5).tolist() == [0, 2, 0, 1]
+    assert postprocess.to_ids(probs, [0.3, 0.3]).tolist() == [1, 2, 0, 1]
+    assert postprocess.to_ids(probs, [0.3, 0.41]).tolist() == [1, 2, 0, 1]
+    assert postprocess.to_ids(probs, [0.6, 0.1]).tolist() == [2, 2, 0, 2]
+    assert postprocess.to_ids(probs[:, :1], 0.5).tolist() == [1, 0, 1, 0]
+
+
+def test_panels_of_one_name_keep_their_folders(tmp_path):
+    pairs = [Pair(tmp_path / "p1" / "images" / "0.png", ()), Pair(tmp_path / "p2" / "0.png", ())]
+    assert predict.panel_names(pairs) == ["p1/images/0", "p2/0"]
+    assert predict.panel_names(pairs[:1]) == ["0"]
 
 
 @pytest.mark.slow

@@ -35,6 +35,28 @@ def test_sunnybrook_is_split_by_its_index(real):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "layout", "classes", "count"),
+    [
+        ("montgomery", "Montgomery", "", 138),
+        ("sunnybrook", "images/ + masks/", "", 805),
+        ("hippocampus", "Medical Segmentation Decathlon", "Anterior=1,Posterior=2", 200),
+        ("nuclei", "a folder an image", "", 100),
+        ("chase", "CHASE_DB1", "", 20),
+    ],
+)
+def test_data_sets_are_recognised_as_they_are_distributed(real, name, layout, classes, count):
+    if not (real / name).is_dir():
+        pytest.skip(f"no {name} in UNET_DATA")
+    found = data.find_data(real / name)
+    assert found.name.startswith(layout) and found.classes == classes and found.problems == []
+    assert len(found.pairs) == count
+    if name == "nuclei":
+        assert sum(len(pair.masks) for pair in found.pairs) > 1000
+    if name == "chase":
+        assert len({pair.patient for pair in found.pairs}) == 10
+
+
 @pytest.mark.slow
 def test_a_short_training_on_montgomery(real, tmp_path):
     """Eight epochs at 64x64 find lungs; the README's figure takes the full command."""

@@ -55,6 +55,14 @@ def test_a_change_of_the_source_is_told_from_a_comment(source, name, old, new, c
     assert changed == ([name] if counts else [])
 
 
+def test_a_file_that_is_no_python_is_hashed_as_it_is(source):
+    (source / "dataset" / "draft.py").write_text("def (")
+    before = run_identity.source_hashes(source)
+    (source / "dataset" / "draft.py").write_text("def (:")
+    after = run_identity.source_hashes(source)
+    assert [name for name in after if after[name] != before[name]] == ["dataset/draft.py"]
+
+
 def test_new_and_removed_files_are_changes(source, monkeypatch):
     then = run_identity.source_hashes(source)
     (source / "dataset" / "extra.py").write_text("x = 1")

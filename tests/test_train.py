@@ -2,10 +2,12 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import keras
@@ -22,10 +24,11 @@ from dataset import loading
 from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
-from dataset.split_table import read_split
+from dataset.split_table import read_rows, read_split
+from imaging import formats, pictures
 from imaging.labels import Classes
 from inference import postprocess
-from training import run_folder
+from training import checkpoint, run_folder, run_identity
 from utils import UserError
 
 
@@ -218,7 +221,7 @@ def test_ctrl_c_while_an_epoch_is_written(small, tmp_path, monkeypatch):
     """The weights are those of the last epoch, not of an earlier one that was kept in memory."""
     config = dataclasses.replace(small, val_fraction=0.0)
     expected = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
-    save, interrupted = run_folder.Checkpoint.save, []
+    save, interrupted = checkpoint.Checkpoint.save, []
 
     def save_after_ctrl_c(self):
         if self.epoch == 3 and not interrupted:
@@ -227,8 +230,8 @@ def test_ctrl_c_while_an_epoch_is_written(small, tmp_path, monkeypatch):
         save(self)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_folder, "CHECKPOINT_INTERVAL_S", 1e9)
-        patch.setattr(run_folder.Checkpoint, "save", save_after_ctrl_c)
+        patch.setattr(checkpoint, "CHECKPOINT_INTERVAL_S", 1e9)
+        patch.setattr(checkpoint.Checkpoint, "save", save_after_ctrl_c)
         train.train(config)
     assert interrupted == [2]  # an earlier epoch was kept
     log = train.train(config)
@@ -270,6 +273,57 @@ def test_a_changed_config_starts_anew_and_keeps_the_old_model(small, tmp_path, c
     log = train.train(dataclasses.replace(small, epochs=2))
     assert "epochs changed" in capsys.readouterr().out and log.epoch.tolist() == [1, 2]
     assert (tmp_path / "run" / "previous1" / "model.h5").read_bytes() == old
+
+
+def test_a_changed_source_starts_anew_and_names_the_file(small, tmp_path, capsys, monkeypatch):
+    config = dataclasses.replace(small, epochs=1)
+    train.train(config)
+    hashes = run_identity.source_hashes()
+    changed = hashes | {"model.py": "edited"}
+    monkeypatch.setattr(run_identity, "source_hashes", lambda: changed)
+    train.train(dataclasses.replace(config, epochs=2))  # more epochs do not hide it
+    out = capsys.readouterr().out
+    assert "model.py changed; a new run starts, the old one is kept" in out
+    assert (tmp_path / "run" / "previous1" / "model.h5").is_file()
+    train.train(dataclasses.replace(config, epochs=2))
+    assert "holds this run, finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_changed_data_start_anew_and_moved_data_do_not(small, tmp_path, capsys):
+    config = dataclasses.replace(small, epochs=1)
+    train.train(config)
+    moved = Path(small.data_dir).rename(tmp_path / "elsewhere")
+    config = dataclasses.replace(config, data_dir=str(moved))
+    train.train(config)
+    assert "holds this run, finished" in capsys.readouterr().out
+    train.train(dataclasses.replace(config, epochs=2))
+    out = capsys.readouterr().out
+    assert "epoch 2 of 2" in out and not (tmp_path / "run" / "previous1").exists()
+    assert all(row.pair.image.parent == moved / "images" for row in rows_of(tmp_path / "run"))
+    shutil.copy(moved / "images" / "disc03.png", moved / "images" / "disc99.png")
+    shutil.copy(moved / "masks" / "disc03_mask.png", moved / "masks" / "disc99_mask.png")
+    flipped = formats.read_image(moved / "images" / "disc99.png")[::-1, :, 0]
+    pictures.write_picture(moved / "images" / "disc99.png", np.ascontiguousarray(flipped))
+    train.train(dataclasses.replace(config, epochs=2))
+    out = capsys.readouterr().out
+    assert "disc99.png (new) changed; a new run starts, the old one is kept" in out
+    assert (tmp_path / "run" / "previous1" / "split.csv").is_file()
+
+
+def rows_of(folder):
+    return read_rows(folder / "split.csv")
+
+
+@pytest.mark.slow
+def test_rectangular_networks_train_and_predict(small, discs, tmp_path):
+    config = dataclasses.replace(small, image_size="32,48", epochs=1)
+    train.train(config)
+    model, metadata = utils.load_model(tmp_path / "run" / "model.h5")
+    assert model.input_shape == (None, 32, 48, 1) and metadata["image_size"] == [32, 48]
+    pairs, _ = data.find_pairs(discs)
+    table, problems = predict.score_pairs([(model, metadata)], pairs[:2])
+    assert len(table) == 2 and problems == []
 
 
 @pytest.mark.slow
