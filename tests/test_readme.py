@@ -40,8 +40,8 @@ CONFIGS = (
     figures.Config,
 )
 COMMANDS = (data.check, data.download, data.phantoms, metrics.compare, *STUDIES, *SPEEDS)
-# Flags of every script of ours, of pip, and of torchrun.
-OTHER_FLAGS = {"--help", "--verbose", "--dry-run", "--nproc-per-node"}
+# Flags of every script of ours, of pip, of torchrun, and of Triton.
+OTHER_FLAGS = {"--help", "--verbose", "--dry-run", "--nproc-per-node", "--model-repository"}
 
 pages = pytest.mark.parametrize("name", [path.name for path in PAGES])
 
@@ -125,7 +125,7 @@ def test_every_script_and_module_exists(name):
         made = any(word in path for word in ("export", "results/", "config.json", "manifest.json"))
         # Files of data sets.
         made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap")
-        made |= path.startswith("annotations/")
+        made |= path.startswith("annotations/") or path == "unet/labels.txt"
         made |= Path(path).suffix in (".h5", ".onnx")  # a run or an export makes it
         assert made or any((folder / path).exists() for folder in folders), path
     for module in re.findall(r"python -m ([a-z_]+\.[a-z_]+)", text):
