@@ -6,8 +6,8 @@
     python predict.py --model "files/run/fold*/model.h5"      several models, averaged
 
 Scoring writes metrics.csv and a panel per image to results/. Segmenting writes a mask per image to
-results/masks, in the format and size of the image, and measurements.csv with a row per class. A
-file that cannot be read is named, and the others are done; the exit code is then 2.
+results/masks, in the format and size of the image, and tables/measurements.csv with a row per class.
+A file that cannot be read is named, and the others are done; the exit code is then 2.
 --verbose also shows what TensorFlow or JAX says.
 """
 
@@ -27,7 +27,7 @@ from imaging import formats
 from imaging.labels import Classes
 from imaging.plots import draw_panel
 from inference import models
-from inference.inputs import Inputs, describe_passed_over, list_inputs
+from inference.inputs import MEASUREMENTS, Inputs, describe_passed_over, list_inputs
 from inference.output_names import name_outputs
 from inference.problems import Problems
 from inference.read_ahead import read_chunks
@@ -318,7 +318,7 @@ def run_segmentation(config: Config) -> list[str]:
     )
     if count:
         panels = f", panels to {output / 'panels'}" if config.panels else ""
-        print(f"{count} mask(s) and measurements.csv written to {output}{panels}")
+        print(f"{count} mask(s) and {MEASUREMENTS} written to {output}{panels}")
     return found.problems + failed
 
 

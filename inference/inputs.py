@@ -15,7 +15,8 @@ from inference.output_names import name_outputs
 from utils import UserError, nearest_path, printable
 
 # Written into the output folder. A folder that holds it has results, not images.
-MEASUREMENTS = "measurements.csv"
+# In a folder of its own, so that the output folder holds masks alone.
+MEASUREMENTS = "tables/measurements.csv"
 HEAD_BYTES = 1024
 MAX_NAMED = 5  # files in a message
 

@@ -77,7 +77,9 @@ def test_the_results_of_an_earlier_call_are_no_input(tmp_path):
     draw(tmp_path / "a.png")
     draw(tmp_path / "out" / "a.png")
     assert names_of(tmp_path, output=tmp_path / "out") == ["a", "out/a"]  # perhaps images
-    (tmp_path / "out" / inputs.MEASUREMENTS).write_text("")
+    table = tmp_path / "out" / inputs.MEASUREMENTS
+    table.parent.mkdir()
+    table.write_text("")
     assert names_of(tmp_path, output=tmp_path / "out") == ["a"]
 
 
@@ -193,7 +195,7 @@ def test_names_of_any_kind_are_written(tmp_path):
     assert done == (len(names), [])
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(names)
     assert {path.stem for path in (tmp_path / "out" / "panels").glob("*.png")} == set(names)
-    with (tmp_path / "out" / "measurements.csv").open(newline="", encoding="utf-8") as file:
+    with (tmp_path / "out" / inputs.MEASUREMENTS).open(newline="", encoding="utf-8") as file:
         assert {Path(row["image"]).stem for row in csv.DictReader(file)} == set(names)
 
 
@@ -299,7 +301,7 @@ def test_measurements_of_earlier_calls_stay_while_their_masks_do(tmp_path):
         draw(tmp_path / "in" / f"{name}.png")
         segment(tmp_path)
         (tmp_path / "in" / f"{name}.png").unlink()
-    with (tmp_path / "out" / "measurements.csv").open() as file:
+    with (tmp_path / "out" / inputs.MEASUREMENTS).open() as file:
         rows = list(csv.DictReader(file))
     assert [row["mask"] for row in rows] == ["a.png", "b.png"]
     mask = formats.read_image(tmp_path / "out" / "a.png")
@@ -307,7 +309,7 @@ def test_measurements_of_earlier_calls_stay_while_their_masks_do(tmp_path):
     (tmp_path / "out" / "a.png").unlink()
     draw(tmp_path / "in" / "c.png")
     segment(tmp_path)
-    with (tmp_path / "out" / "measurements.csv").open() as file:
+    with (tmp_path / "out" / inputs.MEASUREMENTS).open() as file:
         assert [row["mask"] for row in csv.DictReader(file)] == ["b.png", "c.png"]
 
 
