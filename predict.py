@@ -6,8 +6,8 @@
     python predict.py --model "files/run/fold*/model.h5"      several models, averaged
 
 Scoring writes metrics.csv and a panel per image to results/. Segmenting writes a mask per image to
-results/masks, in the format and size of the image, and tables/measurements.csv with a row per class.
-A file that cannot be read is named, and the others are done; the exit code is then 2.
+results/masks, in the format and size of the image, and tables/measurements.csv, a row per class. A
+file that cannot be read is named, and the others are done; the exit code is then 2.
 --verbose also shows what TensorFlow or JAX says.
 """
 
