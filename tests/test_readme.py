@@ -122,7 +122,10 @@ def test_every_script_and_module_exists(name):
     text = TEXTS[name]
     for path in re.findall(r"`([\w/]+\.(?:py|yaml|txt|h5|onnx|json))`", text):
         folders = (ROOT, ROOT / "deploy", ROOT / "files" / "lungs")
-        made = any(word in path for word in ("export", "results/", "config.json", "manifest.json"))
+        made = any(
+            word in path
+            for word in ("export", "results/", "config.json", "manifest.json", "labels.txt")
+        )
         # Files of data sets.
         made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap")
         made |= path.startswith("annotations/")
