@@ -101,11 +101,11 @@ def check_config(config: Config) -> None:
             "--input segments images, --data-dir scores images that have masks; "
             "expected one of them"
         )
-    if config.data_dir:
-        utils.check_folder(config.data_dir)
     for folder in (config.folder, *config.folder.parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; expected a folder for --output")
+    if config.data_dir:
+        utils.check_folder(config.data_dir)
 
 
 def model_paths(config: Config) -> list[str]:

@@ -127,7 +127,7 @@ def test_every_script_and_module_exists(name):
             for word in ("export", "results/", "config.json", "manifest.json", "labels.txt")
         )
         # Files of data sets.
-        made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap")
+        made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap", "labels")
         made |= path.startswith("annotations/")
         made |= Path(path).suffix in (".h5", ".onnx")  # a run or an export makes it
         assert made or any((folder / path).exists() for folder in folders), path
