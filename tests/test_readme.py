@@ -122,10 +122,13 @@ def test_every_script_and_module_exists(name):
     text = TEXTS[name]
     for path in re.findall(r"`([\w/]+\.(?:py|yaml|txt|h5|onnx|json))`", text):
         folders = (ROOT, ROOT / "deploy", ROOT / "files" / "lungs")
-        made = any(word in path for word in ("export", "results/", "config.json", "manifest.json"))
+        made = any(
+            word in path
+            for word in ("export", "results/", "config.json", "manifest.json", "labels.txt")
+        )
         # Files of data sets.
-        made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap")
-        made |= path.startswith("annotations/") or path == "unet/labels.txt"
+        made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap", "labels")
+        made |= path.startswith("annotations/")
         made |= Path(path).suffix in (".h5", ".onnx")  # a run or an export makes it
         assert made or any((folder / path).exists() for folder in folders), path
     for module in re.findall(r"python -m ([a-z_]+\.[a-z_]+)", text):

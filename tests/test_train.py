@@ -508,7 +508,7 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
 
 def test_neighbours_are_for_grey_volumes(small, monkeypatch):
     monkeypatch.setattr(train, "detect_channels", lambda pairs: 3)
-    with pytest.raises(UserError, match="neighbours is 1; expected 0, because .* in colour"):
+    with pytest.raises(UserError, match="neighbours is 1; expected 0, because .* several channels"):
         train.train(dataclasses.replace(small, neighbours=1))
 
 
