@@ -1,5 +1,7 @@
 """The optimizer is what its sources say, on any backend."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -69,3 +71,21 @@ def test_only_convolutions_inside_the_network_are_matrices():
     depthwise = keras.layers.DepthwiseConv2D(3)
     depthwise.build((None, 8, 8, 4))
     assert optimizer._should_use_adamw(depthwise.kernel)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's graphs")
+def test_a_finished_training_leaves_no_graph():
+    """Keras's own optimizer on TensorFlow keeps the graph of each training in memory."""
+
+    def count_graphs() -> int:
+        gc.collect()
+        return sum(type(one).__name__ == "FuncGraph" for one in gc.get_objects())
+
+    before = count_graphs()
+    model = build_unet((16, 16, 1), filters=2, depth=1)
+    model.compile(make_optimizer(0.01, 10), "binary_crossentropy")
+    model.train_on_batch(np.zeros((2, 16, 16, 1)), np.zeros((2, 16, 16, 1)))
+    assert count_graphs() > before
+    del model
+    keras.utils.clear_session()
+    assert count_graphs() == before
