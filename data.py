@@ -4,8 +4,8 @@
     python data.py download montgomery        fetches chest X-rays with lung masks
     python data.py phantoms DIR --count 500   draws synthetic chest X-rays with lung masks
 
-docs/your-data.md shows how files may lie. dataset/layouts.py recognises it, dataset/batches.py
-makes the batches of a training.
+docs/your-data.md shows how files may lie. dataset/layouts/ recognises it, dataset/batches.py makes
+the batches of a training.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 import utils
-from dataset import annotations, copies, layouts, loading, patients, report, report_page
+from dataset import annotations, copies, layouts, loading, patients, report
 from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.download import SOURCES, download_source
@@ -26,6 +26,7 @@ from dataset.layouts import Layout, Pair
 from dataset.loading import Preprocessing
 from dataset.notes import describe_masks, summarize_notes
 from dataset.phantoms import make_phantoms
+from dataset.report import report_page
 from imaging.labels import Classes
 from utils import UserError
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.layouts import Pair
-from imaging import dicom_series, formats, nifti
+from dataset.pairs import Pair
+from imaging import formats, nifti
+from imaging.dicom import dicom_series
 from imaging.scan import read_bytes
 from utils import UserError
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from dataset import cache
 from dataset.cache import Dataset, Store
-from dataset.layouts import Pair
+from dataset.pairs import Pair
 from dataset.reading import read_pair
 from imaging import preprocess
-from imaging.encodings import Truth
 from imaging.files import split_by_size
 from imaging.labels import Classes, plane
+from imaging.masks.encodings import Truth
 from imaging.scan import Scan
 from utils import PREPARATION, UserError, atomic, free_memory_bytes
 

@@ -9,11 +9,12 @@ import numpy as np
 from dataset import annotations
 from dataset.annotations import is_annotation
 from dataset.pairs import Pair, class_ending, class_folder
-from imaging import encodings, formats
+from imaging import formats
 from imaging.alignment import check_alignment
 from imaging.channel_files import read_channels
-from imaging.encodings import Decoded, Note, Truth
 from imaging.labels import Classes, add_class
+from imaging.masks import encodings
+from imaging.masks.encodings import Decoded, Note, Truth
 from imaging.scan import Scan, name_in_errors
 from utils import UserError
 

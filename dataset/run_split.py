@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.fingerprints import fingerprints
-from dataset.layouts import Pair
+from dataset.pairs import Pair
 from dataset.split_table import Row, read_rows
 from utils import UserError
 

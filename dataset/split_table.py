@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.fingerprints import fingerprints
-from dataset.layouts import SUBSETS, Pair
+from dataset.pairs import SUBSETS, Pair
 from imaging.files import file_stem, is_image
 from utils import UserError, atomic
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from imaging import dicom_series
+from imaging.dicom import dicom_series
 from imaging.formats import DICOM, SUFFIXES
 from utils import UserError
 

@@ -10,22 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imaging import (
-    arrays,
-    dicom,
-    dicom_masks,
-    dicom_seg,
-    dicom_series,
-    encodings,
-    jpeg2000,
-    metaimage,
-    nifti,
-    nrrd,
-    partners,
-    pictures,
-    tiff,
-)
+from imaging import arrays, dicom, jpeg2000, metaimage, nifti, nrrd, partners, pictures, tiff
 from imaging.alignment import place_in
+from imaging.dicom import dicom_masks, dicom_seg, dicom_series
+from imaging.masks import encodings
 from imaging.scan import (
     MAX_BYTES,
     MAX_CHANNELS,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from imaging import dicom_series, formats, partners
+from imaging import formats, partners
 from imaging.channel_files import read_channels
+from imaging.dicom import dicom_series
 from imaging.files import file_stem, is_dicom, is_image, is_litter
 from imaging.scan import MAX_BYTES, Scan, name_in_errors
 from inference.output_names import name_outputs

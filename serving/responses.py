@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from imaging import dicom_seg, formats, pictures
+from imaging import formats, pictures
+from imaging.dicom import dicom_seg
 from imaging.labels import Classes, plane
 from imaging.scan import Mask
 from inference.exported_model import ExportedModel, Prediction, Prepared

@@ -20,8 +20,9 @@ from test_dicom_series import write_series
 from test_medical import FILES, ct_slice
 from test_rtstruct import box, write_rtstruct
 
-from imaging import dicom_file, formats
-from imaging.dicom_series import group_files, series_files
+from imaging import formats
+from imaging.dicom import dicom_file
+from imaging.dicom.dicom_series import group_files, series_files
 from imaging.files import file_stem, files_by_stem, is_series
 from imaging.scan import MAX_BYTES
 from utils import UserError

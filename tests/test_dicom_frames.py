@@ -7,8 +7,8 @@ import pytest
 from pydicom import Dataset
 from test_dicom_grey import encode
 
-from imaging import dicom_seg, formats
-from imaging.dicom import IS_FILM
+from imaging import formats
+from imaging.dicom import IS_FILM, dicom_seg
 from utils import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,7 @@ from test_dicom_series import write_series
 from test_medical import ct_slice
 
 from imaging import formats
-from imaging.dicom_elements import AT_DETECTOR
+from imaging.dicom.dicom_elements import AT_DETECTOR
 from imaging.preprocess import prepare_scan
 
 pytestmark = pytest.mark.filterwarnings("ignore")

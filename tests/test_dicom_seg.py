@@ -11,7 +11,8 @@ from pydicom.uid import generate_uid
 from test_dicom_series import write_series
 from test_medical import ct_slice
 
-from imaging import dicom_seg, formats
+from imaging import formats
+from imaging.dicom import dicom_seg
 from imaging.scan import Scan
 from utils import UserError
 

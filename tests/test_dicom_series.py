@@ -8,8 +8,9 @@ import pytest
 from pydicom.uid import generate_uid
 from test_medical import ct_slice
 
-from imaging import dicom_series, formats
-from imaging.dicom_series import group_files, series_files
+from imaging import formats
+from imaging.dicom import dicom_series
+from imaging.dicom.dicom_series import group_files, series_files
 from imaging.scan import MAX_BYTES
 from utils import UserError
 

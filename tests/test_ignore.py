@@ -10,8 +10,8 @@ import metrics
 from dataset import loading
 from dataset.batches import Batches
 from dataset.loading import Preprocessing
-from imaging.encodings import decode
 from imaging.labels import Classes
+from imaging.masks.encodings import decode
 from imaging.scan import Scan
 from metrics import LOSSES, TRAINING_METRICS
 

@@ -11,8 +11,8 @@ from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.notes import describe_masks, describe_subsets, summarize_notes
 from dataset.reading import read_truth
-from imaging.encodings import decode
 from imaging.labels import Classes
+from imaging.masks.encodings import decode
 from imaging.scan import Scan
 from utils import UserError
 

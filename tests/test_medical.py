@@ -21,7 +21,8 @@ from pydicom.data import data_manager
 
 from dataset.layouts import Pair
 from dataset.reading import read_pair
-from imaging import dicom, dicom_series, formats, pictures, writing
+from imaging import dicom, formats, pictures, writing
+from imaging.dicom import dicom_series
 from imaging.files import files_by_stem
 from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes

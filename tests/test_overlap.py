@@ -14,7 +14,8 @@ from dataset.batches import Batches
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.reading import read_pair, read_truth
-from imaging import dicom_seg, formats, pictures, tiff, writing
+from imaging import formats, pictures, tiff, writing
+from imaging.dicom import dicom_seg
 from imaging.labels import BITS, Classes, join_planes, plane
 from imaging.plots import draw_contours
 from imaging.scan import Mask, Scan

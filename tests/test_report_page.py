@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT
 
 import data
-from dataset import charts, oddities, report_charts, report_page, thumbnails
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
+from dataset.report import charts, oddities, report_charts, report_page, thumbnails
 from imaging import pictures
 from imaging.labels import Classes
 from imaging.scan import Scan
@@ -264,4 +264,4 @@ def test_a_picture_opens_and_closes_by_keyboard_and_outlines_can_be_hidden(discs
 
 
 def test_the_style_names_no_address():
-    assert "url(" not in (ROOT / "dataset" / "report.css").read_text()
+    assert "url(" not in (ROOT / "dataset" / "report" / "report.css").read_text()

@@ -8,7 +8,7 @@ from pydicom import Dataset
 from test_dicom_series import write_series
 
 from imaging import formats
-from imaging.rtstruct import decode_rtstruct, fill_polygons, rtstruct_names
+from imaging.dicom.rtstruct import decode_rtstruct, fill_polygons, rtstruct_names
 from utils import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

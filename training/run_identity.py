@@ -24,19 +24,15 @@ DATA_FIELDS = {"data_dir", "extra_dir"}
 # The source that decides what a network learns, except files that only report or write.
 SOURCE = ("train.py", "model.py", "metrics.py", "data.py", "dataset", "imaging", "training")
 NOT_DECISIVE = {
-    "dataset/charts.py",
     "dataset/download.py",
     "dataset/fingerprints.py",
+    "dataset/layouts/passed_over.py",
+    "dataset/layouts/unknown.py",
+    "dataset/layouts/unmatched.py",
     "dataset/notes.py",
-    "dataset/oddities.py",
-    "dataset/passed_over.py",
-    "dataset/report.py",
-    "dataset/report_page.py",
+    "dataset/report",
     "dataset/run_split.py",
     "dataset/split_table.py",
-    "dataset/thumbnails.py",
-    "dataset/unknown.py",
-    "dataset/unmatched.py",
     "imaging/plots.py",
     "training/checks.py",
     "training/cross_validation.py",
@@ -98,7 +94,8 @@ def _source_files(root: Path) -> Iterator[Path]:
     for name in SOURCE:
         files = [root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py"))
         for path in files:
-            if path.relative_to(root).as_posix() not in NOT_DECISIVE:
+            name = path.relative_to(root)
+            if NOT_DECISIVE.isdisjoint({name.as_posix(), name.parent.as_posix()}):
                 yield path
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset import charts, thumbnails
 from dataset.cache import Dataset
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
-from dataset.oddities import find_oddities
-from dataset.report import REASONS, train_command
-from dataset.report_charts import draw_charts
-from dataset.thumbnails import Thumbnail
+from dataset.report import REASONS, charts, thumbnails, train_command
+from dataset.report.oddities import find_oddities
+from dataset.report.report_charts import draw_charts
+from dataset.report.thumbnails import Thumbnail
 from imaging.plots import COLOURS
 from utils import ROOT, atomic
 
@@ -59,7 +58,7 @@ def write_report(
     if len(info):
         drawn = draw_charts(info, names, _palette(dataset.channels))
         body.append(f'<h2>In numbers</h2><div class="charts">{drawn}</div>')
-    style = (ROOT / "dataset" / "report.css").read_text(encoding="utf-8")
+    style = (ROOT / "dataset" / "report" / "report.css").read_text(encoding="utf-8")
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset import charts
+from dataset.report import charts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imaging import dicom_file
-from imaging.dicom_slices import NAMES, Slice, split_phases
+from imaging.dicom import dicom_file
+from imaging.dicom.dicom_slices import NAMES, Slice, split_phases
 from utils import UserError
 
 CAPTURES = "1.2.840.10008.5.1.4.1.1.7"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dataset.folder import Folder
 from dataset.pairs import Layout, Pair, classes_text
-from imaging.rtstruct import BODY
+from imaging.dicom.rtstruct import BODY
 
 OBJECTS = ("RTSTRUCT", "SEG")  # masks
 NO_IMAGES = {*OBJECTS, "RTDOSE", "RTPLAN", "SR", "PR", "REG", "KO", "DOC", ""}

@@ -1,7 +1,7 @@
 """Describe a data set before the training: lines of text, and the hyperparameters that follow.
 
-`python data.py check DIR` prints them; dataset/report_page.py makes its page. That hyperparameters
-follow from a data set's fingerprint is the idea of nnU-Net (Isensee et al. 2021).
+`python data.py check DIR` prints them; report_page.py makes its page. That hyperparameters follow
+from a data set's fingerprint is the idea of nnU-Net (Isensee et al. 2021).
 """
 
 import shlex

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imaging.dicom_elements import between_mm, count_frames, look_up, spacing_mm
+from imaging.dicom.dicom_elements import between_mm, count_frames, look_up, spacing_mm
 from utils import UserError
 
 # DICOM's axes run to the left and back, RAS to the right and front.

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from imaging.labels import Classes, colour_text, is_in
-from imaging.mask_advice import MAX_SUGGESTED_CLASSES
+from imaging.masks.mask_advice import MAX_SUGGESTED_CLASSES
 from utils import UserError
 
 Note = str | tuple[str, int]

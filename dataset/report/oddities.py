@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset.charts import number
+from dataset.report.charts import number
 
 if TYPE_CHECKING:
     import pandas as pd

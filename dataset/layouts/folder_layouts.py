@@ -1,10 +1,10 @@
 """Layouts of plain folders: images in one, masks in another."""
 
 from dataset.folder import Folder
+from dataset.layouts.pairing import Joined, Names, by_name, join, match
+from dataset.layouts.unmatched import explain_no_masks, explain_none, explain_unmatched
 from dataset.names import NO_MASKS, SUBSET_OF, best_masks, plain, role_of, subset_of
-from dataset.pairing import Joined, Names, by_name, join, match
 from dataset.pairs import Layout, Pair
-from dataset.unmatched import explain_no_masks, explain_none, explain_unmatched
 
 MAX_FOLDERS = 40  # that are looked through for those of images and masks
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from imaging.mask_advice import MAX_SUGGESTED_CLASSES
+from imaging.masks.mask_advice import MAX_SUGGESTED_CLASSES
 
 # Levels by which JPEG's rounding changes a value.
 GREY_TOLERANCE = 2

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from imaging.dicom_file import open_dataset
-from imaging.dicom_geometry import LPS_TO_RAS, slice_affines
+from imaging.dicom.dicom_file import open_dataset
+from imaging.dicom.dicom_geometry import LPS_TO_RAS, slice_affines
 from imaging.labels import BITS, add_class
 from imaging.scan import MAX_BYTES, Scan
 from utils import UserError

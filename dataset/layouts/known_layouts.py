@@ -7,10 +7,10 @@ from typing import Any
 
 from dataset.annotations import read_json
 from dataset.folder import Folder
-from dataset.folder_layouts import images_and_masks
-from dataset.pairing import Names, by_name, match
+from dataset.layouts.folder_layouts import images_and_masks
+from dataset.layouts.pairing import Names, by_name, match
+from dataset.layouts.unmatched import explain_no_masks, explain_unmatched
 from dataset.pairs import Layout, Pair, classes_text
-from dataset.unmatched import explain_no_masks, explain_unmatched
 
 CHANNEL = re.compile(r"_(\d{4})$")
 EYE = re.compile(r"(?:^|[-_ ])(\d+)[-_ ]?(?:L|R|OD|OS|left|right)$", re.IGNORECASE)

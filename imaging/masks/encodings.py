@@ -11,11 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from imaging.labels import MAX_VALUE, Classes, Ranges, is_in, plane
-from imaging.mask_advice import advise_classes, advise_one_class, list_some, range_text
-from imaging.mask_colours import Note, colour_numbers, describe_colours, nearest_named, only_colour
+from imaging.masks.mask_advice import advise_classes, advise_one_class, list_some, range_text
+from imaging.masks.mask_colours import (
+    Note,
+    colour_numbers,
+    describe_colours,
+    nearest_named,
+    only_colour,
+)
+from imaging.masks.soft_masks import GREY_TOLERANCE, cut_soft_edges
 from imaging.preprocess import prepare_mask, resize_plane
 from imaging.scan import Scan
-from imaging.soft_masks import GREY_TOLERANCE, cut_soft_edges
 from utils import UserError
 
 # `Scan.format` of a mask whose pixels are class ids already, whatever --classes says of values.

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from imaging import dicom_codecs
-from imaging.dicom_elements import count_frames, knows_distance, spacing_mm
-from imaging.dicom_file import MAGIC, PIXEL_ELEMENTS, SEGMENTATIONS, is_dicom, read_header
-from imaging.dicom_geometry import (
+from imaging.dicom import dicom_codecs
+from imaging.dicom.dicom_elements import count_frames, knows_distance, spacing_mm
+from imaging.dicom.dicom_file import MAGIC, PIXEL_ELEMENTS, SEGMENTATIONS, is_dicom, read_header
+from imaging.dicom.dicom_geometry import (
     describe_gaps,
     slice_affine,
     sort_frames,
     sorted_positions_mm,
     usual_step_mm,
 )
-from imaging.dicom_grey import Proposal, fill_empty_slices, to_grey
+from imaging.dicom.dicom_grey import Proposal, fill_empty_slices, to_grey
 from imaging.scan import Scan
 from utils import UserError, first_line
 

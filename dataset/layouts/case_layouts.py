@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from dataset.folder import Folder, split_name
+from dataset.layouts.pairing import Names, by_name, join
+from dataset.layouts.unmatched import explain_unmatched
 from dataset.names import is_mask_name, role_of
-from dataset.pairing import Names, by_name, join
 from dataset.pairs import Layout, Pair
-from dataset.unmatched import explain_unmatched
 
 
 def one_folder(folder: Folder) -> Layout | None:

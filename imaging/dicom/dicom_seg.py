@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from imaging.dicom_elements import count_frames, look_up, read_numbers
-from imaging.dicom_geometry import positions_mm, slice_affines, sort_frames, usual_step_mm
+from imaging.dicom.dicom_elements import count_frames, look_up, read_numbers
+from imaging.dicom.dicom_geometry import positions_mm, slice_affines, sort_frames, usual_step_mm
 from imaging.labels import BITS, plane
 from imaging.scan import Mask, Scan
 from utils import UserError, first_line

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from imaging import dicom, dicom_codecs, rtstruct
-from imaging.dicom_elements import count_frames, look_up, places
-from imaging.dicom_file import MAX_FRAMES, open_dataset
-from imaging.dicom_geometry import frame_affine, slice_affines, sort_frames
+from imaging import dicom
+from imaging.dicom import dicom_codecs, rtstruct
+from imaging.dicom.dicom_elements import count_frames, look_up, places
+from imaging.dicom.dicom_file import MAX_FRAMES, open_dataset
+from imaging.dicom.dicom_geometry import frame_affine, slice_affines, sort_frames
 from imaging.labels import BITS
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from utils import UserError, first_line

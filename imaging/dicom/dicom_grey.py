@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imaging.dicom_elements import look_up, places, read_numbers
+from imaging.dicom.dicom_elements import look_up, places, read_numbers
 
 # Padding takes the place of this percentile of the other pixels, that of `preprocess.PERCENTILES`:
 # so it does not move the grey levels that become 0 and 1.

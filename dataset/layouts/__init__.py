@@ -9,18 +9,18 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from dataset.annotation_layouts import coco, labelme
-from dataset.case_layouts import case_files, group_kind, one_folder
-from dataset.dicom_layout import series
 from dataset.folder import Folder
-from dataset.folder_layouts import images_and_masks, merge, montgomery
-from dataset.index_table import apply_index, read_table  # noqa: F401 (imported from here)
-from dataset.known_layouts import chase, drive, nnunet
+from dataset.layouts.annotation_layouts import coco, labelme
+from dataset.layouts.case_layouts import case_files, group_kind, one_folder
+from dataset.layouts.dicom_layout import series
+from dataset.layouts.folder_layouts import images_and_masks, merge, montgomery
+from dataset.layouts.index_table import apply_index
+from dataset.layouts.known_layouts import chase, drive, nnunet
+from dataset.layouts.passed_over import note_passed_over
+from dataset.layouts.unknown import explain_unknown
+from dataset.layouts.voc_layout import voc
 from dataset.names import role_of, subset_of
 from dataset.pairs import SUBSETS, Layout, Pair  # noqa: F401 (imported from here)
-from dataset.passed_over import note_passed_over
-from dataset.unknown import explain_unknown
-from dataset.voc_layout import voc
 from utils import UserError
 
 MAX_TRIED = 20_000  # folders that are tried as those of patients

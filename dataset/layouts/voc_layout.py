@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataset.folder import Folder
-from dataset.folder_layouts import images_and_masks
+from dataset.layouts.folder_layouts import images_and_masks
 from dataset.names import subset_of
 from dataset.pairs import Layout, classes_text
 from utils import UserError

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from imaging import dicom, dicom_file
-from imaging.dicom_elements import count_frames, read_numbers
-from imaging.dicom_geometry import (
+from imaging import dicom
+from imaging.dicom import dicom_file
+from imaging.dicom.dicom_elements import count_frames, read_numbers
+from imaging.dicom.dicom_geometry import (
     MIN_STEP_MM,
     describe_gaps,
     positions_mm,
     slice_affine,
     usual_step_mm,
 )
-from imaging.dicom_grey import fill_empty_slices
-from imaging.dicom_groups import group_files
+from imaging.dicom.dicom_grey import fill_empty_slices
+from imaging.dicom.dicom_groups import group_files
 from imaging.scan import Scan, check_declared_bytes, name_in_errors, read_bytes
 from utils import UserError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from imaging.dicom_elements import read_numbers
-from imaging.dicom_geometry import MIN_STEP_MM
+from imaging.dicom.dicom_elements import read_numbers
+from imaging.dicom.dicom_geometry import MIN_STEP_MM
 
 # Slices are in one place if they are closer than this share of their thickness.
 SAME_PLACE = 0.01
