@@ -11,6 +11,7 @@ from test_dicom_series import write_series
 from test_medical import ct_slice
 
 from imaging import formats
+from imaging.dicom import dicom_series
 from imaging.dicom.dicom_elements import AT_DETECTOR
 from imaging.preprocess import prepare_scan
 
@@ -219,3 +220,37 @@ def test_spacing_and_what_must_be_known_of_it(elements, spacing, note):
     assert (scan.spacing_mm and scan.spacing_mm[1:]) == spacing
     assert len(scan.notes) == bool(note)
     assert not note or note in scan.notes[0]
+
+
+# ----------------------------------------------------------------------------------- stored values
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int16"])
+def test_bits_may_start_above_the_lowest(kind):
+    levels = np.random.default_rng(0).integers(0, 2000, SIZE)
+    levels -= 1000 * (kind == "int16")
+    content = encode((levels << 4).astype(kind), bits=12, HighBit=15)
+    np.testing.assert_array_equal(formats.decode_scan(content).pixels[0, ..., 0], levels)
+
+
+def test_slices_of_different_slopes_are_inverted_alike(tmp_path):
+    """As in PET: each slice is stored with a slope of its own."""
+    levels = np.random.default_rng(0).integers(0, 200, (3, *SIZE)) * 4
+    uids = {n: generate_uid() for n in ("StudyInstanceUID", "SeriesInstanceUID")}
+    for i, (slope, one) in enumerate(zip((1, 2, 4), levels, strict=True)):
+        elements = uids | {
+            "PhotometricInterpretation": "MONOCHROME1",
+            "RescaleSlope": slope,
+            "ImagePositionPatient": [0, 0, 5 * i],
+        }
+        content = encode((one // slope).astype(np.uint16), **elements)
+        (tmp_path / f"{i}.dcm").write_bytes(content)
+    sums = dicom_series.read_folder(tmp_path, 2**30).pixels[..., 0] + levels
+    assert (sums == sums[0, 0, 0]).all()
+
+
+def test_a_negative_distance_between_slices_is_a_distance():
+    """Nuclear medicine: the sign only says which way the slices run."""
+    frames = np.ones((3, *SIZE), np.uint16)
+    content = encode(frames, SpacingBetweenSlices=-5, SliceThickness=6, ImagePositionPatient=None)
+    assert formats.decode_scan(content).spacing_mm[0] == 5

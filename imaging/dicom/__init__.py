@@ -48,13 +48,14 @@ def decode_dicom(content: bytes, max_bytes: int) -> Scan:
     return scan
 
 
-def decode_header(header: Any) -> Scan:
+def decode_header(header: Any, first: Any = None) -> Scan:
     """Decode the pixels of a file that `read_header` opened, and drop them from the header.
 
+    first: header of the first slice of its series, see `to_grey`.
     Frames are sorted by their positions. Raises UserError.
     """
     try:
-        pixels, proposal, notes = _decode_pixels(header)
+        pixels, proposal, notes = _decode_pixels(header, first)
         spacing, more = _spacing_mm(header)
         scan = Scan(
             pixels,
@@ -76,13 +77,13 @@ def decode_header(header: Any) -> Scan:
     return scan
 
 
-def _decode_pixels(header: Any) -> tuple[np.ndarray, Proposal, tuple[str, ...]]:
+def _decode_pixels(header: Any, first: Any) -> tuple[np.ndarray, Proposal, tuple[str, ...]]:
     """Decode to (F, H, W, C), more is brighter; give what the file proposes to show, and notes."""
     # Frames that cannot be sorted are found before anything is decoded.
     order = sort_frames(header)
     pixels, proposal, notes = decode_stored(header), Proposal(), ()
     if pixels.shape[-1] == 1:
-        pixels, proposal, notes = to_grey(pixels, header)
+        pixels, proposal, notes = to_grey(pixels, header, first)
     if len(order) == len(pixels) and order != sorted(order):
         pixels = pixels[order]
         notes = (*notes, "its frames are sorted by their positions")
@@ -102,12 +103,25 @@ def decode_stored(header: Any) -> np.ndarray:
 
 
 def decode_raw(header: Any) -> np.ndarray:
-    """Decode the pixels as pydicom gives them."""
+    """Decode the pixels as pydicom gives them, and leave out bits below the lowest one in use.
+
+    pydicom takes the lowest bit to be the first. Before 2003 it could be another (HighBit).
+    """
     from pydicom.pixels import pixel_array
 
     # Our decoders are used even if pydicom finds others.
     ours = header.file_meta.TransferSyntaxUID in dicom_codecs.register()
-    return pixel_array(header, decoding_plugin=dicom_codecs.PLUGIN if ours else "")
+    plugin = dicom_codecs.PLUGIN if ours else ""
+    bits, high = int(header.get("BitsStored") or 0), header.get("HighBit")
+    unused = 0 if high is None else int(high) + 1 - bits
+    is_compressed = header.file_meta.TransferSyntaxUID.is_compressed
+    if unused <= 0 or is_compressed or int(high) >= int(header.BitsAllocated):
+        return pixel_array(header, decoding_plugin=plugin)
+    header.BitsStored = int(high) + 1
+    try:
+        return pixel_array(header, decoding_plugin=plugin) >> unused
+    finally:
+        header.BitsStored = bits
 
 
 def _spacing_mm(header: Any) -> tuple[tuple[float, float, float] | None, tuple[str, ...]]:

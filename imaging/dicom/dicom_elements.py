@@ -79,7 +79,8 @@ def knows_distance(header: Any) -> bool:
 
 def _distances_mm(header: Any) -> Numbers:
     found = [look_up(header, name)[:1] for name in ("SpacingBetweenSlices", "SliceThickness")]
-    return tuple(numbers[0] for numbers in found if numbers and numbers[0] > 0)
+    # In nuclear medicine a negative distance means that the slices run the other way.
+    return tuple(abs(numbers[0]) for numbers in found if numbers and numbers[0] != 0)
 
 
 def _plane_spacing_mm(header: Any) -> tuple[Numbers, tuple[str, ...]]:

@@ -38,10 +38,13 @@ class Proposal(NamedTuple):
         return Proposal(window, curve)
 
 
-def to_grey(stored: np.ndarray, header: Any) -> tuple[np.ndarray, Proposal, tuple[str, ...]]:
+def to_grey(
+    stored: np.ndarray, header: Any, first: Any = None
+) -> tuple[np.ndarray, Proposal, tuple[str, ...]]:
     """Turn stored values (F, H, W, 1) into grey levels, more is brighter, float32.
 
-    Returns also what the file proposes to show, and notes.
+    first: header of the series' first slice. Slices may have slopes of their own, as in PET, and
+    all are inverted like the first. Returns also what the file proposes to show, and notes.
     """
     padding, notes = _find_padding(stored, header)
     levels = rescale(stored, header)
@@ -50,7 +53,7 @@ def to_grey(stored: np.ndarray, header: Any) -> tuple[np.ndarray, Proposal, tupl
     proposal = _propose(header)
     if is_inverted(header):
         # Low is white, as on film: lowest and highest level change places.
-        total = _sum_of_extremes(header)
+        total = _sum_of_extremes(header if first is None else first)
         np.subtract(total, levels, out=levels)
         proposal = proposal.mirrored(total)
     if padding is not None:

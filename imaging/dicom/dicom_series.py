@@ -100,7 +100,7 @@ def read_series(files: Sequence[Path], max_bytes: int) -> Scan:
     slices = []
     for file, header in zip(files, headers, strict=True):
         with name_in_errors(file.name):
-            slices.append(dicom.decode_header(header))
+            slices.append(dicom.decode_header(header, headers[0]))
     return _join(slices, [file.name for file in files])
 
 
