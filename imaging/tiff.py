@@ -24,8 +24,11 @@ LOSSLESS = (
     "ADOBE_DEFLATE",
     "PACKBITS",
     "CCITTRLE",
-    "CCITT_T4",
-    "CCITT_T6",
+    # Names of tifffile: T4 and T6, as in one-bit masks.
+    "CCITTFAX3",
+    "CCITTFAX4",
+    "LZMA",
+    "ZSTD",
 )
 COLOURS = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR", "SEPARATED")
 # Each page costs time before anything of it is decoded.

@@ -195,3 +195,20 @@ def test_damaged_metadata_are_read_or_refused(kind, data):
     except UserError:
         return
     assert scan.pixels.ndim == 4 and scan.pixels.nbytes <= 10 * STACK.nbytes
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzma"])
+def test_pages_packed_without_loss_are_read(compression):
+    content = tiff(STACK[0, 0, 0], compression=compression)
+    np.testing.assert_array_equal(formats.decode_scan(content).pixels[0, ..., 0], STACK[0, 0, 0])
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4"])
+def test_masks_of_one_bit_packed_as_faxes_are_read(compression):
+    from PIL import Image
+
+    mask = np.uint8(255) * (STACK[0, 0, 0] > 100)
+    buffer = io.BytesIO()
+    Image.fromarray(mask).convert("1").save(buffer, "TIFF", compression=compression)
+    found = formats.decode_mask_scan(buffer.getvalue()).pixels[0, ..., 0]
+    np.testing.assert_array_equal(found > 0, mask > 0)
