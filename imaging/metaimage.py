@@ -27,6 +27,8 @@ TYPES = {
     "MET_FLOAT": "float32",
     "MET_DOUBLE": "float64",
 }
+# Types of which there are others of the same size: 4 bytes, whatever a C compiler makes of "long".
+OTHER_TYPES = {"MET_LONG": "int32", "MET_ULONG": "uint32"}
 # The last line of the header.
 DATA_FILE = re.compile(rb"^ElementDataFile *= *(.*?) *\r?\n", re.M)
 
@@ -108,10 +110,11 @@ def _parse(fields: dict[str, str]) -> Header:
     sizes = itk.read_sizes(fields["dimsize"], dimensions)
     channels = int(fields.get("elementnumberofchannels", 1))
     kind = fields["elementtype"].upper().removesuffix("_ARRAY")
-    if kind not in TYPES or channels < 1:
+    name = TYPES.get(kind) or OTHER_TYPES.get(kind)
+    if name is None or channels < 1:
         raise UserError(f"its type is {fields['elementtype']}; expected one number per voxel")
     is_big = "true" in (_first(fields, "binarydatabyteordermsb", "elementbyteordermsb")).lower()
-    dtype = np.dtype(TYPES[kind]).newbyteorder(">" if is_big else "<")
+    dtype = np.dtype(name).newbyteorder(">" if is_big else "<")
     axis = 3 if dimensions == 4 else None
     if channels > 1:
         if dimensions == 4:

@@ -47,7 +47,7 @@ SPACES = {
 SPATIAL_KINDS = ("domain", "space", "???", "none")
 COLOUR_KINDS = ("rgb-color", "rgba-color", "3-color", "4-color")
 MM_PER_UNIT = {"um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "cm": 10.0, "m": 1e3}
-DATA_FILE = re.compile(rb"^data ?file: *(.*?) *\r?\n", re.M)
+DATA_FILE = re.compile(rb"^data ?file: *(.*?) *\r?\n", re.M | re.I)
 
 
 def decode_nrrd(content: bytes, max_bytes: int) -> Scan:
@@ -182,13 +182,17 @@ def _grid(fields: dict[str, str], sizes: tuple[int, ...], channel_axis: int | No
     """Read where the voxels lie. Raises UserError."""
     axes = [axis for axis in range(len(sizes)) if axis != channel_axis]
     steps = _vectors(fields.get("space directions", ""))
+    origin = _vectors(fields.get("space origin", ""))
+    if len(axes) == 3 and steps and steps[0] is not None and len(steps[0]) == 4:
+        # ITK writes a series of volumes with a fourth direction of space.
+        steps = [None if step is None else step[:3] for step in steps]
+        origin = [None if place is None else place[:3] for place in origin]
     if steps:
         steps = [steps[axis] for axis in axes]
     else:
         words = fields.get("spacings", "").split() or ["1"] * len(sizes)
         lengths = [float(words[axis]) for axis in axes]
         steps = list(np.diag([size if np.isfinite(size) else 1.0 for size in lengths]))
-    origin = _vectors(fields.get("space origin", ""))
     start = np.zeros(len(steps[0])) if not origin or origin[0] is None else origin[0]
     if {len(step) for step in steps} != {len(start)} or len(start) not in (2, 3):
         raise UserError("its space directions and origin differ in length; expected 2 or 3 each")

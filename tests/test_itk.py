@@ -243,3 +243,33 @@ def test_a_cropped_mask_of_slicer_is_put_into_its_image(tmp_path, direction):
 def test_all_endings_name_one_format():
     for one, other in itertools.combinations(formats.FORMATS, 2):
         assert not {*one.suffixes} & {*other.suffixes}
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_a_series_of_volumes_has_channels(tmp_path, ending):
+    image = make_image("sagittal")
+    sitk.WriteImage(image, tmp_path / f"one.{ending}")
+    sitk.WriteImage(sitk.JoinSeries([image, image + 1]), tmp_path / f"two.{ending}")
+    one = formats.read_scan(tmp_path / f"one.{ending}")
+    two = formats.read_scan(tmp_path / f"two.{ending}")
+    expected = np.concatenate([one.pixels, one.pixels + 1], -1)
+    np.testing.assert_array_equal(two.pixels, expected)
+    np.testing.assert_allclose(two.affine, one.affine, atol=1e-6)
+
+
+def test_the_names_of_nrrd_fields_may_have_capitals(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    (tmp_path / "a.raw").write_bytes(pixels.tobytes())
+    head = "NRRD0004\nType: uchar\nDimension: 2\nSizes: 16 16\nEncoding: raw\nData File: a.raw\n"
+    (tmp_path / "a.nhdr").write_text(head)
+    found = formats.read_scan(tmp_path / "a.nhdr").pixels
+    np.testing.assert_array_equal(found[0, ..., 0], pixels)
+
+
+def test_long_of_metaimage_has_4_bytes(tmp_path):
+    head = "NDims = 2\nDimSize = 16 16\nElementType = MET_LONG\nElementDataFile = LOCAL\n"
+    content = head.encode() + np.arange(256, dtype="<i4").tobytes()
+    (tmp_path / "a.mha").write_bytes(content)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "a.mha"))
+    np.testing.assert_array_equal(formats.decode_scan(content).pixels[0, ..., 0], expected)
+    np.testing.assert_array_equal(expected.ravel(), range(256))
