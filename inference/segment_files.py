@@ -11,6 +11,7 @@ from inference.outputs import Writer
 from inference.problems import Problems
 from inference.read_ahead import read_chunks
 from inference.segment import DEFAULT_OPTIONS, Member, Options, Prediction, segment_scans
+from utils import UserError
 
 
 def segment_files(
@@ -73,8 +74,13 @@ def segment_each(
     except Exception as error:
         if len(scans) < 2:
             for path in paths:
-                problems.add(path, error)
+                problems.add(path, _named(path, error))
             return
     for i, scan in enumerate(scans):
         for _, found in segment_each(members, [scan], options, [paths[i]], problems):
             yield i, found
+
+
+def _named(path: Path, error: Exception) -> Exception:
+    """Name the file in an error about a scan: the network knows no files."""
+    return UserError(f"{path}: {error}") if isinstance(error, UserError) else error

@@ -229,6 +229,17 @@ def segment(tmp_path, kind="", **options):
     return segment_files.segment_files(members, found.items, output, Options(**options), kind=kind)
 
 
+def test_an_image_of_other_channels_than_the_network_is_named(tmp_path):
+    draw(tmp_path / "in" / "a.png")
+    np.save(tmp_path / "in" / "two.npy", np.stack([GREY, GREY], -1))
+    count, problems = segment(tmp_path)
+    name = tmp_path / "in" / "two.npy"
+    assert (count, problems) == (
+        1,
+        [f"{name}: an image of 2 channels; the network takes 1 channel"],
+    )
+
+
 def test_an_unforeseen_error_costs_one_file(tmp_path, monkeypatch):
     for name in "abcdef":
         draw(tmp_path / "in" / f"{name}.png")
