@@ -74,7 +74,12 @@ def _decode(content: bytes, max_bytes: int, is_mask: bool) -> Scan:
         pages, notes = _same_size(pages)
         axes = tiff_axes.plane_axes(file, pages[0].samplesperpixel)
         count = prod(length for _, length in axes)
-        if len(pages) == 1 < count:
+        first, in_all = pages[0], len(pages) * pages[0].samplesperpixel
+        if len(pages) < count == in_all and first.axes == "SYX":
+            # tifffile stores 3 or 4 slices as the colours of a page, unless it is told not to.
+            planes = np.concatenate([_decode_page(page, content) for page in pages], axis=-1)
+            planes = np.moveaxis(planes, -1, 0)[..., None]
+        elif len(pages) == 1 < count:
             check_declared_bytes(max_bytes, count * _page_bytes(pages[0]))
             planes = _planes_behind(pages[0], count, content, file.byteorder)
         else:

@@ -36,6 +36,19 @@ def test_channels_are_channels_and_time_and_z_are_slices(kind, axes):
     assert any("2 time points" in note for note in scan.notes) == ("T" in axes)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("axes", ["ZYX", "TZYX"])
+def test_slices_that_tifffile_stores_as_colours_are_slices(axes, count):
+    stack = STACK[0].reshape(12, 20, 31)[: 2 * count].reshape(2, count, 20, 31)
+    stack = stack if axes == "TZYX" else stack[0]
+    content = tiff(stack, photometric="rgb", planarconfig="separate", metadata={"axes": axes})
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        assert len(file.pages) == stack.size // (count * 20 * 31)
+    pixels = formats.decode_scan(content).pixels
+    np.testing.assert_array_equal(pixels, stack.reshape(-1, 20, 31, 1))
+
+
 @pytest.mark.parametrize("config", ["contig", "separate"])
 def test_samples_are_channels_interleaved_or_in_planes(config):
     pixels = np.random.default_rng(0).integers(0, 200, (20, 31, 5), dtype=np.uint8)
