@@ -56,6 +56,7 @@ def find(root: Path) -> layouts.Layout:
         ("Images", "Masks"),
         ("imgs", "labels"),
         ("image", "label"),
+        ("Bilder", "Masken"),
         ("original", "groundtruth"),
         ("Original", "Ground truth"),
         ("img", "gt"),
@@ -218,6 +219,23 @@ def test_a_folder_of_objects_an_image(tmp_path):
 
 
 # ------------------------------------------------------------------------ one folder, patients
+
+
+@pytest.mark.parametrize("word", ["", "lesion", "Nodule_"])
+def test_numbered_objects_of_an_image(tmp_path, word):
+    names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2)]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
+    assert paired(find(tmp_path), tmp_path)["images/1.png"] == (
+        f"masks/1_{word}1.png",
+        f"masks/1_{word}2.png",
+    )
+
+
+@pytest.mark.parametrize("word", ["class", "label"])
+def test_numbered_classes_are_not_joined(tmp_path, word):
+    names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2)]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
+    assert data.find_data(tmp_path).pairs == []
 
 
 def test_images_and_masks_in_one_folder(tmp_path):
@@ -414,6 +432,29 @@ def test_nnunet_with_regions(tmp_path):
     layout = find(tmp_path)
     assert layout.classes == "whole=1,core=2,enhancing=3"
     assert any("smallest" in note for note in layout.notes)
+
+
+def test_nnunet_with_regions_that_cross(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.png", "labelsTr/a.png")
+    labels = {"background": 0, "whole": [1, 3], "core": [2, 3], "rest": 4}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    layout = find(tmp_path)
+    assert layout.classes == "whole=1,core=2|3,rest=4"
+    assert layout.notes == [
+        "regions whole and core of dataset.json share label 3, and none lies within the other: "
+        "these pixels are of core alone"
+    ]
+
+
+def test_nnunet_with_subsets(tmp_path):
+    for ending in ("Tr", "Va", "Ts"):
+        touch(tmp_path, f"images{ending}/{ending}.nii.gz", f"labels{ending}/{ending}.nii.gz")
+    layout = find(tmp_path)
+    assert {pair.stem: pair.subset for pair in layout.pairs} == {
+        "Tr": "train",
+        "Va": "val",
+        "Ts": "test",
+    }
 
 
 def test_decathlon(tmp_path):
