@@ -33,8 +33,8 @@ SUBSET_WORDS = {
 SUBSET_OF = {word: name for name, words in SUBSET_WORDS.items() for word in words.split()}
 
 _MASK_ADDS = (
-    "masks?|maske|seg|segs|segmentations?|segmented|gts?|ground[-_ ]?truth|labels?|labelled|manual1?|"
-    "1stho|1st[-_ ]?manual|annotations?|annotated|anno|ann|truth|target|rois?|contours?|"
+    "masks?|maske|seg|segs|segmentations?|segmented|gts?|ground[-_ ]?truth|labels?|labelled|"
+    "manual1?|1stho|1st[-_ ]?manual|annotations?|annotated|anno|ann|truth|target|rois?|contours?|"
     "labelmap|labelids|ah"
 )
 MASK_ENDING = re.compile(
