@@ -47,9 +47,13 @@ IMAGE_ENDING = re.compile(
 )
 IMAGE_BEGINNING = re.compile(rf"^(?:{_IMAGE_ADDS})(?:[-_ .]+|(?=\d))", re.I)
 # The second of two observers; the first is the truth.
-SECOND = re.compile(r"[-_ .](?:2ndHO|manual2|2nd[-_ ]?manual|vk|observer2|reader2)$", re.I)
-# A class at the end of a mask's name: scan7_liver, scan7_tumour.
-CLASS_ENDING = re.compile(r"[-_ .]([A-Za-z][A-Za-z ]*)$")
+SECOND = re.compile(
+    r"[-_ .](?:2ndHO|manual2|2nd[-_ ]?manual|vk|"
+    r"(?:observer|reader|rater|annotator|expert)[-_ ]?[2-9])$",
+    re.I,
+)
+# A class at the end of a mask's name: scan7_liver, scan7_tumour, scan7_class2.
+CLASS_ENDING = re.compile(r"[-_ .]([A-Za-z][A-Za-z ]*|(?:class|label)[-_]?\d+)$", re.I)
 # A number at the end: scan7_1, scan7_lesion2. Not _class2 or _reader2: those are no objects.
 _OBJECTS = (
     "lesions?|nodules?|objects?|obj|instances?|inst|cells?|nucle(?:us|i)|polyps?|tumou?rs?|regions?"

@@ -111,6 +111,8 @@ def guesses(*stems):
         ("TCGA-A{p}-0001_{i}", "TCGA-A{p}-0001"),
         ("TCGA_CS_494{p}_19960909_{i}", "TCGA_CS_494{p}"),
         ("case{p}_slice_{i:03}", "case{p}"),
+        ("case{p}_slice_{i:03}_rgb", "case{p}"),
+        ("slide{p}_x{i}_y0", "slide{p}"),
         ("lung{p}-z{i:03}", "lung{p}"),
         ("IMG_000{p}_{i}", "IMG_000{p}"),
         ("SC-HF-I-0{p}-IM-0001-00{i}", "SC-HF-I-0{p}"),

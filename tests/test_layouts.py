@@ -225,17 +225,49 @@ def test_a_folder_of_objects_an_image(tmp_path):
 def test_numbered_objects_of_an_image(tmp_path, word):
     names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2)]
     touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
-    assert paired(find(tmp_path), tmp_path)["images/1.png"] == (
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["images/1.png"] == (
         f"masks/1_{word}1.png",
         f"masks/1_{word}2.png",
     )
+    assert layout.notes[0].startswith("several numbered masks of an image are taken for objects")
+
+
+def test_numbered_masks_in_folders_of_patients_are_told(tmp_path):
+    names = [f"p{i}/p{i}_{end}.nii.gz" for i in range(3) for end in ("flair", "mask1", "mask2")]
+    layout = find(touch(tmp_path, *names))
+    assert all(len(pair.masks) == 2 for pair in layout.pairs)
+    assert layout.notes[0].startswith("several numbered masks of an image are taken for objects")
 
 
 @pytest.mark.parametrize("word", ["class", "label"])
-def test_numbered_classes_are_not_joined(tmp_path, word):
+def test_numbered_classes_are_classes(tmp_path, word):
     names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2)]
     touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
-    assert data.find_data(tmp_path).pairs == []
+    layout = find(tmp_path)
+    assert len(layout.pairs) == 3 and layout.classes == f"{word}1,{word}2"
+
+
+@pytest.mark.parametrize("word", ["reader", "rater", "Annotator_"])
+def test_numbered_readers_are_not_joined(tmp_path, word):
+    names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2, 3)]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["images/1.png"] == (f"masks/1_{word}1.png",)
+    assert "6 masks of a second observer are not used" in layout.notes[0]
+
+
+def test_two_unknown_endings_are_not_renamed_to_the_same_name(tmp_path):
+    names = [f"masks/{i}_{word}.png" for i in range(3) for word in ("a1", "b1")]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *names)
+    first, second = data.find_data(tmp_path).problems
+    assert "rename them, such as 0_a1.png to 0.png" in first
+    assert "put each class into a folder, such as b1/0.png" in second
+
+
+def test_numbered_images_have_no_label(tmp_path):
+    touch(tmp_path, *(f"{place}/x_{i}.png" for place in ("images", "masks") for i in range(3)))
+    assert {pair.label for pair in find(tmp_path).pairs} == {""}
 
 
 def test_images_and_masks_in_one_folder(tmp_path):

@@ -154,7 +154,8 @@ def read_table(path: str | Path, columns: set[str]) -> "pd.DataFrame":
         )
     except (ValueError, OSError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); expected comma-separated UTF-8 text"
+            f"{path} cannot be read ({error}); expected comma-separated UTF-8 text (in Excel: "
+            "CSV UTF-8)"
         ) from None
     table = table.rename(columns=lambda name: str(name).strip().lower())
     for name, synonyms in SYNONYMS.items() if "stem" in columns else ():
