@@ -252,6 +252,13 @@ def test_overlaps_are_counted(folder, ids):
     assert notes_of(folder, Classes("liver,tumour", overlap=True)) == []
 
 
+def test_masks_without_background_are_told(folder, ids):
+    for i in range(3):
+        write(folder / "masks" / f"{i}.png", np.full_like(ids, 255, np.uint8))
+    [note] = notes_of(folder, Classes("organ"))
+    assert note.startswith("class organ covers every pixel of all 3 masks")
+
+
 def test_inverted_masks_and_absent_classes_are_told(folder, ids):
     for i in range(3):
         write(folder / "masks" / f"{i}.png", np.uint8(255) * (ids != 1))
