@@ -8,13 +8,14 @@ from dataset.folder import Folder
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 IMAGE_WORDS = (
     "image images img imgs imaging original originals orig input inputs scan scans jpegimages cxr "
-    "photo photos picture pictures raw xray xrays slice slices frame frames volume volumes"
+    "photo photos picture pictures raw xray xrays slice slices frame frames volume volumes "
+    "bild bilder"
 )
 MASK_WORDS = (
     "mask masks label labels gt gts groundtruth groundtruths truth annotation annotations anns ann "
     "anno annos annot annots seg segs segmentation segmentations segmentationclass "
     "segmentationclasspng segmentationobject manual manuals 1stmanual target targets contour "
-    "contours roi rois labelmap labelmaps"
+    "contours roi rois labelmap labelmaps maske masken"
 )
 IMAGES, MASKS = frozenset(IMAGE_WORDS.split()), frozenset(MASK_WORDS.split())
 # The better first, where there are several. In DRIVE mask/ is the field of view.
@@ -32,8 +33,8 @@ SUBSET_WORDS = {
 SUBSET_OF = {word: name for name, words in SUBSET_WORDS.items() for word in words.split()}
 
 _MASK_ADDS = (
-    "masks?|seg|segs|segmentations?|segmented|gts?|ground[-_ ]?truth|labels?|labelled|manual1?|"
-    "1stho|1st[-_ ]?manual|annotations?|annotated|anno|ann|truth|target|rois?|contours?|"
+    "masks?|maske|seg|segs|segmentations?|segmented|gts?|ground[-_ ]?truth|labels?|labelled|"
+    "manual1?|1stho|1st[-_ ]?manual|annotations?|annotated|anno|ann|truth|target|rois?|contours?|"
     "labelmap|labelids|ah"
 )
 MASK_ENDING = re.compile(
@@ -46,10 +47,18 @@ IMAGE_ENDING = re.compile(
 )
 IMAGE_BEGINNING = re.compile(rf"^(?:{_IMAGE_ADDS})(?:[-_ .]+|(?=\d))", re.I)
 # The second of two observers; the first is the truth.
-SECOND = re.compile(r"[-_ .](?:2ndHO|manual2|2nd[-_ ]?manual|vk|observer2|reader2)$", re.I)
-# A class at the end of a mask's name: scan7_liver, scan7_tumour.
-CLASS_ENDING = re.compile(r"[-_ .]([A-Za-z][A-Za-z ]*)$")
-OBJECT_NUMBER = re.compile(r"[-_ .](?:\d+|\(\d+\))$")
+SECOND = re.compile(
+    r"[-_ .](?:2ndHO|manual2|2nd[-_ ]?manual|vk|"
+    r"(?:observer|reader|rater|annotator|expert)[-_ ]?[2-9])$",
+    re.I,
+)
+# A class at the end of a mask's name: scan7_liver, scan7_tumour, scan7_class2.
+CLASS_ENDING = re.compile(r"[-_ .]([A-Za-z][A-Za-z ]*|(?:class|label)[-_]?\d+)$", re.I)
+# A number at the end: scan7_1, scan7_lesion2. Not _class2 or _reader2: those are no objects.
+_OBJECTS = (
+    "lesions?|nodules?|objects?|obj|instances?|inst|cells?|nucle(?:us|i)|polyps?|tumou?rs?|regions?"
+)
+OBJECT_NUMBER = re.compile(rf"[-_ .](?:(?:{_OBJECTS})[-_ .]?)?(?:\d+|\(\d+\))$", re.I)
 
 
 def words_of(name: str) -> list[str]:

@@ -55,6 +55,11 @@ def describe_masks(dataset: Dataset) -> list[str]:
     for name in absent:
         lines.append(f"class {name} never occurs in {len(info)} masks; check --classes")
     share = info[f"share: {names[0]}"]
+    if len(names) == 1 and (share == 1).all():
+        lines.append(
+            f"class {names[0]} covers every pixel of all {len(info)} masks: there is no background "
+            "to learn"
+        )
     inverted = (share > INVERTED_SHARE) & (share < 1) & (info.border > INVERTED_BORDER)
     if len(names) == 1 and inverted.mean() >= INVERTED_FILES:
         lines.append(

@@ -16,10 +16,10 @@ PATIENT = re.compile(
     r"^([PS]\d+)(?=[-_ .])",
     re.IGNORECASE,
 )
-# Names that say which of a patient's images it is: case7_slice3, x-z012, x_ses-2, x_frame_4.
+# Names that say which of a patient's images it is: case7_slice3, x-z012, x_ses-2, s1_x64_y0.
 PART = re.compile(
     r"^(.*?\d.*?)[-_ .]+(?:slice|sl|slc|frame|fr|img|image|im|view|visit|scan|ses|session|time|"
-    r"tile|patch|crop|roi|z|t|s)[-_ .]?\d+\b",
+    r"tile|patch|crop|roi|row|col|x|y|z|t|s)[-_ .]?\d+(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
 # Names of two sides: 01L, 01R, 07_left, 07_OS.

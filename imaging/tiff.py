@@ -197,6 +197,7 @@ def _to_levels(planes: np.ndarray, page: Any, is_mask: bool) -> np.ndarray:
     """Apply a palette; turn levels where low is white, but not those of a mask of ids.
 
     ImageJ shows masks through an inverting table: objects are stored as 255 and shown black.
+    tifffile gives arrays of bool the tag and stores them as they are.
     """
     colours = getattr(page.photometric, "name", "")
     if colours not in COLOURS:
@@ -208,13 +209,19 @@ def _to_levels(planes: np.ndarray, page: Any, is_mask: bool) -> np.ndarray:
     is_bilevel = planes.dtype == bool
     if is_bilevel:
         planes = np.uint8(255) * planes
-    if colours == "MINISWHITE" and (is_bilevel or not is_mask):
+    if colours == "MINISWHITE" and not _is_as_stored(page, is_mask):
         if planes.dtype.kind == "u":
             return np.iinfo(planes.dtype).max - planes
         # Between the levels that there are: NaN stays NaN.
         wide = planes.astype(np.int64) if planes.dtype.kind == "i" else planes
         return (np.nanmax(wide) + np.nanmin(wide) - wide).astype(planes.dtype)
     return planes
+
+
+def _is_as_stored(page: Any, is_mask: bool) -> bool:
+    """Say whether a mask whose tag says that low is white means its values as they are stored."""
+    is_bilevel = page.bitspersample == 1
+    return is_mask and (not is_bilevel or page.software.startswith("tifffile"))
 
 
 def _cmyk_to_rgb(planes: np.ndarray) -> np.ndarray:
@@ -241,7 +248,7 @@ def _has_alpha(page: Any, pixels: np.ndarray) -> bool:
 def _notes(page: Any, axes: tiff_axes.Axes, is_mask: bool) -> list[str]:
     notes = [f"{length} time points are taken as slices" for name, length in axes if name == "T"]
     if page.photometric.name == "MINISWHITE":
-        if is_mask and page.bitspersample > 1:
+        if _is_as_stored(page, is_mask):
             notes.append("its tag says that low is white (MinIsWhite): values taken as stored")
         else:
             notes.append(

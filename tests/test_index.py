@@ -67,6 +67,24 @@ def test_rows_without_an_image_are_told(tmp_path):
     assert "stem a.png twice; keep one row" in data.find_data(tmp_path).problems[0]
 
 
+def test_columns_without_a_meaning_are_told(tmp_path):
+    folder_of(tmp_path, ["a", "b"])
+    (tmp_path / "index.csv").write_text("stem,patients,mask\na,1,masks/a.png\nb,1,b\n")
+    layout = data.find_data(tmp_path)
+    assert layout.problems == []
+    assert layout.notes == [
+        "columns of index.csv that are not used: patients; those that count are stem, patient, "
+        "label, split"
+    ]
+
+
+def test_a_row_that_names_another_mask_is_a_problem(tmp_path):
+    folder_of(tmp_path, ["a", "b"])
+    (tmp_path / "index.csv").write_text("image,mask\na.png,b.png\nb.png,b.png\n")
+    (problem,) = data.find_data(tmp_path).problems
+    assert "mask of a is b.png; by its name it is a.png" in problem
+
+
 def test_a_first_line_for_excel_and_other_names_of_columns(tmp_path):
     folder_of(tmp_path, ["a", "b"])
     (tmp_path / "index.csv").write_text("sep=;\nFilename;Patient ID;Subset\na;7;Train\nb;8;TEST\n")
@@ -93,6 +111,8 @@ def guesses(*stems):
         ("TCGA-A{p}-0001_{i}", "TCGA-A{p}-0001"),
         ("TCGA_CS_494{p}_19960909_{i}", "TCGA_CS_494{p}"),
         ("case{p}_slice_{i:03}", "case{p}"),
+        ("case{p}_slice_{i:03}_rgb", "case{p}"),
+        ("slide{p}_x{i}_y0", "slide{p}"),
         ("lung{p}-z{i:03}", "lung{p}"),
         ("IMG_000{p}_{i}", "IMG_000{p}"),
         ("SC-HF-I-0{p}-IM-0001-00{i}", "SC-HF-I-0{p}"),

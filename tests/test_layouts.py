@@ -56,6 +56,7 @@ def find(root: Path) -> layouts.Layout:
         ("Images", "Masks"),
         ("imgs", "labels"),
         ("image", "label"),
+        ("Bilder", "Masken"),
         ("original", "groundtruth"),
         ("Original", "Ground truth"),
         ("img", "gt"),
@@ -218,6 +219,55 @@ def test_a_folder_of_objects_an_image(tmp_path):
 
 
 # ------------------------------------------------------------------------ one folder, patients
+
+
+@pytest.mark.parametrize("word", ["", "lesion", "Nodule_"])
+def test_numbered_objects_of_an_image(tmp_path, word):
+    names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2)]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["images/1.png"] == (
+        f"masks/1_{word}1.png",
+        f"masks/1_{word}2.png",
+    )
+    assert layout.notes[0].startswith("several numbered masks of an image are taken for objects")
+
+
+def test_numbered_masks_in_folders_of_patients_are_told(tmp_path):
+    names = [f"p{i}/p{i}_{end}.nii.gz" for i in range(3) for end in ("flair", "mask1", "mask2")]
+    layout = find(touch(tmp_path, *names))
+    assert all(len(pair.masks) == 2 for pair in layout.pairs)
+    assert layout.notes[0].startswith("several numbered masks of an image are taken for objects")
+
+
+@pytest.mark.parametrize("word", ["class", "label"])
+def test_numbered_classes_are_classes(tmp_path, word):
+    names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2)]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
+    layout = find(tmp_path)
+    assert len(layout.pairs) == 3 and layout.classes == f"{word}1,{word}2"
+
+
+@pytest.mark.parametrize("word", ["reader", "rater", "Annotator_"])
+def test_numbered_readers_are_not_joined(tmp_path, word):
+    names = [f"{i}_{word}{k}" for i in range(3) for k in (1, 2, 3)]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{one}.png" for one in names))
+    layout = find(tmp_path)
+    assert paired(layout, tmp_path)["images/1.png"] == (f"masks/1_{word}1.png",)
+    assert "6 masks of a second observer are not used" in layout.notes[0]
+
+
+def test_two_unknown_endings_are_not_renamed_to_the_same_name(tmp_path):
+    names = [f"masks/{i}_{word}.png" for i in range(3) for word in ("a1", "b1")]
+    touch(tmp_path, *(f"images/{i}.png" for i in range(3)), *names)
+    first, second = data.find_data(tmp_path).problems
+    assert "rename them, such as 0_a1.png to 0.png" in first
+    assert "put each class into a folder, such as b1/0.png" in second
+
+
+def test_numbered_images_have_no_label(tmp_path):
+    touch(tmp_path, *(f"{place}/x_{i}.png" for place in ("images", "masks") for i in range(3)))
+    assert {pair.label for pair in find(tmp_path).pairs} == {""}
 
 
 def test_images_and_masks_in_one_folder(tmp_path):
@@ -414,6 +464,29 @@ def test_nnunet_with_regions(tmp_path):
     layout = find(tmp_path)
     assert layout.classes == "whole=1,core=2,enhancing=3"
     assert any("smallest" in note for note in layout.notes)
+
+
+def test_nnunet_with_regions_that_cross(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.png", "labelsTr/a.png")
+    labels = {"background": 0, "whole": [1, 3], "core": [2, 3], "rest": 4}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    layout = find(tmp_path)
+    assert layout.classes == "whole=1,core=2|3,rest=4"
+    assert layout.notes == [
+        "regions whole and core of dataset.json share label 3, and none lies within the other: "
+        "these pixels are of core alone"
+    ]
+
+
+def test_nnunet_with_subsets(tmp_path):
+    for ending in ("Tr", "Va", "Ts"):
+        touch(tmp_path, f"images{ending}/{ending}.nii.gz", f"labels{ending}/{ending}.nii.gz")
+    layout = find(tmp_path)
+    assert {pair.stem: pair.subset for pair in layout.pairs} == {
+        "Tr": "train",
+        "Va": "val",
+        "Ts": "test",
+    }
 
 
 def test_decathlon(tmp_path):

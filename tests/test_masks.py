@@ -54,7 +54,11 @@ def test_one_value_is_the_class(ids, value, dtype):
 
 def test_an_odd_value_is_told(ids):
     mask, notes = found(np.uint8(37) * (ids == 1))
-    assert (mask == (ids == 1)).all() and notes == ["its only value, 37, is taken for the class"]
+    assert (mask == (ids == 1)).all()
+    assert notes == [
+        "its only value, 37, is taken for the class; if other values are other classes, name "
+        "them: --classes"
+    ]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
@@ -246,6 +250,13 @@ def test_overlaps_are_counted(folder, ids):
     [note, absent] = notes_of(folder, Classes("tumour,liver"))
     assert "taken for liver" in note and "class tumour never occurs in 3 masks" in absent
     assert notes_of(folder, Classes("liver,tumour", overlap=True)) == []
+
+
+def test_masks_without_background_are_told(folder, ids):
+    for i in range(3):
+        write(folder / "masks" / f"{i}.png", np.full_like(ids, 255, np.uint8))
+    [note] = notes_of(folder, Classes("organ"))
+    assert note.startswith("class organ covers every pixel of all 3 masks")
 
 
 def test_inverted_masks_and_absent_classes_are_told(folder, ids):

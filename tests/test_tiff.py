@@ -121,10 +121,18 @@ def test_low_is_white_images_are_inverted_and_masks_kept(kind):
 @pytest.mark.parametrize("photometric", ["miniswhite", "minisblack"])
 def test_one_bit_is_black_and_white_as_shown(photometric):
     bits = np.random.default_rng(0).integers(0, 2, (20, 31)).astype(bool)
-    content = tiff(bits, photometric=photometric)
+    content = tiff(bits, photometric=photometric, software="scanner")
     shown = ~bits if photometric == "miniswhite" else bits
     for decode in (formats.decode_scan, formats.decode_mask_scan):
         np.testing.assert_array_equal(decode(content).pixels[0, ..., 0] == 255, shown)
+
+
+def test_masks_of_bool_are_as_numpy_saved_them():
+    bits = np.random.default_rng(0).integers(0, 2, (20, 31)).astype(bool)
+    # tifffile gives them this tag by itself.
+    mask = formats.decode_mask_scan(tiff(bits, photometric="miniswhite"))
+    np.testing.assert_array_equal(mask.pixels[0, ..., 0] == 255, bits)
+    assert "taken as stored" in mask.notes[0]
 
 
 def test_the_mask_in_a_palette_is_its_indices():

@@ -163,16 +163,23 @@ def find(root: Path) -> Layout:
     if not (layout.pairs or layout.problems):
         layout.problems.append(f"{root}: no image with a mask ({layout.name})")
     layout.pairs.sort(key=lambda pair: str(pair.image))
-    layout.pairs = [_with_label(pair) for pair in layout.pairs]
+    layout.pairs = _with_labels(layout.pairs)
     apply_index(root, layout)
     note_passed_over(folder, layout)
     return layout
 
 
-def _with_label(pair: Pair) -> Pair:
-    """Read the label at a name's end: Montgomery's are _0 (normal) and _1 (tuberculosis)."""
-    found = re.search(r"_([01])$", pair.stem)
-    return replace(pair, label=found[1]) if found and not pair.label else pair
+def _with_labels(pairs: list[Pair]) -> list[Pair]:
+    """Read the labels at the names' ends: Montgomery's are _0 (normal) and _1 (tuberculosis).
+
+    Names that are numbered, such as x_0, x_1, x_2, have none.
+    """
+    found = [re.search(r"_([01])$", pair.stem) for pair in pairs]
+    if not all(found):
+        return pairs
+    return [
+        replace(pair, label=pair.label or one[1]) for pair, one in zip(pairs, found, strict=True)
+    ]
 
 
 def describe_layout(layout: Layout, names: list[str]) -> list[str]:

@@ -19,6 +19,8 @@ SYNONYMS = {
     "patient": ("patient_id", "patientid", "patient id", "subject", "subject_id"),
     "split": ("subset", "set", "partition"),
 }
+COLUMNS = ("stem", "patient", "label", "split")
+MASK_COLUMNS = ("mask", "mask_path", "mask_file", "mask_name", "segmentation")
 SUBSET_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 DELIMITERS = ",;\t"
 MAX_LISTED = 3
@@ -35,6 +37,7 @@ def apply_index(root: Path, layout: Layout) -> None:
     layout.other.append(path)
     table = read_table(path, {"stem"})
     rows = _rows_of_pairs(root, path, table, layout)
+    _note_other_columns(table, layout)
     pairs = []
     for pair in layout.pairs:
         row = rows.get(pair.image)
@@ -42,6 +45,7 @@ def apply_index(root: Path, layout: Layout) -> None:
             layout.problems.append(f"{path}: no row for {pair.stem}; add one")
             pairs.append(pair)
             continue
+        layout.problems += _other_masks(path, pair, row)
         subset = row.get("split", "").lower()
         subset = SUBSET_NAMES.get(subset, subset)
         patient = row.get("patient", "") or pair.patient
@@ -51,6 +55,29 @@ def apply_index(root: Path, layout: Layout) -> None:
     subsets = {pair.subset for pair in pairs}
     for value in sorted(subsets - {"", *SUBSETS}):
         layout.problems.append(f"{path}: split is {value!r}; expected train, val, test or nothing")
+
+
+def _note_other_columns(table: "pd.DataFrame", layout: Layout) -> None:
+    """Name the columns without a meaning: one may be a misspelt patient."""
+    other = [name for name in table.columns if name not in (*COLUMNS, *MASK_COLUMNS)]
+    if other:
+        layout.notes.append(
+            f"columns of index.csv that are not used: {', '.join(other)}; those that count are "
+            f"{', '.join(COLUMNS)}"
+        )
+
+
+def _other_masks(path: Path, pair: Pair, row: dict[str, str]) -> list[str]:
+    """Say if a row names another mask than the one that lies in the folder under its name."""
+    named = next((row[column] for column in MASK_COLUMNS if row.get(column)), "")
+    own = normalize_name(named.replace("\\", "/").rpartition("/")[2])
+    there = [normalize_name(mask.name) for mask in pair.masks]
+    if not own or own in there or own in [split_name(name)[0] for name in there]:
+        return []
+    return [
+        f"{path}: mask of {pair.stem} is {named}; by its name it is {', '.join(there) or 'none'}: "
+        "give image and mask the same name"
+    ]
 
 
 def _rows_of_pairs(
@@ -127,7 +154,8 @@ def read_table(path: str | Path, columns: set[str]) -> "pd.DataFrame":
         )
     except (ValueError, OSError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); expected comma-separated UTF-8 text"
+            f"{path} cannot be read ({error}); expected comma-separated UTF-8 text (in Excel: "
+            "CSV UTF-8)"
         ) from None
     table = table.rename(columns=lambda name: str(name).strip().lower())
     for name, synonyms in SYNONYMS.items() if "stem" in columns else ():

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ def nnunet(folder: Folder) -> Layout | None:
         return None
     layout = Layout("nnU-Net")
     channels = _add_cases(layout, images, masks, "")
-    test_images, test_masks = folder.folder("imagests"), folder.folder("labelsts")
-    if test_images and test_masks and test_masks.has_images():
-        layout.pairs = [replace(pair, subset="train") for pair in layout.pairs]
-        _add_cases(layout, test_images, test_masks, "test")
-    elif test_images and test_images.has_images():
-        layout.notes.append(f"{test_images.name}/ has no masks and is passed over")
+    for ending, subset in (("ts", "test"), ("va", "val")):
+        own_images, own_masks = folder.folder(f"images{ending}"), folder.folder(f"labels{ending}")
+        if own_images and own_masks and own_masks.has_images():
+            layout.pairs = [replace(one, subset=one.subset or "train") for one in layout.pairs]
+            _add_cases(layout, own_images, own_masks, subset)
+        elif own_images and own_images.has_images():
+            layout.notes.append(f"{own_images.name}/ has no masks and is passed over")
     table = folder.file("dataset.json")
     if not channels:
         layout.name = "Medical Segmentation Decathlon"
@@ -97,7 +99,15 @@ def _read_dataset_json(layout: Layout, path: Path) -> None:
     if layout.ignore:
         layout.notes.append(f"label {layout.ignore} does not count, says {path.name}")
     own, nested = _own_ids(ids)
-    if nested:
+    crossing = _crossing(ids)
+    if crossing:
+        one, other, shared = crossing
+        owner = next(name for name, numbers in own.items() if shared in numbers)
+        layout.notes.append(
+            f"regions {one} and {other} of {path.name} share label {shared}, and none lies within "
+            f"the other: these pixels are of {owner} alone"
+        )
+    elif nested:
         layout.notes.append(
             f"the regions of {path.name} lie within each other: a pixel is of the smallest"
         )
@@ -128,6 +138,15 @@ def _own_ids(regions: dict[str, list[int]]) -> tuple[dict[str, list[int]], bool]
     for number in sorted(owner):
         own[owner[number]].append(number)
     return {name: ids for name, ids in own.items() if ids}, nested
+
+
+def _crossing(regions: dict[str, list[int]]) -> tuple[str, str, int] | None:
+    """Find two regions that share an id though none lies within the other, and that id."""
+    for (one, ids), (other, others) in combinations(regions.items(), 2):
+        shared = set(ids) & set(others)
+        if shared and shared not in (set(ids), set(others)):
+            return one, other, min(shared)
+    return None
 
 
 # ------------------------------------------------------------------------------- retinal vessels

@@ -9,6 +9,10 @@ from pathlib import Path
 from dataset.folder import split_name
 from dataset.names import CLASS_ENDING, OBJECT_NUMBER, SECOND, strip_image, strip_mask
 
+NUMBERED = (
+    "several numbered masks of an image are taken for objects and joined; if they are those of "
+    "several readers, keep one of them"
+)
 Names = dict[str, Path]  # files by their name: the path below the folder, without ending
 
 
@@ -163,7 +167,9 @@ def _join_classes(images: Names, masks: Names) -> Joined:
 def _join_objects(images: Names, masks: Names) -> Joined:
     """Join masks/name/… to the image name: a file an object. Of a single image all are objects."""
     if len(images) == 1:
-        return Joined({next(iter(images)): list(masks.values())}, objects=True)
+        numbered = len({name.rstrip("0123456789") for name in masks}) == 1 < len(masks)
+        notes = [NUMBERED] if numbered else []
+        return Joined({next(iter(images)): list(masks.values())}, objects=True, notes=notes)
     joined = Joined(objects=True)
     folders = {name.rpartition("/")[0]: masks[name] for name in masks}
     found = match(images, folders)
@@ -187,6 +193,7 @@ def _join_numbered(images: Names, masks: Names) -> Joined:
             joined.lone[name] = path
         else:
             joined.masks.setdefault(image, []).append(path)
+    joined.notes += [NUMBERED] if any(len(paths) > 1 for paths in joined.masks.values()) else []
     return joined
 
 

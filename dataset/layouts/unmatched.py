@@ -49,6 +49,7 @@ def _explain_affixes(
     Removes from both what it has explained.
     """
     problems, matched = [], set()
+    renamed: set[str] = set()
     groups = _group_by_affix(set(longer), set(shorter))
     for (place, affix), names in sorted(groups.items(), key=lambda group: -len(group[1])):
         new = {long: short for long, short in names.items() if long in longer}
@@ -57,9 +58,14 @@ def _explain_affixes(
         long, short = next(iter(new.items()))
         old_name = longer[long].name
         new_name = short + old_name.removeprefix(file_stem(longer[long]))
+        advice = f"rename them, such as {old_name} to {new_name}, or rename the {other}s"
+        if renamed & set(new.values()):  # two files cannot have one name
+            part = affix.strip("-_ .")
+            advice = f"if they are a class, put each class into a folder, such as {part}/{new_name}"
+        renamed |= set(new.values())
         problems.append(
             f"{len(new)} {kind}s in {folder} {place} {affix} and have no {other} of that name: "
-            f"rename them, such as {old_name} to {new_name}, or rename the {other}s"
+            f"{advice}"
         )
         matched |= set(new.values())
         for name in new:

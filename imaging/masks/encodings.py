@@ -162,7 +162,10 @@ def _only_class(
     found = find_values(counted) - {0}
     if len(found) < 2 and not min(found, default=0) < 0:
         if found and not is_colour and not found <= USUAL:
-            notes.append(f"its only value, {min(found)}, is taken for the class")
+            notes.append(
+                f"its only value, {min(found)}, is taken for the class; if other values are other "
+                "classes, name them: --classes"
+            )
         return counted > 0
     if is_colour:
         return only_colour(counted, notes)
