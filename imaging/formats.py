@@ -25,6 +25,9 @@ from imaging.scan import (
 )
 from utils import UserError, first_line
 
+# Larger numbers mean that there is none, as in maps with -3.4e38 outside.
+NO_MEASUREMENT = 1e30
+
 
 @dataclass(frozen=True)
 class Format:
@@ -208,16 +211,21 @@ def _errors_of(form: Format) -> Iterator[None]:
 
 
 def _fill_nan(scan: Scan, value: float | None) -> Scan:
-    """Fill NaN with `value`, or None for the lowest level; such pixels count as padding."""
-    if scan.pixels.dtype.kind != "f" or not np.isnan(scan.pixels.min()):
+    """Fill pixels that are no measurement: NaN, infinite, or the fill value of a mapping tool.
+
+    value: what they become; None is the lowest level. They count as padding. Raises UserError.
+    """
+    if scan.pixels.dtype.kind != "f" or np.abs(scan.pixels).max() < NO_MEASUREMENT:
         return scan
-    missing = np.isnan(scan.pixels)
+    missing = ~(np.abs(scan.pixels) < NO_MEASUREMENT)
     if missing.all():
-        raise UserError("NaN in all pixels; expected finite numbers")
-    lowest = np.nanmin(scan.pixels) if value is None else value
+        raise UserError("NaN or infinite numbers in all pixels; expected finite ones")
+    lowest = scan.pixels[~missing].min() if value is None else value
     pixels = np.where(missing, scan.pixels.dtype.type(lowest), scan.pixels)
     padding = missing.all(-1) if scan.padding is None else missing.all(-1) | scan.padding
     note = "NaN pixels are taken as background"
+    if not np.isnan(scan.pixels[missing]).all():
+        note = f"pixels that are NaN, infinite or beyond {NO_MEASUREMENT:g} are taken as background"
     return replace(scan, pixels=pixels, padding=padding, notes=(*scan.notes, note))
 
 

@@ -168,6 +168,18 @@ def test_nan_is_background_without_a_say_in_grey_levels(tmp_path):
     np.testing.assert_array_equal(ids, np.nan_to_num(mask).T)
 
 
+@pytest.mark.parametrize("fill", [-np.inf, np.inf, np.finfo(np.float32).min])
+def test_fill_values_are_background_like_nan(tmp_path, fill):
+    voxels = np.random.default_rng(1).normal(100, 20, (40, 40, 3)).astype(np.float32)
+    pixels = []
+    for value in (np.nan, fill):
+        voxels[:20] = value
+        scan = formats.read_scan(save(tmp_path / "a.nii", voxels))
+        assert "are taken as background" in scan.notes[0]
+        pixels.append(prepare_scan(scan, (40, 40), 1))
+    np.testing.assert_array_equal(*pixels)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [((20, 20, 3, 2, 2), "expected x, y, z, and perhaps"), ((20, 20, 3, 80), "time points")],
@@ -180,7 +192,7 @@ def test_other_dimensions_are_refused_with_advice(tmp_path, shape, message):
 def test_complex_numbers_and_all_nan_are_refused(tmp_path):
     with pytest.raises(UserError, match="complex"):
         formats.read_scan(save(tmp_path / "a.nii", VOXELS.astype(np.complex64)))
-    with pytest.raises(UserError, match="NaN in all pixels"):
+    with pytest.raises(UserError, match="NaN or infinite numbers in all pixels"):
         formats.read_scan(save(tmp_path / "a.nii", np.full((20, 20, 2), np.nan, np.float32)))
 
 
