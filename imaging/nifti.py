@@ -81,7 +81,7 @@ def encode(slices: np.ndarray, image: Scan) -> bytes:
     # The image's grey levels to show are none of a mask.
     header["cal_min"] = header["cal_max"] = 0
     stored = voxels.astype(header.get_data_dtype()).tobytes(order="F")
-    return gzip.compress(_head(header) + stored)
+    return gzip.compress(_head(header) + stored, mtime=0)
 
 
 def join(content: bytes, path: Path, max_bytes: int) -> bytes:
@@ -261,4 +261,4 @@ def _encode_plain(slices: np.ndarray, image: Scan) -> bytes:
     made.set_qform(affine, 1)
     if image.spacing_mm:
         made.header.set_xyzt_units("mm")
-    return gzip.compress(made.to_bytes())
+    return gzip.compress(made.to_bytes(), mtime=0)

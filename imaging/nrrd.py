@@ -97,7 +97,7 @@ def encode(slices: np.ndarray, image: Scan) -> bytes:
         f"space origin: {vectors[-1]}",
     ]
     stored = voxels.astype(voxels.dtype.newbyteorder("<")).tobytes(order="F")
-    return "\n".join(lines).encode() + b"\n\n" + gzip.compress(stored)
+    return "\n".join(lines).encode() + b"\n\n" + gzip.compress(stored, mtime=0)
 
 
 def _split(content: bytes) -> tuple[dict[str, str], bytes]:
