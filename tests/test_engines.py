@@ -186,7 +186,7 @@ def test_the_service_has_all_that_it_imports(tmp_path):
     for pattern in patterns:
         for path in ROOT.glob(pattern):
             target = tmp_path / path.relative_to(ROOT)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
     # These come with requirements.txt, but not with requirements-serve.txt.
     code = """import sys
