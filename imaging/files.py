@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imaging.dicom import dicom_series
@@ -56,14 +56,6 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def holds_one_volume(folder: Path) -> bool:
-    """Say whether a folder's DICOM files are the slices of one volume, not images of their own."""
-    if not is_series(folder):
-        return False
-    volumes, _ = dicom_series.group_files(dicom_series.series_files(folder))
-    return len(volumes) == 1 and len(volumes[0]) > 1
-
-
 def file_stem(path: Path) -> str:
     """Give the name that image, mask and prediction share: the file's name without its ending."""
     # A series: its folder may have any name, such as 1.2.840.
@@ -80,34 +72,6 @@ def file_stem(path: Path) -> str:
 def normalize_name(name: str) -> str:
     """Compose accents. macOS stores é as two characters, so the same name would not be found."""
     return unicodedata.normalize("NFC", name)
-
-
-def files_by_stem(folder: Path, suffix: str, problems: list[str]) -> dict[str, Path]:
-    """Map stems, without `suffix`, to the image files of a folder, see `files_by_name`."""
-
-    def stem(path: Path) -> str:
-        return file_stem(path).removesuffix(suffix)
-
-    return files_by_name(folder.iterdir(), stem, problems)
-
-
-def files_by_name(
-    paths: Iterable[Path], name_of: Callable[[Path], str], problems: list[str]
-) -> dict[str, Path]:
-    """Map names to the image files among `paths`, sorted; an equal name goes to `problems`."""
-    found: dict[str, Path] = {}
-    for path in sorted(paths):
-        if not is_image_file(path) and not is_series(path):
-            continue
-        name = normalize_name(name_of(path))
-        # Bytes that are not UTF-8 become surrogates, which tables cannot hold.
-        if not str(path).isprintable():
-            problems.append(f"{str(path)!a}: its name has unprintable characters; rename it")
-        elif name in found:
-            problems.append(f"{path}: same stem as {found[name].name}; keep one of them")
-        else:
-            found[name] = path
-    return found
 
 
 def is_large(path: Path) -> bool:

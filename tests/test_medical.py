@@ -23,7 +23,6 @@ from dataset.layouts import Pair
 from dataset.reading import read_pair
 from imaging import dicom, formats, pictures, writing
 from imaging.dicom import dicom_series
-from imaging.files import files_by_stem
 from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference.inputs import list_inputs
@@ -325,13 +324,12 @@ def test_frames_have_grey_levels_and_spacing_of_their_own():
 def test_other_files_beside_a_series_are_ignored(series, tmp_path):
     (series / "AUTORUN.INF").write_text("[autorun]")
     (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    (tmp_path / "images").mkdir()
     for name in ("1.2.840.1.1", "1.2.840.1.2"):
         shutil.copytree(series, tmp_path / "images" / name)
-    problems = []
-    found = files_by_stem(tmp_path / "images", "", problems)
-    assert list(found) == ["1.2.840.1.1", "1.2.840.1.2"] and problems == []
-    assert formats.read_scan(found["1.2.840.1.1"]).pixels.shape == (4, 20, 24, 1)
+    found = list_inputs(tmp_path / "images", tmp_path / "out").items
+    assert [item.name for item in found] == ["1.2.840.1.1", "1.2.840.1.2"]
+    assert [len(item.files) for item in found] == [4, 4]
+    assert formats.read_scan(tmp_path / "images" / "1.2.840.1.1").pixels.shape == (4, 20, 24, 1)
 
 
 def test_a_damaged_slice_is_named(series):
