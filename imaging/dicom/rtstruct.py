@@ -28,11 +28,6 @@ def is_rtstruct(header: Any) -> bool:
     return header.get("SOPClassUID") == RTSTRUCT or header.get("Modality") == "RTSTRUCT"
 
 
-def rtstruct_names(content: bytes) -> list[str]:
-    """List the names of the structures in a file, in their order. Raises UserError."""
-    return list(_structures(open_dataset(content, MAX_BYTES)).values())
-
-
 def decode_rtstruct(content: bytes, image: Scan, names: Sequence[str]) -> np.ndarray:
     """Draw the structures that are called as the classes: ids (S, H, W). Raises UserError."""
     return to_scan(open_dataset(content, MAX_BYTES), image, names).pixels[..., 0]
