@@ -18,6 +18,7 @@ import numpy as np
 
 from imaging.grid import Shape
 from imaging.labels import Classes
+from imaging.preprocess import shares_to_ids
 from inference.sampler import Sampler
 from inference.windows import read_box, read_window, window_starts
 from utils import atomic
@@ -201,6 +202,12 @@ class Dataset:
             mask = read_box(case.masks, start, self.sampler.window)
             masks.append(mask if self.sampler.dimensions == 3 else mask[0])
         return np.stack(images), np.stack(masks)
+
+    def truth(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Get a case's mask (D, H, W), ids or BITS, and which pixels do not count, if any may."""
+        shares = self.cases[number].masks
+        ignored = shares[..., -1] > 127 if self.classes.ignored else None
+        return shares_to_ids(shares[..., : len(self.classes.names)], self.classes.dtype), ignored
 
 
 def select(

@@ -442,10 +442,15 @@ def test_mirroring_is_symmetric(tmp_path):
 def test_disagreement_is_one_minus_dice():
     votes = np.zeros((2, 4, 4, 1), np.float32)
     votes[0, :2] = 1.0
-    decided = np.zeros((4, 4), np.uint8)
+    decided = np.zeros((4, 4, 1), np.float32)
     decided[:1] = 1
-    assert segment.disagreement(votes, decided, 0.5) == pytest.approx(((1 - 2 * 4 / 12) + 1) / 2)
-    assert segment.disagreement(votes[1:], 0 * decided, 0.5) == 0
+    counter = segment.Disagreement(0.5, overlap=False)
+    for rows in (slice(0, 1), slice(1, 4)):
+        counter.add(0, votes[:, rows], decided[rows])
+    assert counter.mean == pytest.approx(((1 - 2 * 4 / 12) + 1) / 2)
+    empty = segment.Disagreement(0.5, overlap=False)
+    empty.add(0, votes[1:], 0 * decided)
+    assert empty.mean == 0
 
 
 @pytest.mark.slow
@@ -516,69 +521,8 @@ def test_models_that_do_not_fit_together_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------ tiles
 
 
-@pytest.fixture(scope="module")
-def translator(tmp_path_factory):
-    """A trained network for any size, and its twin for 64x64, which differs at the rim only."""
-    keras.utils.set_random_seed(0)
-    whole = build_unet((None, None, 1), filters=4, depth=2)
-    rng = np.random.default_rng(0)
-    x = rng.random((4, 64, 64, 1), np.float32)
-    whole.compile(keras.optimizers.AdamW(1e-2), metrics.bce_dice_loss, run_eagerly=True)
-    for _ in range(30):
-        whole.train_on_batch(x, (x > 0.6).astype(np.float32))
-    window = build_unet((64, 64, 1), filters=4, depth=2)
-    window.set_weights(whole.get_weights())
-    return whole, window
-
-
-@pytest.mark.parametrize("shape", [(192, 160), (64, 192)])
-def test_windows_leave_no_seam(translator, shape):
-    """Away from the rim, windows give a constant or periodic image the whole image's result."""
-    whole, window = translator
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    constant = np.full((1, *shape, 1), 180, np.uint8)
-    periodic = np.uint8(127 + 100 * np.sin(2 * np.pi * y / 8) * np.sin(2 * np.pi * x / 16))[
-        None, ..., None
-    ]
-    for image in (constant, periodic):
-        difference = np.abs(
-            segment.sliding_window(window, image, (64, 64)) - segment.run_network(whole, image)
-        )
-        assert difference[:, 16:-16, 16:-16].max() < 0.1 and difference.mean() < 0.01
-
-
-@pytest.mark.parametrize(
-    ("shape", "size"), [((64, 64), (64, 64)), ((20, 65), (64, 96)), ((200, 96), (224, 96))]
-)
-def test_windows_cover_exactly(shape, size):
-    assert segment.padded_size(shape, (64, 64)) == size
-
-
-def test_windows_of_a_network_that_looks_at_one_pixel_are_exact():
-    """For a 1x1 convolution, windows and the whole image give the same: nothing counts twice."""
-    inputs = keras.Input((None, None, 1))
-    pixel = keras.Model(
-        inputs, keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer="ones")(inputs)
-    )
-    image = np.random.default_rng(0).integers(0, 256, (2, 96, 72, 1), dtype=np.uint8)
-    np.testing.assert_allclose(
-        segment.sliding_window(pixel, image, (32, 48), 3),
-        segment.run_network(pixel, image),
-        atol=1e-5,
-    )
-
-
 def test_tiles_give_masks_of_the_images_own_size(tmp_path):
     make_member(tmp_path)
-    for shape in ((33, 33), (150, 90), (20, 90)):  # at its own resolution: no pixel is enlarged
-        members = [make_member(tmp_path)]
-        probs = probabilities(members, picture(shape=shape), tile=True)
-        padded = np.zeros((1, *segment.padded_size(shape, (32, 32)), 1), np.uint8)
-        padded[0, : shape[0], : shape[1]] = preprocess.prepare_image(picture(shape=shape), shape, 1)
-        direct = segment.sliding_window(make_member(tmp_path)[0], padded, (32, 32))[
-            0, : shape[0], : shape[1]
-        ]
-        np.testing.assert_allclose(probs, direct, atol=1e-5)
     pictures.write_picture(tmp_path / "in" / "large.png", picture(shape=(150, 90)))
     pictures.write_picture(tmp_path / "in" / "small.png", picture(shape=(20, 90)))
     config = predict.Config(

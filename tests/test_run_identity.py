@@ -83,6 +83,9 @@ class Config:
     mirror: bool = False
     distributed: bool = False
     image_size: int | str = 128
+    patch_size: str = ""
+    dimensions: str = "2"
+    spacing: str = ""
     epochs: int = 3
     ignore: str = ""
 

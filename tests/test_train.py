@@ -108,7 +108,7 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     pairs, subsets = read_split(tmp_path / "run" / "split.csv")
     dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("foreground"), Sampler((32, 32))))
     rows = np.flatnonzero(np.array(subsets) == "val")
-    x, y = Batches(dataset, rows, 4)[0]
+    x, y = Batches(dataset, dataset.cover(rows), 4)[0]
     dice = float(np.mean(train.metrics.dice(y, model(x))))
     assert (
         dice
@@ -510,8 +510,8 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
 
 def test_neighbours_are_for_grey_volumes(small, monkeypatch):
     monkeypatch.setattr(train, "detect_channels", lambda pairs: 3)
-    with pytest.raises(UserError, match="neighbours is 1; expected 0, because .* several channels"):
-        train.train(dataclasses.replace(small, neighbours=1))
+    with pytest.raises(UserError, match="the images have several channels"):
+        train.train(dataclasses.replace(small, dimensions="2.5"))
 
 
 def test_an_old_flag_still_works(monkeypatch):

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import images_of, masks_of
+from conftest import images_of, masks_of, prepare_to_fit
 from nibabel import orientations
 from test_train import small  # noqa: F401 (a fixture)
 
@@ -18,7 +18,7 @@ from dataset import loading
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.reading import read_pair
-from imaging import formats, pictures, preprocess
+from imaging import formats, pictures
 from imaging.alignment import check_alignment
 from imaging.labels import Classes
 from inference import segment
@@ -203,7 +203,7 @@ def test_neighbours_are_the_slices_before_and_after(volumes):
 )
 def test_the_window_decides_what_is_distinguished(volumes, window, inside):
     scan = formats.read_scan(sorted((volumes / "images").iterdir())[0])
-    prepared = preprocess.prepare_scan(scan, (80, 96), 1, window)
+    prepared = prepare_to_fit(scan, (80, 96), 1, window)
     liver, tissue = (
         prepared[7][..., 0][np.abs(scan.pixels[7][..., 0] - level) < 10].mean()
         for level in (110, 30)
