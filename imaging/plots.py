@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from imaging import labels, preprocess
-from imaging.grid import fit_grid
+from imaging.grid import fit_grid, resize
 from imaging.pictures import write_picture
 from imaging.scan import Scan
 from utils import atomic
@@ -152,7 +152,7 @@ def draw_panel(
         kinds = [("missed", MISSED), ("too much", EXTRA), ("wrong class", CONFUSED)]
         legends.append(kinds if len(names) > 1 else kinds[:2])
     if uncertainty is not None:
-        shown = preprocess.resize(uncertainty[number], size)
+        shown = resize(uncertainty[number], size)
         tiles[f"uncertainty, 0 to {shown.max():.2f}"] = colour_map(shown)
     write_picture(path, compose_panel(tiles, title, legends))
 

@@ -15,7 +15,8 @@ import train
 import utils
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
-from imaging import formats, pictures, plots, preprocess
+from imaging import formats, pictures, plots
+from imaging.grid import resize
 from imaging.labels import Classes
 from imaging.scan import Scan
 from inference import postprocess, segment
@@ -104,12 +105,12 @@ def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     members = [utils.load_model(run / "model.h5")]
     image = formats.read_image(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
-    large = preprocess.resize(image, (512, 512))
+    large = resize(image, (512, 512))
     unclean = [(members[0][0], members[0][1] | {"clean": None})]
     results = segment.segment_scans(unclean, [scan(image), scan(large)])
     small_ids, large_ids = (result.ids[0] for result in results)
     assert small_ids.any()
-    enlarged = preprocess.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
+    enlarged = resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
     assert probabilities(members, padded).shape == (256, 384, 1)
 
