@@ -10,6 +10,7 @@ from dataset.augmentation import STRENGTHS
 from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
 from imaging.scan import MAX_CHANNELS
+from networks.own import find_code, is_own
 from utils import ROOT, UserError, nearest, or_expected
 
 SEEDS = range(2**32)
@@ -26,7 +27,7 @@ def check_before_keras(config: Any) -> None:
     architectures = keys_in_source(ROOT / "model.py", "ARCHITECTURES", {"BACKBONES": backbones})
     check_values(config)
     check_name("loss", config.loss, losses)
-    check_name("architecture", config.architecture, architectures)
+    check_architecture(config.architecture, architectures)
     check_image_size(config, backbones)
     for folder in (config.data_dir, config.extra_dir):
         if folder:
@@ -40,8 +41,9 @@ def check_config(config: Any) -> None:
 
     check_values(config)
     check_name("loss", config.loss, metrics.LOSSES)
-    check_name("architecture", config.architecture, model.ARCHITECTURES)
-    model.check_names(config.architecture, config.normalization)
+    check_architecture(config.architecture, model.ARCHITECTURES)
+    if not is_own(config.architecture):
+        model.check_names(config.architecture, config.normalization)
     check_image_size(config, model.BACKBONES)
 
 
@@ -52,9 +54,19 @@ def check_name(field: str, name: str, known: Collection[str]) -> None:
         raise UserError(f"{field} is {name!r}{expected} one of {', '.join(known)}")
 
 
+def check_architecture(architecture: str, known: Collection[str]) -> None:
+    """Raise UserError unless an architecture is known, or its code is there; it is not run."""
+    if is_own(architecture):
+        find_code(architecture)
+    else:
+        check_name("architecture", architecture, known)
+
+
 def check_image_size(config: Any, backbones: Collection[str]) -> None:
     """Raise UserError for an image size that the network cannot halve as often as it does."""
     size = utils.parse_size(config.image_size)
+    if is_own(config.architecture):
+        return
     utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
 
 
