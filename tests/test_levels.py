@@ -1,5 +1,7 @@
 """The levels of a network: what is halved and convolved across, for images and volumes."""
 
+import itertools
+
 import pytest
 
 from networks.levels import plan_levels
@@ -41,7 +43,7 @@ def test_a_pooling_never_loses_a_slice(slices, thickness):
     """Each stride divides the size, something is halved at each level, and kernels only grow."""
     sides = [slices, 64, 32]
     levels = plan_levels(sides, 2, 4, (thickness, 1, 1))
-    for level, below in zip(levels, levels[1:], strict=False):
+    for level, below in itertools.pairwise(levels):
         assert 2 in level.stride and below.kernel >= level.kernel
         assert not any(side % by for side, by in zip(sides, level.stride, strict=True))
         sides = [side // by for side, by in zip(sides, level.stride, strict=True)]
