@@ -59,14 +59,15 @@ def find_code(architecture: str, folder: Path = Path()) -> Path:
     places, spec = None, None
     parts = code.split(".")
     for number in range(len(parts)):
-        name = ".".join(parts[: number + 1])
-        spec = importlib.machinery.PathFinder.find_spec(name, places)
-        if spec is None or not spec.origin:
-            raise UserError(
-                f"architecture {architecture}: Python finds no module {name}; {FORM}, where the "
-                "package is installed or PYTHONPATH names its folder"
-            )
+        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: number + 1]), places)
+        if spec is None:
+            break
         places = spec.submodule_search_locations
+    if spec is None or not spec.origin:
+        raise UserError(
+            f"architecture {architecture}: Python finds no module {code}; {FORM}, where the "
+            "package is installed or PYTHONPATH names its folder"
+        )
     return Path(spec.origin)
 
 
@@ -178,7 +179,7 @@ def _as_probabilities(architecture: str, network: "keras.Model", activation: str
                 "name, because the last layer is called so"
             )
     _, name = split(architecture)
-    return keras.Model(network.inputs, last(network.outputs[0]), name=name)
+    return keras.Model(network.inputs[0], last(network.outputs[0]), name=name)
 
 
 def _ending(network: "keras.Model") -> str:
@@ -211,10 +212,10 @@ def foreign_parts(config: Any) -> set[str]:
     if not isinstance(config, dict):
         return set()
     names = foreign_parts(list(config.values()))
-    module, name = config.get("module"), config.get("class_name")
-    is_known = module is None or module == "builtins" or str(module).startswith("keras.")
-    is_operation = "keras.src.ops" in str(module)
-    if name and (not is_known or is_operation or name == "Lambda"):
+    name, module = config.get("class_name"), str(config.get("module"))
+    is_layer = module.startswith("keras.") and not module.startswith("keras.src.ops")
+    is_plain = "registered_name" not in config  # a tensor, not a part
+    if name == "Lambda" or not (is_plain or is_layer or module == "keras"):
         names.add(str(name))
     return names
 
@@ -238,7 +239,10 @@ def keep_code(architecture: str, model: "keras.Model", path: Path) -> dict[str, 
     code, function = split(architecture)
     if code.endswith(".py"):
         copy = path.with_name(path.stem + CODE_ENDING)
-        copy.write_bytes(_sources[Path(code).absolute()])
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        temporary = copy.with_name(f".{copy.name}")
+        temporary.write_bytes(_sources[Path(code).absolute()])
+        temporary.replace(copy)  # no reader sees half a file
         architecture = f"{copy.name}:{function}"
     return {
         "architecture": architecture,
