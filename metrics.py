@@ -2,10 +2,11 @@
 
     python metrics.py compare A/metrics.csv B/metrics.csv      are two runs different?
 
-In training y_true and y_pred are (N, H, W, K) in [0, 1]; a true pixel on a border is partly
-inside. Each function returns one number per image, (N,), computed in float32 whatever the
-network's precision. With several channels the first is the background: Dice, Tversky and the
-metrics leave it out and average the others. Classes that overlap are scored each for itself.
+In training y_true and y_pred are (N, H, W, K), or (N, D, H, W, K) for volumes, in [0, 1]; a true
+pixel on a border is partly inside. Each function returns one number per image, (N,), computed in
+float32 whatever the network's precision. With several channels the first is the background: Dice,
+Tversky and the metrics leave it out and average the others. Classes that overlap are scored each
+for itself.
 y_true may have a further channel: the share of a pixel that does not count (--ignore).
 
 To add a loss, write a function (y_true, y_pred) → (N,) and name it in LOSSES. Begin it with
@@ -21,6 +22,7 @@ import utils
 if __name__ == "__main__":
     utils.load_keras()
 
+import keras
 import numpy as np
 import pandas as pd
 from keras import KerasTensor, ops
@@ -50,7 +52,7 @@ def split_valid(
 ) -> tuple[KerasTensor, KerasTensor, KerasTensor | None]:
     """Split truth from what does not count: y_true, y_pred, and each pixel's weight, float32.
 
-    The weight, (N, H, W, 1) in [0, 1], is None if all pixels count.
+    The weight, (N, …, 1) in [0, 1], is None if all pixels count.
     """
     y_true, y_pred = _float32(y_true, y_pred)
     if y_true.shape[-1] == y_pred.shape[-1]:
@@ -84,6 +86,11 @@ def _with_background(tensor: KerasTensor) -> KerasTensor:
     return tensor if tensor.shape[-1] > 1 else ops.concatenate([1 - tensor, tensor], axis=-1)
 
 
+def _sum_pixels(tensor: KerasTensor) -> KerasTensor:
+    """Sum over the pixels, or voxels, of each image: (N, …, K) → (N, K)."""
+    return ops.sum(tensor, axis=tuple(range(1, len(tensor.shape) - 1)))
+
+
 def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> KerasTensor:
     """Cross-entropy that counts easy pixels less: (N,) ≥ 0.
 
@@ -94,12 +101,11 @@ def focal_loss(y_true: KerasTensor, y_pred: KerasTensor, gamma: float = 2.0) -> 
     # A larger floor would end the gradient where a class is wrongly ruled out.
     y_pred = ops.clip(y_pred, 1e-30, 1.0)
     weight = ops.power(ops.abs(y_true - y_pred), gamma) if gamma else 1.0
-    pixels = -ops.sum(y_true * weight * ops.log(y_pred), axis=-1)
+    pixels = -ops.sum(y_true * weight * ops.log(y_pred), axis=-1, keepdims=True)  # (N, …, 1)
     if counts is None:
-        return ops.mean(pixels, axis=(1, 2))
-    counts = counts[..., 0]
-    total = ops.maximum(ops.sum(counts, axis=(1, 2)), 1.0)
-    return ops.sum(pixels * counts, axis=(1, 2)) / total
+        return ops.mean(pixels, axis=tuple(range(1, len(pixels.shape))))
+    total = ops.maximum(_sum_pixels(counts), 1.0)
+    return (_sum_pixels(pixels * counts) / total)[:, 0]
 
 
 def cross_entropy(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
@@ -121,9 +127,9 @@ def tversky_loss(
     y_true, y_pred = _foreground(y_true), _foreground(y_pred)
     if counts is not None:
         y_true, y_pred = y_true * counts, y_pred * counts
-    hits = ops.sum(ops.minimum(y_true, y_pred), axis=(1, 2))
-    extra = ops.sum(y_pred, axis=(1, 2)) - hits
-    missed = ops.sum(y_true, axis=(1, 2)) - hits
+    hits = _sum_pixels(ops.minimum(y_true, y_pred))
+    extra = _sum_pixels(y_pred) - hits
+    missed = _sum_pixels(y_true) - hits
     return 1 - ops.mean((hits + 1) / (hits + alpha * extra + beta * missed + 1), axis=-1)
 
 
@@ -160,47 +166,104 @@ def _decide(tensor: KerasTensor) -> KerasTensor:
 
 
 def _counts(
-    y_true: KerasTensor, y_pred: KerasTensor
+    y_true: KerasTensor, y_pred: KerasTensor, overlap: bool = False
 ) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
     """Count the pixels of the decided masks, (N, K) each: in both, in truth, in prediction."""
     y_true, y_pred, counts = split_valid(y_true, y_pred)
-    truth, found = _foreground(_decide(y_true)), _foreground(_decide(y_pred))
+    if overlap:  # each channel is a class of its own
+        truth, found = (ops.cast(one >= 0.5, "float32") for one in (y_true, y_pred))
+    else:
+        truth, found = _foreground(_decide(y_true)), _foreground(_decide(y_pred))
     if counts is not None:
         counts = ops.cast(counts >= 0.5, "float32")
         truth, found = truth * counts, found * counts
-    return tuple(ops.sum(mask, axis=(1, 2)) for mask in (truth * found, truth, found))
+    return tuple(_sum_pixels(mask) for mask in (truth * found, truth, found))
 
 
 def _ratio(part: KerasTensor, whole: KerasTensor, both: KerasTensor) -> KerasTensor:
-    """Divide, (N, K) → (N,): 1 where `both` masks are empty, 0 where only `whole` is 0."""
+    """Divide, (…, K) → (…): 1 where `both` masks are empty, 0 where only `whole` is 0."""
     return ops.mean(ops.where(both == 0, 1.0, part / ops.maximum(whole, 1.0)), axis=-1)
+
+
+def _dice(hits: KerasTensor, truth: KerasTensor, found: KerasTensor) -> KerasTensor:
+    return _ratio(2 * hits, truth + found, truth + found)
+
+
+def _iou(hits: KerasTensor, truth: KerasTensor, found: KerasTensor) -> KerasTensor:
+    return _ratio(hits, truth + found - hits, truth + found)
+
+
+def _precision(hits: KerasTensor, truth: KerasTensor, found: KerasTensor) -> KerasTensor:
+    return _ratio(hits, found, truth + found)
+
+
+def _recall(hits: KerasTensor, truth: KerasTensor, found: KerasTensor) -> KerasTensor:
+    return _ratio(hits, truth, truth + found)
 
 
 def dice(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     """Dice of each image's decided masks: (N,) in [0, 1]; two empty masks score 1, one scores 0."""
-    hits, truth, found = _counts(y_true, y_pred)
-    return _ratio(2 * hits, truth + found, truth + found)
+    return _dice(*_counts(y_true, y_pred))
 
 
 def iou(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     """Intersection over union (Jaccard) of each image: (N,) in [0, 1]; empty as in `dice`."""
-    hits, truth, found = _counts(y_true, y_pred)
-    return _ratio(hits, truth + found - hits, truth + found)
+    return _iou(*_counts(y_true, y_pred))
 
 
 def precision(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     """Share of the predicted pixels that are right: (N,) in [0, 1]; empty as in `dice`."""
-    hits, truth, found = _counts(y_true, y_pred)
-    return _ratio(hits, found, truth + found)
+    return _precision(*_counts(y_true, y_pred))
 
 
 def recall(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:
     """Share of the true pixels that are predicted: (N,) in [0, 1]; empty as in `dice`."""
-    hits, truth, found = _counts(y_true, y_pred)
-    return _ratio(hits, truth, truth + found)
+    return _recall(*_counts(y_true, y_pred))
 
 
 TRAINING_METRICS: tuple[Score, ...] = (dice, iou, precision, recall)
+
+
+class PooledMetric(keras.metrics.Metric):
+    """A metric of all pixels since the epoch's start, per class, averaged over the classes.
+
+    For patches: one without foreground says little, and a mean over patches would count it like
+    any other. score: (hits, truth, found) → score, (…, K) → (…).
+    """
+
+    def __init__(self, name: str, score: Score, overlap: bool) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.score, self.overlap = score, overlap
+        self.counts: keras.Variable | None = None
+
+    def update_state(
+        self, y_true: KerasTensor, y_pred: KerasTensor, sample_weight: KerasTensor | None = None
+    ) -> None:
+        """Count a batch; an image of weight 0 does not count."""
+        counts = ops.stack(_counts(y_true, y_pred, self.overlap))  # (3, N, K)
+        if sample_weight is not None:
+            weight = ops.reshape(ops.cast(sample_weight, "float32"), (1, -1, 1))
+            counts = counts * weight
+        if self.counts is None:
+            shape = (3, counts.shape[-1])
+            self.counts = self.add_variable(shape, "zeros", name="counts")
+        self.counts.assign_add(ops.sum(counts, axis=1))
+
+    def result(self) -> KerasTensor:
+        """Return the score of all pixels that were counted."""
+        if self.counts is None:
+            return 0.0
+        counts = ops.convert_to_tensor(self.counts)
+        return self.score(counts[0], counts[1], counts[2])
+
+
+def pooled_metrics(overlap: bool) -> list[keras.metrics.Metric]:
+    """Make dice, iou, precision and recall for `Model.compile(weighted_metrics=…)`, pooled.
+
+    overlap: whether each channel of y_pred is a class of its own.
+    """
+    scores = {"dice": _dice, "iou": _iou, "precision": _precision, "recall": _recall}
+    return [PooledMetric(name, score, overlap) for name, score in scores.items()]
 
 
 # ---------------------------------------------------------------------- scores of a predicted mask

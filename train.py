@@ -91,6 +91,7 @@ from imaging.channel_files import channel_endings
 from imaging.labels import Classes
 from imaging.plots import draw_curves
 from model import BACKBONES, build_unet
+from networks.own import is_own
 from training import distributed, run_folder
 from training.batch_norm import fuse_batch_norm
 from training.checkpoint import Checkpoint
@@ -329,6 +330,7 @@ def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
         # How the files of an image's channels are named, where they are several.
         channel_endings=channel_endings((pairs[0].image, *pairs[0].more_channels)),
         mirror=config.mirror,
+        **({"architecture": config.architecture} if is_own(config.architecture) else {}),
         phantoms=all((folder / "phantoms.json").is_file() for folder in folders),
     )
 

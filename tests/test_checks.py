@@ -77,5 +77,8 @@ def test_verbose_is_named_by_help(script, tmp_path):
 
 def test_sizes_are_checked_for_the_depth():
     utils.check_size((64, 128), 4)
+    utils.check_size((5, 64, 128), 4)  # slices are halved as often as they can be
     with pytest.raises(UserError, match="image size 100 is not a multiple of 16"):
         utils.check_size((64, 100), 4)
+    with pytest.raises(UserError, match="patch size 8 is not a multiple of 16 .*; take 16"):
+        utils.check_size((16, 8, 32), 4, name="patch size")

@@ -267,3 +267,73 @@ def test_distances_in_different_units_are_not_averaged():
     )
     assert list(metrics.summarize(table).index) == ["dice"]
     assert list(metrics.summarize(table.assign(unit="mm")).index) == ["dice", "nsd", "hd95"]
+
+
+# ---------------------------------------------------------------------------------------- volumes
+
+EVERY_FUNCTION = [*metrics.LOSSES.values(), *metrics.TRAINING_METRICS]
+
+
+def random_targets(shape, channels, ignored=False):
+    """Truth and probabilities (…, K), and with `ignored` what does not count as a last channel."""
+    rng = np.random.default_rng(0)
+    truth = np.eye(channels, dtype=np.float32)[rng.integers(0, channels, shape)]
+    probs = rng.dirichlet(np.ones(channels), shape).astype(np.float32)
+    if channels == 2:
+        truth, probs = truth[..., 1:], probs[..., 1:]
+    if ignored:
+        truth = np.concatenate([truth, rng.integers(0, 2, (*shape, 1))], -1).astype(np.float32)
+    return truth, probs
+
+
+@pytest.mark.parametrize("function", EVERY_FUNCTION, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_volume_is_scored_like_its_slices_side_by_side(function, channels, ignored):
+    truth, probs = random_targets((2, 4, 6, 5), channels, ignored)
+    planes = [one.reshape(2, 24, 5, -1) for one in (truth, probs)]
+    values = np.asarray(function(truth, probs))
+    assert values.shape == (2,)
+    np.testing.assert_allclose(values, function(*planes), rtol=1e-5)
+    overlapping = metrics.per_class(function)
+    np.testing.assert_allclose(overlapping(truth, probs), overlapping(*planes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_pooled_metrics_are_those_of_one_big_image(channels, overlap, ignored):
+    """Batches one after the other score like all their pixels in one image; reset forgets."""
+    truth, probs = random_targets((6, 4, 6, 5), channels, ignored)
+    pooled = metrics.pooled_metrics(overlap)
+    assert [one.name for one in pooled] == ["dice", "iou", "precision", "recall"]
+    one_image = [one.reshape(1, 6 * 4, 6 * 5, -1) for one in (truth, probs)]
+    for metric, function in zip(pooled, metrics.TRAINING_METRICS, strict=True):
+        for _ in range(2):
+            metric.reset_state()
+            for start in range(0, 6, 2):
+                metric.update_state(truth[start : start + 2], probs[start : start + 2])
+            whole = metrics.per_class(function) if overlap else function
+            assert float(metric.result()) == pytest.approx(float(whole(*one_image)[0]), rel=1e-5)
+
+
+def test_pooled_metrics_weigh_images_and_score_absent_classes_one():
+    metric = metrics.pooled_metrics(False)[0]
+    metric.update_state(TRUTH, PROBS, sample_weight=np.array([1.0, 1, 0, 0]))
+    assert float(metric.result()) == pytest.approx(1 / 2)  # the false alarms weigh nothing
+    metric.reset_state()
+    metric.update_state(np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2, 1)))
+    assert float(metric.result()) == 1
+
+
+def test_pooled_metrics_in_a_training():
+    """The log names them as before; the last batch is smaller."""
+    truth, probs = random_targets((5, 4, 4, 4), 3)
+    inputs = keras.Input((4, 4, 4, 3))
+    model = keras.Model(inputs, keras.layers.Identity()(inputs))
+    model.compile(loss="mse", weighted_metrics=metrics.pooled_metrics(False), jit_compile=False)
+    log = model.evaluate(probs, truth, batch_size=2, return_dict=True, verbose=0)
+    whole = metrics.recall(truth.reshape(1, 20, 16, 3), probs.reshape(1, 20, 16, 3))
+    assert log["recall"] == pytest.approx(float(whole[0]), rel=1e-5)
+    history = model.fit(probs, truth, batch_size=2, epochs=2, validation_split=0.4, verbose=0)
+    assert {"dice", "val_dice", "val_precision"} <= set(history.history)
