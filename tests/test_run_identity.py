@@ -187,7 +187,8 @@ def test_a_table_of_version_1_names_the_first_mask_alone(phantoms, tmp_path):
 @pytest.mark.parametrize("name", ['a|b\\|c, "d"', "two\nlines", " spaces ", "心脏", "\\"])
 def test_any_name_comes_back(tmp_path, name):
     folder = tmp_path / name
-    pair = Pair(folder / "i.png", (folder / "m.png", folder / "n.png"), more_channels=(folder,))
+    masks = (folder / "m.png", folder / "n.png")
+    pair = Pair(folder / "i.png", masks, patient=name, more_channels=(folder,))
     write_split(tmp_path / "split.csv", [pair, pair], ["train", ""])
     assert read_split(tmp_path / "split.csv") == ([pair], ["train"])
 
