@@ -6,7 +6,10 @@
 
 The run folder (default files/) gets model.h5 (the best epoch by validation Dice), log.csv,
 curves.png, split.csv and config.json. The same command goes on after Ctrl-C or a crash.
+--distributed shares each batch among several processes, see docs/scaling.md.
 --verbose also shows what TensorFlow or JAX says.
+The environment variable UNET_CACHE names the folder of decoded images, for later runs (default
+files/cache; empty keeps none).
 """
 
 from dataclasses import dataclass, replace
@@ -58,13 +61,12 @@ class Config:
 
     # Computer
     precision: str = "auto"  # float32, bfloat16 or float16; auto is bfloat16 where that is fast
-    cache_dir: str = "files/cache"  # decoded images, for later runs; "" keeps none
-    distributed: bool = False  # several processes share each batch, see docs/scaling.md
 
 
 if __name__ == "__main__":  # --help and wrong flags are answered before the slow imports
     from training.checks import check_before_keras
 
+    IS_DISTRIBUTED = utils.take_word("--distributed")
     CONFIG = utils.parse_flags(Config)
     utils.run_cli(lambda: check_before_keras(CONFIG))
     print("loading Keras …", flush=True)
@@ -79,7 +81,7 @@ import metrics
 import predict
 from dataset.augmentation_jax import DeviceBatches, fits_on_device
 from dataset.batches import Batches
-from dataset.cache import Dataset
+from dataset.cache import Dataset, cache_folder
 from dataset.channels import detect_channels
 from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
@@ -101,11 +103,14 @@ from utils import UserError
 PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
 
 
-def train(config: Config) -> pd.DataFrame:
-    """Train as `config` says: one run (returns its log) or folds (returns their summary)."""
+def train(config: Config, is_distributed: bool = False) -> pd.DataFrame:
+    """Train as `config` says: one run (returns its log) or folds (returns their summary).
+
+    is_distributed: several processes share each batch.
+    """
     config = with_classes(config)
     check_config(config)
-    if config.distributed:
+    if is_distributed:
         distributed.initialize()
     print_device_hint(config)
     if config.folds:
@@ -209,7 +214,7 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
             config.channels or detect_channels(data.find_pairs(data_dir)[0]),
             config.window,
         )
-        return data.load_dataset(data_dir, preprocessing, config.cache_dir, config.extra_dir)
+        return data.load_dataset(data_dir, preprocessing, cache_folder(), config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if config.neighbours and dataset.channels > 1:
@@ -351,4 +356,4 @@ def finish_run(
 
 if __name__ == "__main__":
     with distributed.abort_on_error():
-        utils.run_cli(lambda: train(CONFIG), utils.RESUMES)
+        utils.run_cli(lambda: train(CONFIG, IS_DISTRIBUTED), utils.RESUMES)

@@ -4,6 +4,7 @@ They are held in memory if they fit, otherwise read batch by batch.
 """
 
 import json
+import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOOTER = struct.Struct("<Q")  # the file's last bytes: the length of the table before them
+
+
+def cache_folder() -> str:
+    """Return where decoded images are kept: UNET_CACHE, else files/cache; "" keeps none."""
+    return os.environ.get("UNET_CACHE", "files/cache")
 
 
 class Entry(NamedTuple):

@@ -14,6 +14,7 @@ from dataset.phantoms import make_phantoms
 from imaging import pictures
 
 ROOT = Path(__file__).parents[1]
+os.environ["UNET_CACHE"] = ""  # tests keep no decoded images, unless they say where
 
 
 @pytest.fixture(autouse=True)

@@ -181,7 +181,7 @@ from dataset.batches import Batches
 train.PHANTOMS = 40
 train.fits_on_device = lambda *_: True
 Batches.make = None  # the threads' work
-small = dict(image_size=64, filters=4, depth=3, epochs=12, cache_dir="")
+small = dict(image_size=64, filters=4, depth=3, epochs=12)
 log = train.train(train.Config(**small, out_dir={str(tmp_path)!r}))
 print("validation Dice", log.val_dice.max())
 """

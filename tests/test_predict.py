@@ -49,7 +49,6 @@ def run(phantoms, tmp_path_factory):
             epochs=25,
             batch_size=8,
             precision="float32",
-            cache_dir="",
             out_dir=str(folder),
         )
     )
@@ -266,7 +265,6 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
         epochs=4,
         batch_size=2,
         precision="float32",
-        cache_dir="",
         out_dir=str(tmp_path),
     )
     train.train(config)

@@ -79,9 +79,7 @@ class Config:
 
     data_dir: str = ""
     out_dir: str = "files"
-    cache_dir: str = ""
     mirror: bool = False
-    distributed: bool = False
     image_size: int | str = 128
     epochs: int = 3
     ignore: str = ""
@@ -103,7 +101,7 @@ def test_settings_are_compared_by_their_meaning():
         config = dataclasses.replace(Config(), **change)
         assert run_identity.changed_fields(config, then) == expected
     old = {name: value for name, value in then.items() if name != "ignore"}
-    old |= {"image_size": 128, "memory_gb": 4.0}
+    old |= {"image_size": 128, "memory_gb": 4.0, "cache_dir": "x", "distributed": True}
     assert run_identity.changed_fields(Config(), old) == []
 
 
