@@ -28,6 +28,7 @@ from dataset.notes import describe_masks, summarize_notes
 from dataset.phantoms import make_phantoms
 from dataset.report import report_page
 from imaging.labels import Classes
+from inference.sampler import Sampler
 from utils import UserError
 
 MAX_SHOWN = 20  # problems in an error message
@@ -220,7 +221,7 @@ def check(
     parsed = Classes(classes, ignore, overlap)
     names = parsed.names
     pairs, problems = layout.pairs, list(layout.problems)
-    preprocessing = Preprocessing(parsed, (128, 128), detect_channels(pairs))
+    preprocessing = Preprocessing(parsed, Sampler((128, 128)), detect_channels(pairs))
     dataset, unreadable = loading.load_pairs(pairs, preprocessing)
     problems += unreadable
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]

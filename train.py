@@ -33,9 +33,12 @@ class Config:
     overlap: bool = False  # a pixel may be of several classes: a sigmoid for each
     # Pixels, multiples of 2**depth, or height and width: "192,256". Images are scaled to fit.
     image_size: int | str = 128
+    # Or pieces of the images at their own resolution: "192", "192,256", in 3-D "16,64,64".
+    patch_size: str = ""
+    dimensions: str = "2"  # 2; 2.5 adds the slices before and after as channels; 3 needs patches
+    spacing: str = ""  # mm of the volumes that patches are taken from: "1", "3,1,1"; "" the median
     channels: int = 0  # 1 grey, 3 colour, or as many as the images have; 0 looks at them
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
-    neighbours: int = 0  # 1 adds the slices before and after as channels (volumes, 2.5-D)
     extra_dir: str = ""  # a second data set, for training only
     test_fraction: float = 0.2  # of the patients; index.csv may name the test set instead
     val_fraction: float = 0.15  # of the other patients; 0 keeps the last epoch instead of the best
@@ -79,7 +82,6 @@ import pandas as pd
 import data
 import metrics
 import predict
-from dataset.augmentation_jax import DeviceBatches, fits_on_device
 from dataset.batches import Batches
 from dataset.cache import Dataset, cache_folder
 from dataset.channels import detect_channels
@@ -98,9 +100,11 @@ from training.checks import check_config, print_device_hint
 from training.cleanup import choose_cleanup
 from training.cross_validation import cross_validate
 from training.optimizer import make_optimizer
+from training.sampling import make_sampler
 from utils import UserError
 
 PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
+MIN_VAL_WINDOWS = 64  # of patches, if the validation images have so many
 
 
 def train(config: Config, is_distributed: bool = False) -> pd.DataFrame:
@@ -147,20 +151,18 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 
     with distributed.scope():
         # Model: plain Keras is saved; a twin that shares its weights trains faster on a CPU.
-        model = build_network(config, dataset.channels, dataset.classes, folder, bool(history))
+        model = build_network(config, dataset, folder, bool(history))
         twin = fuse_batch_norm(model)
 
         # Split: only now, because it puts an earlier run aside.
         subsets = distributed.broadcast_from_main(assign_subsets, config, folder, pairs, history)
-        slices = {}
-        for name in SUBSETS:
-            slices[name] = dataset.slices_of(np.flatnonzero(np.array(subsets) == name))
-        print(", ".join(f"{len(slices[name])} {name}" for name in SUBSETS))
-        for note in describe_subsets(dataset, slices):
+        numbers = {name: np.flatnonzero(np.array(subsets) == name) for name in SUBSETS}
+        print(", ".join(f"{len(dataset.examples(numbers[name]))} {name}" for name in SUBSETS))
+        for note in describe_subsets(dataset, numbers["val"]):
             print(f"note: {note}")
 
         # Compile: loss and metrics are computed per image and averaged over images.
-        train_batches, val_batches = make_batches(config, dataset, slices)
+        train_batches, val_batches = make_batches(config, dataset, numbers)
         compile_model(twin, config, steps=len(train_batches) * config.epochs)
 
         # Fit.
@@ -184,7 +186,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     # Result.
     log = pd.DataFrame(history)
     if distributed.is_main_process():
-        finish_run(config, folder, pairs, dataset, slices, log)
+        finish_run(config, folder, pairs, dataset, numbers, log)
     distributed.barrier()
     return log
 
@@ -208,21 +210,22 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
     def load() -> tuple[list[Pair], Dataset]:
         data_dir = data_folder(config)
         print(f"data: {data_dir}", flush=True)
+        pairs = data.find_pairs(data_dir)[0]
         preprocessing = Preprocessing(
             Classes(config.classes, config.ignore, config.overlap),
-            utils.parse_size(config.image_size),
-            config.channels or detect_channels(data.find_pairs(data_dir)[0]),
+            make_sampler(config, pairs),
+            config.channels or detect_channels(pairs),
             config.window,
         )
         return data.load_dataset(data_dir, preprocessing, cache_folder(), config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
-    if config.neighbours and dataset.channels > 1:
-        raise UserError("neighbours is 1; expected 0, because the images have several channels")
+    if dataset.sampler.neighbours and dataset.channels > 1:
+        raise UserError("dimensions is 2.5; expected 2 or 3: the images have several channels")
     images = [pair.image.name for pair in pairs]
     if distributed.broadcast_from_main(lambda: images) != images:
         raise UserError("the data set holds other images here than where the main process runs")
-    return pairs, replace(dataset, neighbours=config.neighbours)
+    return pairs, dataset
 
 
 def assign_subsets(
@@ -243,24 +246,20 @@ def assign_subsets(
 
 
 def build_network(
-    config: Config,
-    channels: int,
-    classes: Classes,
-    folder: Path = Path(),
-    resumed: bool = False,
+    config: Config, dataset: Dataset, folder: Path = Path(), resumed: bool = False
 ) -> keras.Model:
     """Build the network, with the weights that it starts from unless a run is resumed."""
     start = "" if resumed else config.init_weights
     from_encoder = config.architecture in BACKBONES and not utils.is_model_file(start)
     model = build_unet(
-        (*utils.parse_size(config.image_size), channels * (1 + 2 * config.neighbours)),
-        classes.num_channels,
+        dataset.sampler.input_shape(dataset.channels),
+        dataset.classes.num_channels,
         config.filters,
         config.depth,
         architecture=config.architecture,
         normalization=config.normalization,
         encoder_weights=start if start and from_encoder else "none",
-        overlap=classes.overlap,
+        overlap=dataset.classes.overlap,
     )
     if start and not from_encoder:
         if Path(start).resolve().parent == folder.resolve():
@@ -270,29 +269,35 @@ def build_network(
 
 
 def make_batches(
-    config: Config, dataset: Dataset, slices: dict[str, np.ndarray]
+    config: Config, dataset: Dataset, numbers: dict[str, np.ndarray]
 ) -> tuple[Batches, Batches | None]:
-    """Make the batches of training images, augmented, and those of validation images, if any."""
+    """Make the batches of training images, augmented, and those of validation images, if any.
+
+    numbers: the pairs of each subset.
+    """
     shard = distributed.shard()
     if config.batch_size % shard.num_devices:
         raise UserError(
             f"batch_size is {config.batch_size}; expected a multiple of the {shard.num_devices} "
             "devices"
         )
-    on_device = fits_on_device(dataset, config.augmentation, shard)
-    kind = DeviceBatches if on_device else Batches
-    training = kind(
+    training = Batches(
         dataset,
-        slices["train"],
+        dataset.examples(numbers["train"]),
         config.batch_size,
         config.augmentation,
         seed=config.seed,
         at_least=config.epoch_images,
         shard=shard,
     )
-    if not len(slices["val"]):
+    windows = dataset.cover(numbers["val"])
+    if not len(windows):
         return training, None
-    return training, kind(dataset, slices["val"], config.batch_size, shard=shard)
+    if dataset.sampler.patches:
+        # Of large images so many windows, evenly spread, as an epoch has patches.
+        step = -(-len(windows) // max(training.count, MIN_VAL_WINDOWS))
+        windows = windows[::step]
+    return training, Batches(dataset, windows, config.batch_size, shard=shard)
 
 
 def compile_model(model: keras.Model, config: Config, steps: int) -> None:
@@ -321,11 +326,11 @@ def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
         dataset.classes.names,
-        utils.parse_size(config.image_size),
+        dataset.sampler.size[-2:],
         dataset.channels,
         **dataset.classes.metadata,
+        **dataset.sampler.metadata,
         window=config.window,
-        neighbours=config.neighbours,
         # How the files of an image's channels are named, where they are several.
         channel_endings=channel_endings((pairs[0].image, *pairs[0].more_channels)),
         mirror=config.mirror,
@@ -338,7 +343,7 @@ def finish_run(
     folder: Path,
     pairs: list[Pair],
     dataset: Dataset,
-    slices: dict[str, np.ndarray],
+    numbers: dict[str, np.ndarray],
     log: pd.DataFrame,
 ) -> None:
     """Choose how masks are cleaned, draw the curves, print the result."""
@@ -346,8 +351,8 @@ def finish_run(
     # A resumed run may have found no better epoch, so its model file is from before.
     utils.update_metadata(path, mirror=config.mirror)
     is_extra = np.array([pair.subset == "extra" for pair in pairs])
-    own = slices["train"][~is_extra[dataset.pair[slices["train"]]]]
-    choose_cleanup(path, dataset, own, slices["val"])
+    own = numbers["train"][~is_extra[numbers["train"]]]
+    choose_cleanup(path, dataset, own, numbers["val"])
     draw_curves(log, folder / "curves.png")
     score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""
     best = run_folder.best_epoch(log.to_dict("records"))

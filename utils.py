@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ROOT = Path(__file__).parent
 # Flags of earlier versions.
-OLD_FLAGS = {"--normalisation": "--normalization", "--room": "--max-concurrent-requests"}
+OLD_FLAGS = {
+    "--normalisation": "--normalization",
+    "--room": "--max-concurrent-requests",
+    "--neighbours 0": "--dimensions 2",
+    "--neighbours 1": "--dimensions 2.5",
+}
 MAX_NAME_BYTES = 255  # of a file's name
 MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
@@ -65,16 +70,26 @@ def parse_flags(config_class: type[T], description: str | None = None) -> T:
     description: the text above the flags; without it, the docstring of the dataclass's module.
     """
     hide_backend_logs()
-    flags = []
-    for flag in sys.argv[1:]:
-        name, separator, value = flag.partition("=")
-        flags.append(OLD_FLAGS.get(name, name) + separator + value)
+    flags = replace_old_flags(sys.argv[1:])
     if description is None:
         description = sys.modules[config_class.__module__].__doc__
     if "--verbose" not in description:
         # It is taken from the flags before they are parsed, so tyro does not list it.
         description += "\n--verbose also shows what TensorFlow or JAX says."
     return tyro.cli(config_class, prog=program(), args=flags, description=description)
+
+
+def replace_old_flags(flags: Sequence[str]) -> list[str]:
+    """Replace flags of earlier versions, --name, --name=value or --name value, by today's."""
+    replaced: list[str] = []
+    for flag in flags:
+        name, separator, value = flag.partition("=")
+        both = f"{name} {value}" if separator else f"{replaced[-1]} {flag}" if replaced else ""
+        if both in OLD_FLAGS:
+            replaced = replaced[: None if separator else -1] + OLD_FLAGS[both].split()
+        else:
+            replaced.append(OLD_FLAGS.get(name, name) + separator + value)
+    return replaced
 
 
 def program() -> str:
@@ -263,19 +278,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def parse_size(value: int | str | Sequence[int]) -> tuple[int, int]:
-    """Read an image size: (height, width) of 128, "128", "192,256" or "192x256".
+def parse_size(
+    value: int | str | Sequence[int], name: str = "image_size", count: int = 2
+) -> tuple[int, ...]:
+    """Read a size: (height, width) of 128, "128", "192,256" or "192x256"; of 3 numbers a volume's.
 
-    Raises UserError.
+    name: of the field. count: 2 or 3 numbers are expected, or one for all. Raises UserError.
     """
     parts = value if isinstance(value, (list, tuple)) else re.split("[,x ]+", str(value).strip())
     sides = [int(part) if str(part).isdecimal() else 0 for part in parts]
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(
-            f"image_size is {value!r}; expected pixels such as 128, or height and width such as "
-            "192,256"
+    if len(sides) not in (1, count) or min(sides) < 1:
+        several = (
+            "height and width such as 192,256"
+            if count == 2
+            else ("slices, rows and columns such as 16,64,64")
         )
-    return sides[0], sides[-1]
+        raise UserError(f"{name} is {value!r}; expected pixels such as 128, or {several}")
+    return tuple(sides) if len(sides) == count else tuple(sides * count)
 
 
 def printable(name: str | Path) -> str:

@@ -26,9 +26,9 @@ class Shard(NamedTuple):
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of images (N, H, W, C) and masks (N, H, W, K), float32 in [0, 1].
+    """Batches of images (N, [D,] H, W, C) and masks (N, [D,] H, W, K), float32 in [0, 1].
 
-    slices: which slices of the data set are shown.
+    examples: what is shown, see `Dataset.examples`.
     strength: of the augmentation, see `build_augmentation`; "" keeps images and order as they
         are, for validation.
     at_least: an epoch has at least so many images; a smaller data set is repeated.
@@ -43,7 +43,7 @@ class Batches(keras.utils.PyDataset):
     def __init__(
         self,
         dataset: Dataset,
-        slices: np.ndarray,
+        examples: np.ndarray,
         batch_size: int,
         strength: str = "",
         *,
@@ -53,10 +53,10 @@ class Batches(keras.utils.PyDataset):
     ) -> None:
         # Keras's own workers would wait a tenth of a second at the end of each epoch.
         super().__init__(workers=1)
-        self.dataset, self.slices = dataset, slices
+        self.dataset, self.listed = dataset, examples
         self.batch_size, self.strength, self.seed, self.shard = batch_size, strength, seed, shard
         self.epoch = 0
-        self.count = max(len(slices), at_least)  # images of an epoch
+        self.count = max(len(examples), at_least)  # images of an epoch
         self.missing = -self.count % shard.num_devices
         if strength:
             self.count, self.missing = self.count + self.missing, 0
@@ -83,43 +83,49 @@ class Batches(keras.utils.PyDataset):
         return self.prefetched.pop(first).result()
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the slices of an epoch in order, some of them several times."""
+        """Return the examples of an epoch in order, some of them several times."""
         if not self.strength:
-            return self.slices
+            return self.listed
         rng = np.random.default_rng((self.seed, epoch))
-        repeats = -(-self.count // len(self.slices))
-        rounds = [rng.permutation(self.slices) for _ in range(repeats)]
+        repeats = -(-self.count // len(self.listed))
+        rounds = [rng.permutation(self.listed) for _ in range(repeats)]
         return np.concatenate(rounds)[: self.count]
 
     def make(self, epoch: int, index: int) -> tuple[np.ndarray, ...]:
         """Make this process's part of a batch."""
-        slices = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        fill = -len(slices) % self.shard.num_devices
-        weights = np.full(len(slices) + fill, 1 + self.missing / self.count, np.float32)
-        weights[len(slices) :] = 0
-        slices = np.append(slices, np.repeat(slices[-1:], fill))
-        length = len(slices) // self.shard.world_size
+        examples = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        fill = -len(examples) % self.shard.num_devices
+        weights = np.full(len(examples) + fill, 1 + self.missing / self.count, np.float32)
+        weights[len(examples) :] = 0
+        examples = np.concatenate([examples, np.repeat(examples[-1:], fill, axis=0)])
+        length = len(examples) // self.shard.world_size
         part = slice(self.shard.rank * length, (self.shard.rank + 1) * length)
-        images, masks = self.dataset.take(slices[part])
+        places = range(part.start, part.stop)
+        seeds = [np.random.SeedSequence((self.seed, epoch, index, one)) for one in places]
+        seeds = [int(one.generate_state(1)[0]) for one in seeds]
+        drawn = []
+        for example, seed in zip(examples[part], seeds, strict=True):
+            # Numbers of its own: those of the augmentation begin with the same seed.
+            drawn.append(self.dataset.draw(example, np.random.default_rng((seed, 1))))
+        images, masks = self.dataset.take(np.array(drawn))
         if self.strength not in ("", "none"):
-            images, masks = self._augment(images, masks, (self.seed, epoch, index), part.start)
+            images, masks = self._augment(images, masks, seeds)
         masks = to_targets(masks.astype(np.float32) / 255, self.dataset.classes)
         batch = images.astype(np.float32) / 255, masks
         return (*batch, weights[part]) if self.missing else batch
 
     def _augment(
-        self, images: np.ndarray, masks: np.ndarray, seeds: tuple[int, ...], start: int
+        self, images: np.ndarray, masks: np.ndarray, seeds: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Augment each image with random numbers of its own; `start` is the first one's place."""
+        """Augment each image with random numbers of its own."""
         if not hasattr(self.local, "augment"):
             self.local.augment = build_augmentation(self.dataset.classes, 0, self.strength)
         augment = self.local.augment
         augmented = []
-        for place, (image, mask) in enumerate(zip(images, masks, strict=True), start):
-            seed = np.random.SeedSequence((*seeds, place)).generate_state(1)[0]
+        for image, mask, seed in zip(images, masks, seeds, strict=True):
             # One stream for all steps. With set_random_seed each step would have a stream of its
             # own, all with the same numbers.
-            augment.set_random_state(np.random.default_rng(seed), random.Random(int(seed)))
+            augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
             augmented.append(augment(image=image, mask=mask))
         images = np.stack([one["image"] for one in augmented])
         return images, np.stack([one["mask"] for one in augmented])

@@ -1,8 +1,9 @@
 """Find images that are there twice: one might be trained on and the other tested."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from dataset.cache import Dataset
@@ -97,9 +98,7 @@ def _warn_of_similar(pairs: Sequence[Pair], dataset: Dataset) -> list[str]:
     """Warn of images that are nearly the same, such as one saved twice, in several subsets."""
     known = read_pairs(pairs, dataset)
     guesses = dict(zip((str(pair.image) for pair in pairs), guess_patients(pairs), strict=True))
-    first = np.searchsorted(dataset.pair, np.arange(len(known)), "left")
-    last = np.searchsorted(dataset.pair, np.arange(len(known)), "right") - 1
-    small = shrink(dataset, (first + last) // 2)
+    small = shrink(case.image for case in dataset.cases)
     found = []
     for i, j in nearly_same(small):
         one, other = known[i], known[j]
@@ -125,16 +124,13 @@ def _belong_together(one: Pair, other: Pair, guesses: dict[str, str]) -> bool:
     return names[0] == names[1] != ""
 
 
-def shrink(dataset: Dataset, slices: np.ndarray) -> np.ndarray:
-    """Shrink slices to SMALL x SMALL pixels of mean 0 and length 1: float32 (n, pixels)."""
-    height, width = dataset.size
-    rows = np.minimum(np.arange(SMALL + 1) * height // SMALL, height)
-    columns = np.minimum(np.arange(SMALL + 1) * width // SMALL, width)
-    small = np.zeros((len(slices), SMALL * SMALL), np.float32)
-    for start in range(0, len(slices), 64):
-        images = dataset.take(slices[start : start + 64])[0].astype(np.float32).mean(-1)
-        sums = np.add.reduceat(np.add.reduceat(images, rows[:-1], axis=1), columns[:-1], axis=2)
-        small[start : start + 64] = sums.reshape(len(images), -1)
+def shrink(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Shrink the middle slice of images (D, H, W, C): float32 (n, pixels), mean 0 and length 1."""
+    small = [np.zeros((0, SMALL, SMALL), np.float32)]
+    for image in images:
+        middle = image[len(image) // 2].mean(-1, dtype=np.float32)
+        small.append(cv2.resize(middle, (SMALL, SMALL), interpolation=cv2.INTER_AREA)[None])
+    small = np.concatenate(small).reshape(-1, SMALL * SMALL)
     small -= small.mean(1, keepdims=True)
     length = np.linalg.norm(small, axis=1, keepdims=True)
     return np.divide(small, length, out=small, where=length > 0)

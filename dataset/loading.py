@@ -1,4 +1,4 @@
-"""Decode a data set's images and masks at the network's size, in parallel, with a cache on disk."""
+"""Decode a data set's images and masks to cases, in parallel, with a cache on disk."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import cache
-from dataset.cache import Dataset, Store
+from dataset.cache import Case, Dataset, Store
 from dataset.pairs import Pair
 from dataset.reading import read_pair
 from imaging import preprocess
@@ -22,50 +22,49 @@ from imaging.files import split_by_size
 from imaging.labels import Classes, plane
 from imaging.masks.encodings import Truth
 from imaging.scan import Scan
-from utils import PREPARATION, UserError, atomic, free_memory_bytes
+from inference.sampler import Sampler
+from utils import PREPARATION, UserError, atomic
 
 CHUNK = 64  # pairs that are decoded before the next are begun
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How files become what the network sees."""
+    """How files become cases, and these what the network sees."""
 
     classes: Classes
-    size: tuple[int, int]  # (H, W) of the network
+    sampler: Sampler
     channels: int = 1  # 1 grey, 3 RGB, or as many as the images have
     window: str = ""  # grey levels, see `preprocess.prepare_scan`
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one slice: its image and its masks."""
-        return self.size[0] * self.size[1] * (self.channels + self.classes.num_planes)
+    def key(self) -> str:
+        """Name what decides the pixels of a case: patches of any size share their cases."""
+        sampler = self.sampler
+        if sampler.patches:
+            sampler = replace(sampler, size=sampler.dimensions * (0,))
+        return repr((self.classes, replace(sampler, neighbours=0), self.channels, self.window))
 
 
 def load_pairs(
-    pairs: Sequence[Pair],
-    preprocessing: Preprocessing,
-    cache_dir: str | Path = "",
-    max_bytes: float | None = None,
+    pairs: Sequence[Pair], preprocessing: Preprocessing, cache_dir: str | Path = ""
 ) -> tuple[Dataset, list[str]]:
     """Decode pairs, or take them from the cache; return the readable ones and the problems.
 
     cache_dir: "" keeps nothing. Only files that are new or changed are decoded.
-    max_bytes: what takes more stays on disk and is read batch by batch; None is half of the memory
-    that is free.
     """
     keys = [_fingerprint(pair) for pair in pairs]
     path = _store_path(pairs, preprocessing, cache_dir)
-    store = cache.open_store(path, preprocessing.row_bytes) if path else None
+    layout = preprocessing.channels, preprocessing.classes.num_planes
+    store = cache.open_store(path, *layout) if path else None
     problems = []
     if store is None or not set(keys) <= set(store.entries):
         store, problems = _renew_store(
             store, path, dict(zip(keys, pairs, strict=True)), preprocessing
         )
     keys = [key for key in keys if key in store.entries]
-    limit = free_memory_bytes() / 2 if max_bytes is None else max_bytes
-    size, channels, classes = preprocessing.size, preprocessing.channels, preprocessing.classes
-    return cache.select(store, keys, size, channels, classes, limit), problems
+    sampler, classes = preprocessing.sampler, preprocessing.classes
+    return cache.select(store, keys, sampler, preprocessing.channels, classes), problems
 
 
 def name_patients(pairs: Sequence[Pair], headers: Sequence[str]) -> list[Pair]:
@@ -110,8 +109,8 @@ def _store_path(
         warnings.warn(f"decoded images are not kept: {cache_dir}: {error.strerror}", stacklevel=2)
         return None
     folder = str(pairs[0].image.resolve().parent) if pairs else ""
-    parts = json.dumps([folder, repr(preprocessing), PREPARATION])
-    return Path(cache_dir) / f"{hashlib.sha256(parts.encode()).hexdigest()[:16]}.rows"
+    parts = json.dumps([folder, preprocessing.key, PREPARATION])
+    return Path(cache_dir) / f"{hashlib.sha256(parts.encode()).hexdigest()[:16]}.cases"
 
 
 def _renew_store(
@@ -119,11 +118,11 @@ def _renew_store(
 ) -> tuple[Store, list[str]]:
     """Write a store of `pairs`, by fingerprint: copy what the old one has, decode the rest."""
     problems = []
-    with cache.new_store(path, preprocessing.row_bytes) as store:
+    layout = preprocessing.channels, preprocessing.classes.num_planes
+    with cache.new_store(path, *layout) as store:
         for key in pairs:
             if old and key in old.entries:
-                first, count, info = old.entries[key]
-                store.add(key, old[np.arange(first, first + count)], info)
+                store.add(key, old.case(key), old.entries[key].info)
         missing = [key for key in pairs if key not in store.entries]
         results = _read_pairs([pairs[key] for key in missing], preprocessing)
         for key, result in zip(missing, results, strict=True):
@@ -131,7 +130,7 @@ def _renew_store(
                 problems += str(result).splitlines()
             else:
                 store.add(key, *result)
-    return (cache.open_store(path, preprocessing.row_bytes) if path else store), problems
+    return (cache.open_store(path, *layout) if path else store), problems
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -139,10 +138,10 @@ def _renew_store(
 
 def _read_pairs(
     pairs: Sequence[Pair], preprocessing: Preprocessing
-) -> Iterator[tuple[np.ndarray, dict[str, Any]] | UserError]:
+) -> Iterator[tuple[Case, dict[str, Any]] | UserError]:
     """Read pairs in parallel, in order, with a progress bar. An unreadable one gives its error."""
 
-    def attempt(pair: Pair) -> tuple[np.ndarray, dict[str, Any]] | UserError:
+    def attempt(pair: Pair) -> tuple[Case, dict[str, Any]] | UserError:
         try:
             return _read_prepared(pair, preprocessing)
         except UserError as error:
@@ -163,22 +162,23 @@ def read_as_stored(pair: Pair, preprocessing: Preprocessing) -> tuple[Scan, Trut
     return read_pair(pair, preprocessing.classes, preprocessing.window)
 
 
-def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read a pair: rows (S, bytes) of prepared slices and masks, and information on the files."""
-    classes, size, window = preprocessing.classes, preprocessing.size, preprocessing.window
+def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[Case, dict[str, Any]]:
+    """Read a pair: its case, and information on the files."""
+    classes, window = preprocessing.classes, preprocessing.window
     scan, truth = read_as_stored(pair, preprocessing)
-    images = preprocess.prepare_scan(scan, size, preprocessing.channels, window)
-    if window and np.ptp(images) == 0 < np.ptp(scan.pixels):
+    grid = preprocessing.sampler.grid(scan)
+    image = preprocess.prepare_scan(scan, grid, preprocessing.channels, window)
+    if window and np.ptp(image) == 0 < np.ptp(scan.pixels):
         levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"
         raise UserError(
             f"{pair.image}: nothing is seen in window {window} of grey levels {levels}; "
             "choose another window"
         )
-    masks = truth.prepare(size, classes)
-    rows = np.concatenate([images.reshape(len(images), -1), masks.reshape(len(images), -1)], axis=1)
-    digest = hashlib.sha256(images.tobytes()).hexdigest()[:16]
+    masks = truth.prepare(grid, classes)
+    digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]
     info = {"image": str(pair.image), "digest": digest, "notes": [*scan.notes, *truth.notes]}
-    return rows, info | _describe_pair(scan, truth.mask, classes)
+    case = Case(image, masks, cache.find_places(masks))
+    return case, info | _describe_pair(scan, truth.mask, classes)
 
 
 def _describe_pair(scan: Scan, mask: np.ndarray, classes: Classes) -> dict[str, Any]:

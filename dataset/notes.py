@@ -70,19 +70,15 @@ def describe_masks(dataset: Dataset) -> list[str]:
     return lines
 
 
-def describe_subsets(dataset: Dataset, slices: Mapping[str, np.ndarray]) -> list[str]:
-    """Say what is missing in the validation masks: objects at all, or some class.
-
-    slices: numbers of the slices of each subset.
-    """
-    images = np.unique(dataset.pair[slices["val"]])
-    names, info = dataset.classes.names, dataset.info.iloc[images]
+def describe_subsets(dataset: Dataset, val: np.ndarray) -> list[str]:
+    """Say what is missing in the masks of the validation pairs `val`: objects, or some class."""
+    names, info = dataset.classes.names, dataset.info.iloc[val]
     empty = [name for name in names if not info[f"share: {name}"].any()]
-    if not len(images) or not empty:
+    if not len(val) or not empty:
         return []
     if len(empty) == len(names):
         return [
-            f"all {len(images)} val masks are empty: validation Dice says nothing of objects, and "
+            f"all {len(val)} val masks are empty: validation Dice says nothing of objects, and "
             "cannot choose the best epoch. Put images with objects into val"
         ]
-    return [f"class {name} is empty in all {len(images)} val masks" for name in empty]
+    return [f"class {name} is empty in all {len(val)} val masks" for name in empty]

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from exporting.images import prepare, read_few_slices
-from imaging import preprocess
 from inference import engines, postprocess
+from inference.sampler import Sampler
 from inference.segment import Options, segment_scans
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def measure_agreement(
     shares: dict[str, list[float]] = {"saved_model": [], "onnx": []}
     for path in paths:
         scan = read_few_slices(path, metadata)
+        grid = Sampler.from_metadata(metadata).grid(scan.slice(0))
         options = Options(batch_size=1, probabilities=True)
         expected = segment_scans([(model, metadata)], [scan], options)[0]
         for i, image in enumerate(prepare(scan, metadata)):
             answer = saved.signatures["serving_default"](images=tf.constant(image[None]))
             found = {"saved_model": answer["probabilities"].numpy(), "onnx": onnx.run(image[None])}
             for name, values in found.items():
-                restored = preprocess.restore(values[0], scan.pixels.shape[1:3])
-                ids = postprocess.decide(restored, metadata)
+                ids = postprocess.decide(next(grid.restore(values)), metadata)
                 shares[name].append(float(np.mean(ids == expected.ids[i])))
         if "encoded" in saved.signatures and path.suffix.lower() in PICTURES:
             plain = postprocess.decide(expected.probs[0], metadata | {"clean": None})

@@ -95,8 +95,7 @@ def read_few_slices(path: Path, metadata: dict[str, Any]) -> Scan:
 
 def prepare(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:
     """Prepare a scan's slices: (S, h, w, C) float32 in [0, 1]."""
-    prepared = prepare_inputs(scan, tuple(metadata["image_size"]), metadata)
-    return prepared.astype(np.float32) / 255
+    return prepare_inputs(scan, metadata).astype(np.float32) / 255
 
 
 def read_prepared(path: Path, metadata: dict[str, Any]) -> np.ndarray:

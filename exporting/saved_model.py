@@ -89,7 +89,7 @@ def decode_in_graph(content: Any, channels: int) -> Any:
 def letterbox_in_graph(shape: Any, size: tuple[int, int]) -> tuple[Any, Any]:
     """Return height and width, and top and left, of an image of `shape` in a canvas of `size`.
 
-    The same as `preprocess.letterbox`.
+    The same as `grid.fit_grid`.
     """
     import tensorflow as tf
 
@@ -100,7 +100,7 @@ def letterbox_in_graph(shape: Any, size: tuple[int, int]) -> tuple[Any, Any]:
 
 
 def resize_in_graph(image: Any, size: Any) -> Any:
-    """Resize (H, W, C) float32 like `preprocess.resize`."""
+    """Resize (H, W, C) float32 like `grid.resize`."""
     import tensorflow as tf
 
     method = tf.image.ResizeMethod

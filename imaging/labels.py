@@ -18,6 +18,7 @@ from utils import UserError
 MAX_CLASSES = 255
 BITS = np.uint32
 MAX_OVERLAPPING = 8 * BITS().itemsize
+MAX_BITS = 2**MAX_OVERLAPPING - 1
 # The largest value of a range without an end, such as 1+.
 MAX_VALUE = 2**32 - 1
 # The name that is no class: what stands for nothing.
@@ -233,6 +234,14 @@ def add_class(mask: np.ndarray, class_id: int, where: np.ndarray) -> None:
         mask[where] |= BITS(1 << (class_id - 1))
     else:
         mask[where] = class_id
+
+
+def remove_class(mask: np.ndarray, class_id: int, where: np.ndarray) -> None:
+    """Take the pixels `where` from a class."""
+    if mask.dtype == BITS:
+        mask[where] &= BITS(MAX_BITS ^ (1 << (class_id - 1)))
+    else:
+        mask[where & (mask == class_id)] = 0
 
 
 def highest_class(mask: np.ndarray) -> int:

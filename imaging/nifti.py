@@ -96,6 +96,15 @@ def join(content: bytes, path: Path, max_bytes: int) -> bytes:
     return _head(header) + voxels[start:]
 
 
+def read_affine(content: bytes) -> np.ndarray:
+    """Read a volume's affine of slice, row and column to RAS in mm by its header.
+
+    Raises UserError.
+    """
+    header = _parse(_open(content).read(HEADER_BYTES[2]))
+    return volumes.slice_affine(_place(header)[0], _volume_shape(header))
+
+
 def count_channels(content: bytes) -> int:
     """Count a volume's channels by its header. Raises UserError."""
     try:

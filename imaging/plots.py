@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from imaging import labels, preprocess
+from imaging.grid import fit_grid
 from imaging.pictures import write_picture
 from imaging.scan import Scan
 from utils import atomic
@@ -164,8 +165,9 @@ def tile_size(shape: tuple[int, int]) -> tuple[int, int]:
 
 def resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize class ids (H, W) to `size` with smooth outlines."""
-    shares = preprocess.prepare_mask(ids, size, labels.highest_class(ids))
-    return preprocess.shares_to_ids(shares, ids.dtype)
+    grid = fit_grid((1, *ids.shape), size)
+    shares = preprocess.prepare_mask(ids[None], grid, labels.highest_class(ids))
+    return preprocess.shares_to_ids(shares[0], ids.dtype)
 
 
 def draw_contours(picture: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -1,26 +1,24 @@
-"""Turn images and masks into what the network takes, and back.
+"""Turn images and masks into what the network takes: grey levels and shares of pixels.
 
-Training, prediction and serving share this.
-
-An image keeps its aspect ratio. It is scaled to fit the network's input, and the rest of the input
-is padded with zeros. Two percentiles of its intensities become 0 and 1, so that files of 8 and 16
-bits, dark and bright ones, look alike.
+Training, prediction and serving share this. Where the pixels lie says a `grid.Grid`. Two
+percentiles of an image's intensities become 0 and 1, so that files of 8 and 16 bits, dark and
+bright ones, look alike.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import cv2
 import numpy as np
 
+from imaging.grid import Grid, fit_grid
 from imaging.labels import BITS, join_planes, plane
 from imaging.scan import Scan
 from utils import UserError
 
 # Of an image's own pixels: they become 0 and 1.
 PERCENTILES = (0.5, 99.5)
-# OpenCV resizes no more at once.
-CV_CHANNELS = 4
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -46,26 +44,6 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def count_channels(count: int) -> str:
     """Say how many channels."""
     return "1 channel" if count == 1 else f"{count} channels"
-
-
-def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
-    """Give the rows and columns of an image of `shape` (H, W), centred in `size` (H, W)."""
-    scale = min(size[0] / shape[0], size[1] / shape[1])
-    inner = [min(size[i], max(1, round(shape[i] * scale))) for i in (0, 1)]
-    start = [(size[i] - inner[i]) // 2 for i in (0, 1)]
-    return slice(start[0], start[0] + inner[0]), slice(start[1], start[1] + inner[1])
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (H, W) or (H, W, C) to `size` (H, W): average when shrinking, linear when growing."""
-    if image.ndim == 3 and image.shape[-1] > CV_CHANNELS:
-        parts = [image[..., i : i + CV_CHANNELS] for i in range(0, image.shape[-1], CV_CHANNELS)]
-        return np.concatenate([resize(part, size) for part in parts], axis=-1)
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=method)
-    # OpenCV drops a last axis of 1.
-    return resized.reshape(*size, *image.shape[2:])
 
 
 def parse_window(window: str) -> tuple[float, float]:
@@ -94,15 +72,15 @@ def grey_range(pixels: np.ndarray, scan: Scan, window: str) -> tuple[float, floa
     return low, high
 
 
-def grey_ranges(small: np.ndarray, scan: Scan, window: str) -> tuple[Any, Any]:
-    """Choose the levels that become 0 and 1 in slices (S, h, w, C).
+def grey_ranges(small: np.ndarray, scan: Scan, grid: Grid, window: str) -> tuple[Any, Any]:
+    """Choose the levels that become 0 and 1 in slices (D, h, w, C), scaled as `grid` says.
 
     Grey and colour images have one range: two numbers. Other channels have one each: two arrays
     (C,). Padding has no say.
     """
     measured = small
     if scan.padding is not None:
-        is_padding = np.stack([resize(np.float32(one), small.shape[1:3]) for one in scan.padding])
+        is_padding = np.stack(list(grid.scale(np.float32(grid.orient(scan.padding)))))
         if not is_padding.all():
             # (N, C)
             measured = small[is_padding == 0] if (is_padding == 0).any() else small[is_padding < 1]
@@ -114,26 +92,25 @@ def grey_ranges(small: np.ndarray, scan: Scan, window: str) -> tuple[Any, Any]:
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def prepare_scan(scan: Scan, size: tuple[int, int], channels: int, window: str = "") -> np.ndarray:
-    """Make the network's input of a scan: uint8 (S, size[0], size[1], channels), 255 is 1.0.
+def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> np.ndarray:
+    """Make the working array of a scan: uint8 (D, H, W, channels) as `grid` says, 255 is 1.0.
 
     window: the grey levels that become 0 and 1. "centre,width" is in the file's units (HU for CT),
     "file" is what its header proposes, "" is two percentiles of the whole scan, of each channel if
     these are measurements of their own. What is constant becomes all zeros. Raises UserError.
     """
-    rows, columns = letterbox(scan.pixels.shape[1:3], size)
-    inner = (rows.stop - rows.start, columns.stop - columns.start)
-    small = np.stack([resize(to_channels(image, channels), inner) for image in scan.colours])
-    low, high = grey_ranges(small, scan, window)
+    slices = (to_channels(image, channels) for image in grid.orient(scan.colours))
+    small = np.stack(list(grid.scale(slices)))
+    low, high = grey_ranges(small, scan, grid, window)
     if window == "file" and scan.voi_curve is not None:
         small, low, high = np.interp(small, *scan.voi_curve), 0, 1
-    canvas = np.zeros((len(small), *size, channels), np.uint8)
+    canvas = np.zeros((*grid.canvas, channels), np.uint8)
     # What is constant is divided by infinity.
     width = np.where(high > low, high - low, np.inf) if np.ndim(low) else high - low
     if np.ndim(low) or high > low:
         for number, image in enumerate(small):
             stretched = np.clip((image - low) / width, 0, 1)
-            canvas[number, rows, columns] = np.round(255 * stretched)
+            canvas[number, grid.rows, grid.columns] = np.round(255 * stretched)
     return canvas
 
 
@@ -151,31 +128,37 @@ def to_picture(scan: Scan, size: tuple[int, int], window: str = "") -> np.ndarra
     colours = scan.colours
     if colours.shape[-1] not in (1, 3):
         scan = replace(scan, pixels=colours[..., :3], has_alpha=False, separate=True)
-    return to_rgb(prepare_scan(scan, size, scan.colours.shape[-1], window))
+    grid = fit_grid(scan.pixels.shape[:3], size)
+    return to_rgb(prepare_scan(scan, grid, scan.colours.shape[-1], window))
 
 
 def prepare_image(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
     """Prepare one image (H, W, C) as `prepare_scan` does: uint8 (size[0], size[1], channels)."""
-    return prepare_scan(Scan(image[None]), size, channels)[0]
+    return prepare_scan(Scan(image[None]), fit_grid((1, *image.shape[:2]), size), channels)[0]
 
 
-def prepare_mask(mask: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
-    """Resize a mask (H, W), ids or BITS, like its image: uint8 (size[0], size[1], classes).
+def prepare_mask(mask: np.ndarray, grid: Grid, classes: int) -> np.ndarray:
+    """Scale a mask (S, H, W), ids or BITS, like its image: uint8 (D, H, W, classes).
 
     Each value is the share of the pixel that belongs to the class, 255 is all of it. Shares keep
     where in a pixel a border runs; class ids would round that away.
     """
-    planes = [resize_plane(plane(mask, i), size) for i in range(1, classes + 1)]
-    return np.stack(planes, axis=-1)
+    return prepare_planes((plane(mask, i) for i in range(1, classes + 1)), grid)
 
 
-def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a plane (H, W) of bool like its image: uint8, the share of each pixel, 255 is all."""
-    rows, columns = letterbox(plane.shape, size)
-    inner = (rows.stop - rows.start, columns.stop - columns.start)
-    canvas = np.zeros(size, np.uint8)
-    canvas[rows, columns] = resize(np.uint8(255) * plane, inner)
-    return canvas
+def prepare_planes(planes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
+    """Scale planes (S, H, W) of bool like their image: uint8 (D, H, W, K), the share of each pixel.
+
+    255 is all of it.
+    """
+    scaled = []
+    for one in planes:
+        canvas = np.zeros(grid.canvas, np.uint8)
+        shares = grid.scale(np.uint8(255) * one for one in grid.orient(one))
+        for number, share in enumerate(shares):
+            canvas[number, grid.rows, grid.columns] = share
+        scaled.append(canvas)
+    return np.stack(scaled, axis=-1)
 
 
 def shares_to_ids(shares: np.ndarray, dtype: type = np.uint8) -> np.ndarray:
@@ -188,13 +171,3 @@ def shares_to_ids(shares: np.ndarray, dtype: type = np.uint8) -> np.ndarray:
     background = np.maximum(255 - shares.sum(-1, dtype=np.int32), 0)
     shares = np.concatenate([background[..., None], shares], axis=-1)
     return np.argmax(shares, axis=-1).astype(np.uint8)
-
-
-def restore(probs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Undo the geometry of `prepare_scan` for one slice's probabilities.
-
-    probs: (h, w, K) of the network's size. Returns (shape[0], shape[1], K), the padding cropped.
-    """
-    rows, columns = letterbox(shape, probs.shape[:2])
-    planes = [resize(probs[rows, columns, k], shape) for k in range(probs.shape[-1])]
-    return np.stack(planes, axis=-1)

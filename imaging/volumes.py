@@ -26,8 +26,16 @@ def to_slices(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nd
 
     axis, turns, _ = _reorientation(affine, voxels.shape[:3])
     volume = orientations.apply_orientation(voxels, turns)
-    turned = affine @ orientations.inv_ornt_aff(turns, voxels.shape[:3])
-    return volume.transpose(*SLICE_AXES[axis], 3), turned[:, [*SLICE_AXES[axis], 3]]
+    return volume.transpose(*SLICE_AXES[axis], 3), slice_affine(affine, voxels.shape[:3])
+
+
+def slice_affine(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Turn the affine of voxels x, y, z into the one of slice, row and column, see `to_slices`."""
+    from nibabel import orientations
+
+    axis, turns, _ = _reorientation(affine, shape)
+    turned = affine @ orientations.inv_ornt_aff(turns, shape)
+    return turned[:, [*SLICE_AXES[axis], 3]]
 
 
 def to_voxels(slices: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

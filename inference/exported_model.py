@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imaging import formats, pictures, preprocess
+from imaging import formats, pictures
+from imaging.grid import fit_grid
 from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference import engines, postprocess, segment
@@ -81,7 +82,7 @@ class ExportedModel:
         check_declared_bytes(max_bytes, *shape, 4 * max(4, 2 * self.output_channels + 2))
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
-        images = segment.prepare_inputs(scan, self.input_shape[:2], self.metadata)
+        images = segment.prepare_inputs(scan, self.metadata)
         empty = replace(scan, pixels=scan.pixels[:0].copy(), padding=None, voi_curve=None)
         source = pickle.dumps(empty)
         has_place = scan.affine is not None
@@ -100,12 +101,13 @@ class ExportedModel:
 
         Returns their masks (N, H, W), ids or BITS, and their confidence.
         """
-        inside = preprocess.letterbox(shape, probs.shape[1:3])
+        grid = fit_grid((len(probs), *shape), probs.shape[1:3])
         threshold, ids, confidence = self.metadata["threshold"], [], []
         overlap = Classes.from_metadata(self.metadata).overlap
-        for one in probs:
-            ids.append(postprocess.decide(preprocess.restore(one, shape), self.metadata))
-            confidence.append(mean_confidence(one[inside], threshold, overlap))
+        for one, restored in zip(probs, grid.restore(probs), strict=True):
+            ids.append(postprocess.decide(restored, self.metadata))
+            inside = one[grid.rows, grid.columns]
+            confidence.append(mean_confidence(inside, threshold, overlap))
         return np.stack(ids), confidence
 
 

@@ -1,12 +1,12 @@
 """Turn probabilities into a mask: class ids, cleaned of small components and holes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
-from imaging.labels import BITS, Classes, join_planes, plane
+from imaging.labels import BITS, Classes, add_class, join_planes, plane, remove_class
 
 
 def to_ids(
@@ -30,9 +30,17 @@ def to_ids(
     return np.where(classes.max(-1) < 0, 0, 1 + np.argmax(classes, axis=-1)).astype(np.uint8)
 
 
-def usual_components(masks: Iterable[np.ndarray]) -> int:
-    """Count the connected components that 95 % of the masks (H, W) do not exceed; at least 1."""
-    counts = [cv2.connectedComponents(mask.astype(np.uint8))[0] - 1 for mask in masks]
+def count_components(mask: np.ndarray) -> int:
+    """Count the connected components of a mask (H, W) or (S, H, W) of bool."""
+    if mask.ndim == 2:
+        return cv2.connectedComponents(mask.astype(np.uint8))[0] - 1
+    from scipy import ndimage
+
+    return ndimage.label(mask)[1]
+
+
+def usual_count(counts: Sequence[int]) -> int:
+    """Return the number of components that 95 % of the masks do not exceed; at least 1."""
     return max(1, int(np.quantile(counts, 0.95, method="inverted_cdf")))
 
 
@@ -58,6 +66,35 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
         outlines, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
         cleaned[(filled > 0) & (cleaned == 0)] = class_id
+    return cleaned
+
+
+def clean(ids: np.ndarray, components: list[int], is_volume: bool = False) -> np.ndarray:
+    """Clean a mask (S, H, W) slice by slice, or as a volume."""
+    if is_volume:
+        return clean_volume(ids, components)
+    return np.stack([clean_mask(one, components) for one in ids])
+
+
+def clean_volume(ids: np.ndarray, components: list[int]) -> np.ndarray:
+    """Keep each class's largest connected components in a volume (S, H, W), then fill holes.
+
+    Components touch at their faces. As in `clean_mask`, a hole that holds another class stays.
+    """
+    from scipy import ndimage
+
+    cleaned = ids.copy()
+    for class_id, count in enumerate(components, 1):
+        one = plane(ids, class_id)
+        labels, num_labels = ndimage.label(one)
+        if num_labels > count:
+            sizes = np.bincount(labels.ravel())[1:]
+            small = 1 + np.argsort(-sizes, kind="stable")[count:]
+            remove_class(cleaned, class_id, np.isin(labels, small))
+        filled = ndimage.binary_fill_holes(plane(cleaned, class_id))
+        if ids.dtype != BITS:
+            filled &= cleaned == 0
+        add_class(cleaned, class_id, filled)
     return cleaned
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 import utils
-from imaging import preprocess
 from imaging.files import is_image
 from imaging.labels import plane
 from imaging.scan import Scan
 from inference import engines, postprocess
 from inference.inputs import read_one
+from inference.sampler import Sampler
 from inference.segment import prepare_inputs
 from utils import UserError, atomic
 
@@ -105,15 +105,14 @@ def compare_masks(
     Slices in which neither finds anything do not count. Raises UserError if the reference finds
     nothing in the whole scan.
     """
-    size, shape = reference.input_shape[:2], scan.pixels.shape[1:3]
+    grid = Sampler.from_metadata(metadata).grid(scan.slice(0))
     num_classes = len(metadata["classes"])
 
     def find(network: engines.Engine, image: np.ndarray) -> np.ndarray:
-        probs = preprocess.restore(network.run(image)[0], shape)
-        return postprocess.decide(probs, metadata)
+        return postprocess.decide(next(grid.restore(network.run(image))), metadata)
 
     rows, is_empty = [], True
-    for prepared in prepare_inputs(scan, size, metadata):
+    for prepared in prepare_inputs(scan, metadata):
         image = prepared[None].astype(np.float32) / 255
         truth = find(reference, image)
         is_empty = is_empty and not truth.any()

@@ -80,3 +80,13 @@ def real() -> Path:
             "UNET_DATA names no folder with montgomery/ in it"
         )
     return folder
+
+
+def images_of(dataset):
+    """All windows of a data set: (N, H, W, C)."""
+    return dataset.take(dataset.cover(range(len(dataset.cases))))[0]
+
+
+def masks_of(dataset):
+    """The masks of all windows of a data set: (N, H, W, K)."""
+    return dataset.take(dataset.cover(range(len(dataset.cases))))[1]

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import images_of, masks_of
 
 from dataset.batches import Batches
 from dataset.cache import Dataset
@@ -107,9 +108,9 @@ def test_validation_is_neither_shuffled_nor_augmented():
     rng = np.random.default_rng(0)
     dataset = make_dataset(rng.integers(0, 256, (5, 32, 32, 1)), rng.integers(0, 3, (5, 32, 32)))
     pictures, masks = Batches(dataset, np.array([4, 2]), 4)[0]
-    np.testing.assert_allclose(pictures, dataset.images[[4, 2]] / 255, rtol=1e-6)
+    np.testing.assert_allclose(pictures, images_of(dataset)[[4, 2]] / 255, rtol=1e-6)
     assert masks.shape == (2, 32, 32, 3)
-    np.testing.assert_array_equal(masks[..., 1:], dataset.masks[[4, 2]] / 255)
+    np.testing.assert_array_equal(masks[..., 1:], masks_of(dataset)[[4, 2]] / 255)
     np.testing.assert_allclose(masks.sum(-1), 1)
 
 

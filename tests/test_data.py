@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from conftest import ROOT
+from conftest import ROOT, images_of, masks_of
 from pydicom.data import data_manager
 
 import data
@@ -24,7 +24,9 @@ from dataset.loading import Preprocessing
 from dataset.reading import read_truth
 from dataset.split_table import read_split, write_split
 from imaging import formats, pictures, preprocess
+from imaging.grid import fit_grid
 from imaging.labels import Classes
+from inference.sampler import Sampler
 from utils import UserError
 
 
@@ -201,7 +203,7 @@ def test_check_of_a_good_set(discs, capsys):
 def test_training_stops_on_the_same_problems(discs):
     said = damage(discs)
     with pytest.raises(UserError, match="7 problems") as caught:
-        data.load_dataset(discs, Preprocessing(Classes("disc"), (32, 32)))
+        data.load_dataset(discs, Preprocessing(Classes("disc"), Sampler((32, 32))))
     assert all(name in str(caught.value) for name in list(said)[:7])
 
 
@@ -252,7 +254,7 @@ def test_every_fault_of_a_pair_is_reported(discs):
     (discs / "images" / "disc00.png").write_text("text")
     (discs / "masks" / "disc00_mask.png").write_text("text")
     _, problems = loading.load_pairs(
-        data.find_pairs(discs)[0], Preprocessing(Classes("disc"), (32, 32))
+        data.find_pairs(discs)[0], Preprocessing(Classes("disc"), Sampler((32, 32)))
     )
     assert len(problems) == 2 and "disc00.png" in problems[0] and "disc00_mask.png" in problems[1]
 
@@ -264,7 +266,7 @@ def test_names_that_a_table_cannot_hold_and_links_to_nowhere(discs):
         file.write(b"x")
     pairs, problems = data.find_pairs(discs)
     assert len(problems) == 1 and "unprintable" in problems[0]
-    _, problems = loading.load_pairs(pairs, Preprocessing(Classes("disc"), (32, 32)))
+    _, problems = loading.load_pairs(pairs, Preprocessing(Classes("disc"), Sampler((32, 32))))
     assert len(problems) == 2 and all(
         "gone.png: cannot be opened" in problem for problem in problems
     )
@@ -310,7 +312,7 @@ def test_each_class_may_have_a_folder_and_the_last_named_wins_what_is_of_both(di
 
 def test_class_folders_that_become_one_class_are_reported(discs, tmp_path, capsys):
     write_class_folders(discs, ["kidney", "cyst"])
-    data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+    data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32))))
     said = 'the masks of cyst, kidney become one class; --classes "cyst,kidney" keeps them apart'
     assert said in capsys.readouterr().out
     data.check(discs, classes="x", output=tmp_path / "page")
@@ -318,7 +320,7 @@ def test_class_folders_that_become_one_class_are_reported(discs, tmp_path, capsy
     data.check(discs, output=tmp_path / "page")
     out = capsys.readouterr().out
     assert "become one" not in out and "cyst: " in out and "kidney: " in out
-    data.load_dataset(discs, Preprocessing(Classes("kidney,cyst"), (32, 32)))
+    data.load_dataset(discs, Preprocessing(Classes("kidney,cyst"), Sampler((32, 32))))
     assert "become one" not in capsys.readouterr().out
 
 
@@ -326,7 +328,7 @@ def test_a_window_that_shows_nothing_is_refused(discs):
     with pytest.raises(
         UserError, match=r"disc00\.png: nothing is seen in window 900,10 of grey levels \d+ to \d+"
     ):
-        data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32), window="900,10"))
+        data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32)), window="900,10"))
 
 
 def test_classes_may_be_grey_levels(discs):
@@ -354,7 +356,9 @@ def test_patients_of_dicom_headers_stay_together(tmp_path):
         )
         header.save_as(tmp_path / "images" / f"{i}.dcm")
         pictures.write_picture(tmp_path / "masks" / f"{i}.png", np.eye(128, dtype=np.uint8))
-    pairs, _ = data.load_dataset(tmp_path, Preprocessing(Classes("x"), (32, 32), window="0,10"))
+    pairs, _ = data.load_dataset(
+        tmp_path, Preprocessing(Classes("x"), Sampler((32, 32)), window="0,10")
+    )
     patients = [pair.patient for pair in pairs]
     assert patients[::2] == patients[1::2] and len(set(patients)) == 3
     assert "patient" not in "".join(patients)
@@ -362,14 +366,16 @@ def test_patients_of_dicom_headers_stay_together(tmp_path):
         header = pydicom.dcmread(path)
         header.PatientID = "anonymous"
         header.save_as(path)
-    pairs, _ = data.load_dataset(tmp_path, Preprocessing(Classes("x"), (32, 32), window="0,10"))
+    pairs, _ = data.load_dataset(
+        tmp_path, Preprocessing(Classes("x"), Sampler((32, 32)), window="0,10")
+    )
     assert {pair.patient for pair in pairs} == {""}
 
 
 def test_an_image_without_the_window_asked_for_is_named(discs):
     pairs, _ = data.find_pairs(discs)
     _, problems = loading.load_pairs(
-        pairs[:2], Preprocessing(Classes("disc"), (32, 32), window="file")
+        pairs[:2], Preprocessing(Classes("disc"), Sampler((32, 32)), window="file")
     )
     assert len(problems) == 2 and "disc00.png: its header proposes no window" in problems[0]
 
@@ -386,7 +392,7 @@ def test_class_names_must_be_names(classes):
 def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, monkeypatch):
     pairs, _ = data.find_pairs(discs)
     first, _ = loading.load_pairs(
-        pairs, Preprocessing(Classes("disc"), (32, 32)), tmp_path / "cache"
+        pairs, Preprocessing(Classes("disc"), Sampler((32, 32))), tmp_path / "cache"
     )
     reads = []
     for name in ("decode_scan", "decode_mask_scan"):
@@ -394,51 +400,55 @@ def test_the_cache_gives_the_same_and_notices_a_changed_file(discs, tmp_path, mo
         counted = partial(lambda decode, *args: reads.append(1) or decode(*args), decode)
         monkeypatch.setattr(formats, name, counted)
     again, _ = loading.load_pairs(
-        pairs, Preprocessing(Classes("disc"), (32, 32)), tmp_path / "cache"
+        pairs, Preprocessing(Classes("disc"), Sampler((32, 32))), tmp_path / "cache"
     )
     assert reads == []
-    np.testing.assert_array_equal(first.images, again.images)
-    np.testing.assert_array_equal(first.masks, again.masks)
+    np.testing.assert_array_equal(images_of(first), images_of(again))
+    np.testing.assert_array_equal(masks_of(first), masks_of(again))
     pd.testing.assert_frame_equal(first.info, again.info)
     flipped = formats.read_image(pairs[5].image)[::-1]
     pictures.write_picture(pairs[5].image, flipped)
     os.utime(pairs[5].image, ns=(1, 1))
     reads.clear()
     changed, _ = loading.load_pairs(
-        pairs, Preprocessing(Classes("disc"), (32, 32)), tmp_path / "cache"
+        pairs, Preprocessing(Classes("disc"), Sampler((32, 32))), tmp_path / "cache"
     )
     assert len(reads) == 2  # that image and its mask
-    np.testing.assert_array_equal(changed.images[5], preprocess.prepare_image(flipped, (32, 32), 1))
-    np.testing.assert_array_equal(np.delete(changed.images, 5, 0), np.delete(first.images, 5, 0))
+    np.testing.assert_array_equal(
+        images_of(changed)[5], preprocess.prepare_image(flipped, (32, 32), 1)
+    )
+    np.testing.assert_array_equal(
+        np.delete(images_of(changed), 5, 0), np.delete(images_of(first), 5, 0)
+    )
 
 
 def test_a_damaged_cache_is_made_anew(discs, tmp_path):
     pairs, _ = data.find_pairs(discs)
     first, _ = loading.load_pairs(
-        pairs, Preprocessing(Classes("disc"), (32, 32)), tmp_path / "cache"
+        pairs, Preprocessing(Classes("disc"), Sampler((32, 32))), tmp_path / "cache"
     )
-    for path in (tmp_path / "cache").glob("*.rows"):
+    for path in (tmp_path / "cache").glob("*.cases"):
         path.write_bytes(path.read_bytes()[:-300])
     again, problems = loading.load_pairs(
-        pairs, Preprocessing(Classes("disc"), (32, 32)), tmp_path / "cache"
+        pairs, Preprocessing(Classes("disc"), Sampler((32, 32))), tmp_path / "cache"
     )
-    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(images_of(first), images_of(again))
     assert problems == []
 
 
 def test_resized_masks_hold_the_share_of_each_pixel(discs):
     pairs, _ = data.find_pairs(discs)
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc"), (24, 24)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc"), Sampler((24, 24))))
     assert (
-        dataset.images.shape == (12, 24, 24, 1)
-        and dataset.images.dtype == dataset.masks.dtype == np.uint8
+        images_of(dataset).shape == (12, 24, 24, 1)
+        and images_of(dataset).dtype == masks_of(dataset).dtype == np.uint8
     )
-    assert dataset.masks.shape == (12, 24, 24, 1) and len(np.unique(dataset.masks)) > 10
+    assert masks_of(dataset).shape == (12, 24, 24, 1) and len(np.unique(masks_of(dataset))) > 10
     for masks, ids in zip(
-        dataset.masks, (read_truth(pair, Classes("disc")).mask for pair in pairs), strict=True
+        masks_of(dataset), (read_truth(pair, Classes("disc")).mask for pair in pairs), strict=True
     ):
-        rows, columns = preprocess.letterbox(ids.shape[1:], (24, 24))
-        assert masks[rows, columns].mean() == pytest.approx(255 * ids.mean(), abs=0.5)
+        grid = fit_grid(ids.shape, (24, 24))
+        assert masks[grid.rows, grid.columns].mean() == pytest.approx(255 * ids.mean(), abs=0.5)
 
 
 # ----------------------------------------------------------------------------------------- splits

@@ -4,6 +4,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from conftest import masks_of
 
 import data
 import metrics
@@ -13,6 +14,7 @@ from dataset.loading import Preprocessing
 from imaging.labels import Classes
 from imaging.masks.encodings import decode
 from imaging.scan import Scan
+from inference.sampler import Sampler
 from metrics import LOSSES, TRAINING_METRICS
 
 FUNCTIONS = {**LOSSES, **{one.__name__: one for one in TRAINING_METRICS}}
@@ -87,8 +89,8 @@ def discs_with_border(discs):
 def test_targets_hold_what_does_not_count(discs_with_border, strength):
     pairs, _ = data.find_pairs(discs_with_border)
     classes = Classes("disc", "255")
-    dataset, problems = loading.load_pairs(pairs, Preprocessing(classes, (32, 32)))
-    assert not problems and dataset.masks.shape == (12, 32, 32, 2)
+    dataset, problems = loading.load_pairs(pairs, Preprocessing(classes, Sampler((32, 32))))
+    assert not problems and masks_of(dataset).shape == (12, 32, 32, 2)
     truth, ignored = dataset.truth(0)
     assert truth.max() == 1 and not (truth.astype(bool) & ignored).any()
     _, targets = Batches(dataset, np.arange(12), 12, strength)[0]

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imaging import formats, pictures, plots, preprocess
+from imaging.grid import fit_grid
 from imaging.scan import Scan
 from inference import postprocess
 from utils import UserError, atomic
@@ -89,7 +90,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize("shape", [(64, 64), (100, 50), (33, 91), (20, 400)])
 def test_prepare_keeps_the_aspect_ratio(shape):
     image = np.random.default_rng(0).integers(1, 256, (*shape, 1), dtype=np.uint8)
-    rows, columns = preprocess.letterbox(shape, (64, 48))
+    grid = fit_grid((1, *shape), (64, 48))
+    rows, columns = grid.rows, grid.columns
     ratio = (rows.stop - rows.start) / (columns.stop - columns.start)
     assert ratio == pytest.approx(
         shape[0] / shape[1], rel=0.25
@@ -122,8 +124,10 @@ def test_prepare_drops_alpha_and_makes_grey():
     alpha = np.random.default_rng(1).integers(0, 256, (32, 32, 1), dtype=np.uint8)
     rgba = np.concatenate([grey, grey, grey, alpha], axis=-1)
     np.testing.assert_array_equal(
-        preprocess.prepare_scan(Scan(rgba[None], has_alpha=True), (32, 32), 1),
-        preprocess.prepare_scan(Scan(grey[None]), (32, 32), 1),
+        preprocess.prepare_scan(
+            Scan(rgba[None], has_alpha=True), fit_grid((1, 32, 32), (32, 32)), 1
+        ),
+        preprocess.prepare_scan(Scan(grey[None]), fit_grid((1, 32, 32), (32, 32)), 1),
     )
     assert preprocess.prepare_image(grey, (32, 32), 3).shape == (32, 32, 3)
 
@@ -135,10 +139,11 @@ def test_restore_undoes_prepare_mask(height, width, classes):
     ids = np.zeros((height, width), np.uint8)
     for i in range(classes):
         ids[:, i * width // (classes + 1) : (i + 1) * width // (classes + 1)] = i + 1
-    shares = preprocess.prepare_mask(ids, (64, 64), classes)
+    grid = fit_grid((1, height, width), (64, 64))
+    (shares,) = preprocess.prepare_mask(ids[None], grid, classes)
     assert shares.shape == (64, 64, classes) and shares.dtype == np.uint8
     back = preprocess.shares_to_ids(
-        np.round(preprocess.restore(shares.astype(np.float32), (height, width))).astype(np.uint8)
+        np.round(next(grid.restore([shares.astype(np.float32)]))).astype(np.uint8)
     )
     assert back.shape == ids.shape
     wrong_columns = np.unique(np.nonzero(back != ids)[1])
@@ -151,14 +156,11 @@ def test_a_border_within_a_pixel_survives_the_network_s_size():
     """A disc shrunk to an eighth comes back almost the same: its pixels keep their shares."""
     y, x = np.mgrid[:512, :512]
     disc = ((y - 250) ** 2 + (x - 261) ** 2 < 100**2).astype(np.uint8)
-    shares = preprocess.prepare_mask(disc, (64, 64), 1)
-    back = preprocess.restore(shares.astype(np.float32) / 255, disc.shape)[..., 0] >= 0.5
-    rounded = (
-        preprocess.restore(
-            preprocess.shares_to_ids(shares)[..., None].astype(np.float32), disc.shape
-        )[..., 0]
-        >= 0.5
-    )
+    grid = fit_grid((1, 512, 512), (64, 64))
+    (shares,) = preprocess.prepare_mask(disc[None], grid, 1)
+    ids = preprocess.shares_to_ids(shares)[..., None]
+    restored = grid.restore([shares.astype(np.float32) / 255, ids.astype(np.float32)])
+    back, rounded = (plane[..., 0] >= 0.5 for plane in restored)
     assert (back != disc).mean() < 0.3 * (rounded != disc).mean()
 
 

@@ -13,6 +13,7 @@ from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from imaging import formats, pictures
 from imaging.labels import Classes
+from inference.sampler import Sampler
 
 
 def folder_of(root, names):
@@ -178,7 +179,7 @@ def test_check_warns_and_writes_the_index_that_repairs_it(tmp_path, capsys):
 
 def test_training_warns_too(tmp_path, capsys):
     root = slices_of_patients(tmp_path / "set")
-    data.load_dataset(root, Preprocessing(Classes("x"), (32, 32)))
+    data.load_dataset(root, Preprocessing(Classes("x"), Sampler((32, 32))))
     said = capsys.readouterr().out
     assert "warning: the subsets would share images of one patient" in said
     assert "python data.py check writes it" in said
@@ -207,7 +208,7 @@ def test_nearly_the_same_images_are_named(discs):
     cv2.imwrite(str(discs / "images" / "again.jpg"), np.uint8(image * 0.9 + 5))
     (discs / "masks" / "again.png").write_bytes((discs / "masks" / "disc03_mask.png").read_bytes())
     pairs = data.find_pairs(discs)[0]
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("x"), (32, 32)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("x"), Sampler((32, 32))))
     (warning,) = copies.warn_of_copies(pairs, dataset)
     assert "again.jpg and disc03.png" in warning and warning.startswith("1 pair of images is")
     table = pd.DataFrame({"stem": [pair.stem for pair in pairs], "split": "train"})
@@ -224,7 +225,7 @@ def copy_disc(discs, name, new):
 def test_copies_are_named_and_drawn_into_one_subset(discs, capsys):
     for i in range(5):
         copy_disc(discs, f"disc0{i}", f"zcopy{i}")
-    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32))))
     said = capsys.readouterr().out
     for i in range(5):
         line = rf"warning: \S*zcopy{i}\.png: the same image as \S*disc0{i}\.png; they stay in one"
@@ -239,7 +240,7 @@ def test_copies_of_several_patients_join_them(discs, capsys):
     copy_disc(discs, "disc00", "zcopy")
     rows = [f"disc{i:02},p{i // 2}" for i in range(12)]
     (discs / "index.csv").write_text("\n".join(["stem,patient", *rows, "zcopy,p5"]))
-    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32))))
     together = {pair.stem for pair in pairs if pair.patient == pairs[0].patient}
     assert together == {"disc00", "disc01", "disc10", "disc11", "zcopy"}
 
@@ -248,6 +249,6 @@ def test_copies_in_given_subsets_are_named(discs, capsys):
     copy_disc(discs, "disc00", "zcopy")
     rows = [f"disc{i:02},train" for i in range(12)]
     (discs / "index.csv").write_text("\n".join(["stem,split", *rows, "zcopy,test"]))
-    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), (32, 32)))
+    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32))))
     assert "disc00.png; one is test, the other train: remove it" in capsys.readouterr().out
     assert data.split(pairs, 0, 0.2)[-1] == "test" and not any(pair.patient for pair in pairs)

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from conftest import images_of
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -19,6 +20,7 @@ from dataset import layouts, loading
 from dataset.loading import Preprocessing
 from dataset.reading import read_pair, read_truth
 from imaging.labels import Classes
+from inference.sampler import Sampler
 from utils import UserError
 
 
@@ -521,13 +523,13 @@ def test_a_changed_channel_file_is_noticed_by_the_cache(tmp_path):
         noise = np.random.default_rng(k).integers(0, 255, (32, 32))
         write(tmp_path / f"set/imagesTr/a_000{k}.png", noise)
     write(tmp_path / "set/labelsTr/a.png", np.eye(32))
-    preprocessing = Preprocessing(Classes("x"), (32, 32), channels=2)
+    preprocessing = Preprocessing(Classes("x"), Sampler((32, 32)), channels=2)
     found = []
     for _ in range(2):
         pairs = find(tmp_path / "set").pairs
         dataset, problems = loading.load_pairs(pairs, preprocessing, tmp_path / "cache")
         assert problems == []
-        found.append(dataset.images)
+        found.append(images_of(dataset))
         write(tmp_path / "set/imagesTr/a_0001.png", 255 - np.arange(1024).reshape(32, 32) // 5)
     assert np.array_equal(found[0][..., 0], found[1][..., 0])
     assert not np.array_equal(found[0][..., 1], found[1][..., 1])

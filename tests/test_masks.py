@@ -14,6 +14,7 @@ from dataset.reading import read_truth
 from imaging.labels import Classes
 from imaging.masks.encodings import decode
 from imaging.scan import Scan
+from inference.sampler import Sampler
 from utils import UserError
 
 RED, GREEN, BLACK, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 0), (255, 255, 255)
@@ -232,7 +233,7 @@ def folder(tmp_path, ids):
 def notes_of(folder, classes):
     """Read a folder; return its notes."""
     pairs, _ = data.find_pairs(folder)
-    dataset, problems = loading.load_pairs(pairs, Preprocessing(classes, (32, 32)))
+    dataset, problems = loading.load_pairs(pairs, Preprocessing(classes, Sampler((32, 32))))
     assert not problems
     return [*summarize_notes(dataset.info.to_dict("records")), *describe_masks(dataset)]
 
@@ -372,12 +373,12 @@ def test_empty_validation_masks_are_told(folder, ids):
     for i in range(3):
         write(folder / "masks" / f"{i}.png", ids * (i != 2))
     pairs, _ = data.find_pairs(folder)
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), Sampler((32, 32))))
     [note] = describe_subsets(dataset, {"train": np.array([0, 1]), "val": np.array([2])})
     assert note.startswith("all 1 val masks are empty")
     assert describe_subsets(dataset, {"val": np.array([0, 2])}) == []
     assert describe_subsets(dataset, {"val": np.array([], int)}) == []
     write(folder / "masks" / "1.png", np.uint8(2) * (ids == 2))
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), (32, 32)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("disc,square"), Sampler((32, 32))))
     [note] = describe_subsets(dataset, {"val": np.array([1, 2])})
     assert note == "class disc is empty in all 2 val masks"

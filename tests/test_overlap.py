@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import masks_of
 from pydicom.data import data_manager
 
 import data
@@ -22,6 +23,7 @@ from imaging.scan import Mask, Scan
 from inference import postprocess
 from inference.inputs import Input
 from inference.outputs import Writer
+from inference.sampler import Sampler
 from inference.segment import Prediction
 from metrics import LOSSES, TRAINING_METRICS
 from model import build_unet
@@ -54,9 +56,9 @@ def test_both_classes_keep_their_pixels(organs):
     for class_id, name in enumerate(CLASSES.names, 1):
         drawn = cv2.imread(str(organs / "masks" / name / "00.png"), 0) > 0
         assert (plane(truth.mask, class_id)[0] == drawn).all()
-    dataset, problems = loading.load_pairs(pairs, Preprocessing(CLASSES, (32, 32)))
-    assert not problems and dataset.masks.shape == (12, 32, 32, 2)
-    assert (dataset.masks[..., 0] >= dataset.masks[..., 1]).all()
+    dataset, problems = loading.load_pairs(pairs, Preprocessing(CLASSES, Sampler((32, 32))))
+    assert not problems and masks_of(dataset).shape == (12, 32, 32, 2)
+    assert (masks_of(dataset)[..., 0] >= masks_of(dataset)[..., 1]).all()
     assert dataset.info["share: organ"].mean() == pytest.approx(np.pi * 20**2 / 64**2, rel=0.02)
     assert dataset.truth(0)[0].dtype == BITS
     _, targets = Batches(dataset, np.arange(12), 12)[0]

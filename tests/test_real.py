@@ -3,22 +3,24 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import masks_of
 
 import data
 import train
 from dataset.loading import Preprocessing
 from imaging import preprocess
 from imaging.labels import Classes
+from inference.sampler import Sampler
 
 
 def test_montgomery_is_read_whole(real):
     pairs, dataset = data.load_dataset(
-        real / "montgomery", Preprocessing(Classes("left lung,right lung"), (64, 64))
+        real / "montgomery", Preprocessing(Classes("left lung,right lung"), Sampler((64, 64)))
     )
     assert len(pairs) == 138
     assert pd.Series([pair.label for pair in pairs]).value_counts().to_dict() == {"0": 80, "1": 58}
     columns = np.arange(64)
-    for ids in preprocess.shares_to_ids(dataset.masks):
+    for ids in preprocess.shares_to_ids(masks_of(dataset)):
         left, right = (((ids == i).sum(0) * columns).sum() / (ids == i).sum() for i in (1, 2))
         assert left > right  # the patient's left is the image's right
 

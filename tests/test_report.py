@@ -17,12 +17,15 @@ from dataset import loading, report
 from dataset.loading import Preprocessing
 from imaging import pictures
 from imaging.labels import Classes
+from inference.sampler import Sampler
 from utils import UserError
 
 
 def described(folder: Path, classes: str = "foreground"):
     pairs, problems = data.find_pairs(folder)
-    dataset, unreadable = loading.load_pairs(pairs, Preprocessing(Classes(classes), (128, 128)))
+    dataset, unreadable = loading.load_pairs(
+        pairs, Preprocessing(Classes(classes), Sampler((128, 128)))
+    )
     return dataset, dataset.classes.names, problems + unreadable
 
 

@@ -20,8 +20,9 @@ from dataset.report import charts, oddities, report_charts, report_page, thumbna
 from imaging import pictures
 from imaging.labels import Classes
 from imaging.scan import Scan
+from inference.sampler import Sampler
 
-ONE = Preprocessing(Classes("foreground"), (128, 128))
+ONE = Preprocessing(Classes("foreground"), Sampler((128, 128)))
 
 
 def page_of(folder: Path, tmp_path: Path) -> str:

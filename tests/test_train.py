@@ -28,6 +28,7 @@ from dataset.split_table import read_rows, read_split
 from imaging import formats, pictures
 from imaging.labels import Classes
 from inference import postprocess
+from inference.sampler import Sampler
 from training import checkpoint, run_folder, run_identity
 from utils import UserError
 
@@ -105,7 +106,7 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     log = train.train(config)
     model, facts = utils.load_model(tmp_path / "run" / "model.h5")
     pairs, subsets = read_split(tmp_path / "run" / "split.csv")
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("foreground"), (32, 32)))
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("foreground"), Sampler((32, 32))))
     rows = np.flatnonzero(np.array(subsets) == "val")
     x, y = Batches(dataset, rows, 4)[0]
     dice = float(np.mean(train.metrics.dice(y, model(x))))

@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import images_of, masks_of
 from nibabel import orientations
 from test_train import small  # noqa: F401 (a fixture)
 
@@ -21,6 +22,7 @@ from imaging import formats, pictures, preprocess
 from imaging.alignment import check_alignment
 from imaging.labels import Classes
 from inference import segment
+from inference.sampler import Sampler
 from utils import UserError
 
 CLASSES = "liver,kidney,spine"
@@ -167,12 +169,14 @@ def test_a_mask_that_lies_elsewhere_is_refused_however_it_is_stored(volumes, tmp
 def test_neighbours_are_the_slices_before_and_after(volumes):
     pairs, _ = data.find_pairs(volumes)
     dataset, _ = loading.load_pairs(
-        pairs[:2], Preprocessing(Classes(CLASSES), (32, 32), window="100,700")
+        pairs[:2], Preprocessing(Classes(CLASSES), Sampler((32, 32)), window="100,700")
     )
-    near = dataclasses.replace(dataset, neighbours=1)
-    plain = dataset.images
+    sampler = dataclasses.replace(dataset.sampler, neighbours=1)
+    near = dataclasses.replace(dataset, sampler=sampler)
+    slices = near.cover([0, 1])
+    plain = images_of(dataset)
     assert len(plain) == 28
-    pictures, masks = near.take([0, 5, 13, 14])
+    pictures, masks = near.take(slices[[0, 5, 13, 14]])
     np.testing.assert_array_equal(
         pictures[1], np.concatenate([plain[4], plain[5], plain[6]], axis=-1)
     )
@@ -185,22 +189,12 @@ def test_neighbours_are_the_slices_before_and_after(volumes):
     np.testing.assert_array_equal(
         pictures[3], np.concatenate([plain[14], plain[14], plain[15]], axis=-1)
     )
-    np.testing.assert_array_equal(masks, dataset.masks[[0, 5, 13, 14]])
+    np.testing.assert_array_equal(masks, masks_of(dataset)[[0, 5, 13, 14]])
     facts = {"channels": 1, "window": "100,700", "neighbours": 1}
     scan = formats.read_scan(pairs[0].image)
     np.testing.assert_array_equal(
-        segment.prepare_inputs(scan, (32, 32), facts), near.take(np.arange(14))[0]
+        segment.prepare_inputs(scan, facts | {"image_size": [32, 32]}), near.take(slices[:14])[0]
     )
-
-
-def test_slices_that_stay_on_the_disk_are_the_same(volumes, tmp_path):
-    pairs, _ = data.find_pairs(volumes)
-    recipe = Preprocessing(Classes(CLASSES), (32, 32))
-    held, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache")
-    read, _ = loading.load_pairs(pairs, recipe, tmp_path / "cache", max_bytes=0)
-    assert isinstance(held.rows, np.ndarray) and not isinstance(read.rows, np.ndarray)
-    for ours, theirs in zip(held.take([3, 100, 7]), read.take([3, 100, 7]), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

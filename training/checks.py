@@ -10,6 +10,7 @@ from dataset.augmentation import STRENGTHS
 from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
 from imaging.scan import MAX_CHANNELS
+from training.sampling import given_spacing, input_size
 from utils import ROOT, UserError, nearest, or_expected
 
 SEEDS = range(2**32)
@@ -54,8 +55,9 @@ def check_name(field: str, name: str, known: Collection[str]) -> None:
 
 def check_image_size(config: Any, backbones: Collection[str]) -> None:
     """Raise UserError for an image size that the network cannot halve as often as it does."""
-    size = utils.parse_size(config.image_size)
+    size = input_size(config)[-2:]
     utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
+    given_spacing(config)
 
 
 def keys_in_source(path: Path, name: str, parts: dict[str, list[str]] | None = None) -> list[str]:
@@ -90,12 +92,6 @@ def check_values(config: Any) -> None:
     one_of_folds = f"-1 or a fold of --folds {config.folds}"
     rules = [
         ("channels", 0 <= config.channels <= MAX_CHANNELS, f"0 to {MAX_CHANNELS}"),
-        ("neighbours", config.neighbours in (0, 1), "0 or 1"),
-        (
-            "neighbours",
-            not config.neighbours or config.channels in (0, 1),
-            "0 for several channels",
-        ),
         ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),
         ("val_fraction", 0 <= config.val_fraction <= 0.5, "0 to 0.5"),
         ("folds", config.folds == 0 or config.folds >= 2, "0 or at least 2"),

@@ -1,6 +1,6 @@
 """Choose how predicted masks are cleaned, from what the training masks look like."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -9,10 +9,13 @@ import numpy as np
 import utils
 from dataset.cache import Dataset
 from imaging.labels import plane
+from imaging.preprocess import shares_to_ids
 from inference import postprocess
+from inference.segment import DEFAULT_OPTIONS, run_windows
+from inference.windows import Windows
 from metrics import score_classes
 
-MAX_SLICES = 1000  # of each subset; more add nothing
+MAX_PIXELS = 1000 * 128**2  # of the masks of each subset; more add nothing
 
 
 def choose_cleanup(path: Path, dataset: Dataset, train: np.ndarray, val: np.ndarray) -> None:
@@ -20,39 +23,65 @@ def choose_cleanup(path: Path, dataset: Dataset, train: np.ndarray, val: np.ndar
 
     A cleaned mask keeps each class's largest connected components and has no holes. How many
     components is learned from the training masks (what 95 % of them do not exceed). train, val:
-    indices of slices; without validation images the training images decide.
+    numbers of pairs; without validation images the training images decide.
     """
     model, metadata = utils.load_model(path)
-    train, val = _thin_out(train), _thin_out(val)
-    components = count_components(dataset, train, len(metadata["classes"]))
-    judges = val if len(val) else train
-    plain = mean_dice(model, metadata, dataset, judges)
-    cleaned = mean_dice(model, metadata | {"clean": components}, dataset, judges)
-    if cleaned >= plain:
+    train, val = thin_out(dataset, train), thin_out(dataset, val)
+    components = count_components(dataset, train)
+    is_volume = dataset.sampler.dimensions == 3
+    plain, cleaned = [], []
+    for number in val if len(val) else train:
+        found = segment_case(model, dataset, number, metadata["threshold"])
+        plain += dice_of(found, dataset, number)
+        cleaned += dice_of(postprocess.clean(found, components, is_volume), dataset, number)
+    if np.mean(cleaned) >= np.mean(plain):
         utils.update_metadata(path, clean=components)
 
 
-def _thin_out(slices: np.ndarray) -> np.ndarray:
-    return slices[:: max(1, len(slices) // MAX_SLICES)]
+def thin_out(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
+    """Choose pairs evenly, so that their masks have at most MAX_PIXELS; at least one."""
+    pixels = sum(dataset.cases[number].masks[..., 0].size for number in pairs)
+    return pairs[:: -(-pixels // MAX_PIXELS)] if pixels else pairs
 
 
-def count_components(dataset: Dataset, slices: Sequence[int], classes: int) -> list[int]:
+def truth_of(dataset: Dataset, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Get a case's mask (D, H, W), ids or BITS, and which pixels do not count, if any may."""
+    shares, classes = dataset.cases[number].masks, dataset.classes
+    ignored = shares[..., -1] > 127 if classes.ignored else None
+    return shares_to_ids(shares[..., : len(classes.names)], classes.dtype), ignored
+
+
+def parts(array: np.ndarray, dataset: Dataset) -> Iterator[np.ndarray]:
+    """Split a mask (D, H, W) into what is cleaned and scored at once: slices; in 3-D it is one."""
+    return iter([array]) if dataset.sampler.dimensions == 3 else iter(array)
+
+
+def count_components(dataset: Dataset, pairs: Sequence[int]) -> list[int]:
     """Count, for each class, the connected components that 95 % of the masks do not exceed."""
-    counts = []
-    for class_id in range(1, classes + 1):
-        masks = (plane(dataset.truth(number)[0], class_id) for number in slices)
-        counts.append(postprocess.usual_components(masks))
-    return counts
+    counts: list[list[int]] = [[] for _ in dataset.classes.names]
+    for number in pairs:
+        for mask in parts(truth_of(dataset, number)[0], dataset):
+            for class_id, found in enumerate(counts, 1):
+                found.append(postprocess.count_components(plane(mask, class_id)))
+    return [postprocess.usual_count(found) for found in counts]
 
 
-def mean_dice(model: keras.Model, metadata: dict, dataset: Dataset, slices: Sequence[int]) -> float:
-    """Average the Dice of slices at the network's size, cleaned as `metadata` says."""
-    scores = []
-    for number in slices:
-        image = dataset.take([number])[0].astype(np.float32) / 255
-        probs = np.asarray(model.predict_on_batch(image))[0]
-        found = postprocess.decide(probs, metadata)
-        truth, ignored = dataset.truth(number)
-        row = score_classes(truth, found, metadata["classes"], ignored=ignored)
-        scores.append(row["dice"])
-    return float(np.mean(scores))
+def segment_case(model: keras.Model, dataset: Dataset, number: int, threshold: float) -> np.ndarray:
+    """Segment a case at working resolution: (D, H, W), not cleaned."""
+    image = dataset.cases[number].image
+    windows = Windows(image, dataset.sampler)
+    probs = run_windows(model, [windows], DEFAULT_OPTIONS.batch_size)
+    bands = []
+    for band in windows.blend(probs):
+        bands.append(postprocess.to_ids(band.probs, threshold, dataset.classes.overlap))
+    return np.concatenate(bands).reshape(image.shape[:3])
+
+
+def dice_of(found: np.ndarray, dataset: Dataset, number: int) -> list[float]:
+    """Score a mask of a case: the Dice of its slices, or of the volume."""
+    truth, ignored = truth_of(dataset, number)
+    names, scores = dataset.classes.names, []
+    hidden = [None] * len(truth) if ignored is None else list(parts(ignored, dataset))
+    for one, other, out in zip(parts(truth, dataset), parts(found, dataset), hidden, strict=False):
+        scores.append(score_classes(one, other, names, ignored=out)["dice"])
+    return scores

@@ -49,6 +49,8 @@ def training_fields(config: Any) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     for name in NON_TRAINING_FIELDS:
         del fields[name]
+    for name in ("patch_size", "dimensions", "spacing"):
+        fields[name] = str(fields[name])
     return fields | {"optimizer": "Muon", "image_size": list(utils.parse_size(config.image_size))}
 
 

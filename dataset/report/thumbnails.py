@@ -14,6 +14,7 @@ import numpy as np
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing, read_as_stored
 from imaging import formats, preprocess
+from imaging.grid import resize
 from imaging.labels import plane
 from imaging.scan import Scan
 from utils import UserError, cores
@@ -101,7 +102,7 @@ def encode_webp(picture: np.ndarray) -> str:
             content = cv2.imencode(".webp", picture[..., ::-1], options)[1].tobytes()
             if len(content) <= MAX_IMAGE_BYTES:
                 return base64.b64encode(content).decode()
-        picture = preprocess.resize(picture, _half(picture.shape))
+        picture = resize(picture, _half(picture.shape))
 
 
 def outline_path(mask: np.ndarray, size: tuple[int, int]) -> str:
@@ -109,12 +110,12 @@ def outline_path(mask: np.ndarray, size: tuple[int, int]) -> str:
 
     A mask of very many parts is outlined coarsely.
     """
-    shares = preprocess.resize(np.uint8(255) * mask.astype(np.uint8), size)
+    shares = resize(np.uint8(255) * mask.astype(np.uint8), size)
     while True:
         path = _trace(shares, (size[0] / shares.shape[0], size[1] / shares.shape[1]))
         if len(path) <= MAX_OUTLINE_LENGTH:
             return path
-        shares = preprocess.resize(shares, _half(shares.shape))
+        shares = resize(shares, _half(shares.shape))
 
 
 def _trace(shares: np.ndarray, scale: tuple[float, float]) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imaging.grid import Grid
 from imaging.labels import MAX_VALUE, Classes, Ranges, is_in, plane
 from imaging.masks.mask_advice import advise_classes, advise_one_class, list_some, range_text
 from imaging.masks.mask_colours import (
@@ -20,7 +21,7 @@ from imaging.masks.mask_colours import (
     only_colour,
 )
 from imaging.masks.soft_masks import GREY_TOLERANCE, cut_soft_edges
-from imaging.preprocess import prepare_mask, resize_plane
+from imaging.preprocess import prepare_mask, prepare_planes
 from imaging.scan import Scan
 from utils import UserError
 
@@ -47,14 +48,12 @@ class Truth:
     # See `dataset.notes`.
     notes: Sequence[Note] = ()
 
-    def prepare(self, size: tuple[int, int], classes: Classes) -> np.ndarray:
-        """Resize like the image: uint8 (S, h, w, `classes.num_planes`), see `prepare_mask`."""
-        count = len(classes.names)
-        planes = np.stack([prepare_mask(one, size, count) for one in self.mask])
+    def prepare(self, grid: Grid, classes: Classes) -> np.ndarray:
+        """Scale like the image: uint8 (D, H, W, `classes.num_planes`), see `prepare_mask`."""
+        shares = prepare_mask(self.mask, grid, len(classes.names))
         if self.ignored is None:
-            return planes
-        ignored = np.stack([resize_plane(one, size) for one in self.ignored])
-        return np.concatenate([planes, ignored[..., None]], axis=-1)
+            return shares
+        return np.concatenate([shares, prepare_planes([self.ignored], grid)], axis=-1)
 
 
 class Decoded(NamedTuple):
