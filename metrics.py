@@ -37,6 +37,8 @@ Score = Callable[[KerasTensor, KerasTensor], KerasTensor]
 OVERLAPS = ("dice", "iou", "precision", "recall")  # in [0, 1]
 DISTANCES = ("nsd", "hd95", "assd")  # they depend on the unit, pixels or mm
 METRICS = (*OVERLAPS, *DISTANCES)
+# How much there is, was found, and is both: what the scores of a patient's images are made of.
+PIXELS = ("true pixels", "found pixels", "shared pixels")
 NSD_TOLERANCE = 2.0  # by so many pixels, or mm, a border may be off and still counts as right
 
 
@@ -328,55 +330,121 @@ def score_classes(
 ) -> dict[str, float]:
     """Compare masks (S, H, W) or (H, W), ids or BITS: each metric's mean over the classes.
 
-    With several classes also `dice: name` … of each. spacing: mm between slices, rows and
-    columns, if known. A volume of one slice is compared as a plane. ignored: bool, of the masks'
-    shape; these pixels are background in both.
+    With several classes also `dice: name` … of each. PIXELS are counted per class. spacing: mm
+    between slices, rows and columns, if known. A volume of one slice is compared as a plane.
+    ignored: bool, of the masks' shape; these pixels are background in both.
     """
     if ignored is not None:
         truth, found = (np.where(ignored, mask.dtype.type(0), mask) for mask in (truth, found))
     if len(truth) == 1 and truth.ndim == 3:
         truth, found, spacing = truth[0], found[0], spacing and spacing[1:]
-    scores = {}
+    scores, counts = {}, {}
     for class_id, name in enumerate(names, 1):
-        scores[name] = score_mask(plane(truth, class_id), plane(found, class_id), spacing)
+        true, seen = plane(truth, class_id).astype(bool), plane(found, class_id).astype(bool)
+        scores[name] = score_mask(true, seen, spacing)
+        ending = f": {name}" if len(names) > 1 else ""
+        for column, mask in zip(PIXELS, (true, seen, true & seen), strict=True):
+            counts[column + ending] = int(np.count_nonzero(mask))
     row = {}
     for metric in METRICS:
         row[metric] = float(np.mean([score[metric] for score in scores.values()]))
     if len(names) > 1:
         for name, score in scores.items():
             row |= {f"{metric}: {name}": score[metric] for metric in METRICS}
-    return row
+    return row | counts
+
+
+# ------------------------------------------------------------------------- the mean over a data set
+
+
+def number_patients(table: pd.DataFrame) -> np.ndarray:
+    """Number the patient of each row: (N,) from 0. A row that names none is one of its own."""
+    numbers: dict[str | int, int] = {}
+    names = table["patient"] if "patient" in table else [""] * len(table)
+    keys = [i if pd.isna(name) or name == "" else str(name) for i, name in enumerate(names)]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def score_patients(table: pd.DataFrame) -> pd.DataFrame:
+    """Score each patient's images as one stack: Dice and IoU of their PIXELS, a row per patient.
+
+    The columns are `dice per patient`, `iou per patient` and, with several classes, those of each.
+    There are none if each patient has one row, or if `table` has no PIXELS.
+    """
+    patients, column = number_patients(table), PIXELS[0]
+    endings = [name.removeprefix(column) for name in table if name.startswith(column)]
+    is_alone = np.bincount(patients) == 1
+    if is_alone.all() or not endings:
+        return pd.DataFrame(index=range(len(is_alone)))
+    by_patient = table.groupby(patients)
+    scores = {}
+    for ending in endings:
+        true, found, shared = (by_patient[name + ending].sum().to_numpy(float) for name in PIXELS)
+        both = true + found
+        scores["dice", ending] = np.where(both > 0, 2 * shared / np.maximum(both, 1), 1)
+        scores["iou", ending] = np.where(both > 0, shared / np.maximum(both - shared, 1), 1)
+    result = {}
+    for ending in dict.fromkeys(("", *endings)):
+        for metric in ("dice", "iou"):
+            pooled = scores.get((metric, ending))
+            if pooled is None:
+                pooled = np.mean([scores[metric, name] for name in endings], axis=0)
+            result[f"{metric} per patient{ending}"] = pooled
+    return pd.DataFrame(result)
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """Average a table with a row per image: mean, low and high of each metric.
 
-    low, high: the 95 % bootstrap interval of the mean, seeded. If some rows are in mm and others
-    in pixels (column unit), the metrics that depend on it are left out.
+    low, high: the 95 % bootstrap interval of the mean, seeded. Patients are drawn, with all of
+    their rows (column patient); NaN if there is only one. Patients with several rows are also
+    scored as a whole, see `score_patients`. If some rows are in mm and others in pixels (column
+    unit), the metrics that depend on it are left out.
     """
     is_mixed = len(set(table.get("unit", ()))) > 1
+    patients = number_patients(table)
     rows = {}
     for column in table.select_dtypes("number"):
-        if is_mixed and column.partition(":")[0] in DISTANCES:
+        name = column.partition(":")[0]
+        if name in ("patient", *PIXELS) or (is_mixed and name in DISTANCES):
             continue
-        values = table[column].to_numpy(float)
-        low = high = values.mean()
-        if np.ptp(values) > 0:
-            low, high = stats.bootstrap(
-                (values,), np.mean, method="percentile", n_resamples=9999, batch=100, rng=0
-            ).confidence_interval
-        rows[column] = {"mean": values.mean(), "low": low, "high": high}
+        rows[column] = _mean_and_interval(table[column].to_numpy(float), patients)
+    by_patient = score_patients(table)
+    for column in by_patient:
+        rows[column] = _mean_and_interval(by_patient[column].to_numpy(), by_patient.index)
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _mean_and_interval(values: np.ndarray, patients: np.ndarray) -> dict[str, float]:
+    """Average values (N,); draw patients (N,), their numbers from 0, for the interval."""
+    sums, counts = np.bincount(patients, values), np.bincount(patients)
+    low = high = values.mean()
+    if len(sums) < 2:
+        low = high = np.nan
+    elif np.ptp(values) > 0:
+        low, high = stats.bootstrap(
+            (sums, counts),
+            lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+            paired=True,
+            method="percentile",
+            n_resamples=9999,
+            batch=100,
+            rng=0,
+        ).confidence_interval
+    return {"mean": values.mean(), "low": low, "high": high}
 
 
 def format_summary(table: pd.DataFrame) -> str:
     """Lay out the means of a table with a row per image for the terminal."""
     units = " and ".join(sorted(set(table.unit)))
-    lines = [f"{'':24} {'mean':>8}   95 % interval (hd95, assd in {units})"]
+    count = len(set(number_patients(table)))
+    over = f" over {count} patient(s)" if count < len(table) else ""
+    lines = [f"{'':24} {'mean':>8}   95 % interval{over} (hd95, assd in {units})"]
     for name, row in summarize(table).iterrows():
         is_distance = "hd95" in name or "assd" in name
         digits = 2 if is_distance or row["mean"] > 1 else 4
         interval = f"{row['low']:.{digits}f} to {row['high']:.{digits}f}"
+        interval = "–" if np.isnan(row["low"]) else interval
         lines.append(f"{name:24} {row['mean']:8.{digits}f}   {interval}")
     return "\n".join(lines)
 
@@ -391,20 +459,24 @@ def compare(one: Path, other: Path, /) -> pd.DataFrame:
         one: a table that predict.py or train.py --folds wrote
         other: another one of the same images, in any order
 
-    Prints and returns a row per metric. Raises UserError unless both hold the same images.
+    Prints and returns a row per metric. Intervals and p are over patients where the tables name
+    them. Raises UserError unless both hold the same images.
     """
     tables = [_read_metrics(path) for path in (one, other)]
     result = compare_tables(*tables)
     shown = result.to_string(float_format="{:.4f}".format)
-    print(f"{len(tables[0])} images; A is {one}, B is {other}\n{shown}")
+    count = len(set(number_patients(_share_patients(*tables)[0])))
+    images = f"{len(tables[0])} images" + f" of {count} patients" * (count < len(tables[0]))
+    print(f"{images}; A is {one}, B is {other}\n{shown}")
     return result
 
 
 def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Compare two tables with a row per image: A, B, B - A, low, high, p for each metric.
 
-    low, high: the 95 % bootstrap interval of the mean difference; p: Wilcoxon's signed-rank test.
-    Raises UserError unless both hold the same images.
+    low, high: the 95 % bootstrap interval of the mean difference, which draws patients; p:
+    Wilcoxon's signed-rank test of the patients' mean differences. Without a column patient, each
+    image is one of its own. Raises UserError unless both hold the same images.
     """
     unpaired = set(one.image) ^ set(other.image)
     if unpaired:
@@ -412,24 +484,43 @@ def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
             f"{len(unpaired)} image(s) are in one table only, such as {min(unpaired)}; expected "
             "the same images in both"
         )
-    one, other = one.set_index("image"), other.set_index("image").reindex(one.image)
+    one, other = _share_patients(one, other)
+    patients = number_patients(one)
+    by_patient = [score_patients(table) for table in (one, other)]
     rows = {}
     for metric in METRICS:
-        if metric not in one or metric not in other:
-            continue
-        first, second = one[metric].to_numpy(float), other[metric].to_numpy(float)
-        difference = pd.DataFrame({metric: second - first})
-        p = stats.wilcoxon(first, second).pvalue if difference[metric].any() else 1.0
-        mean, low, high = summarize(difference).loc[metric]
-        means = {"A": first.mean(), "B": second.mean(), "B - A": mean}
-        rows[metric] = {**means, "low": low, "high": high, "p": p}
+        if metric in one and metric in other:
+            rows[metric] = _compare_values(one[metric], other[metric], patients)
+    for metric in by_patient[0]:
+        if metric in by_patient[1]:
+            rows[metric] = _compare_values(
+                *(table[metric] for table in by_patient), by_patient[0].index
+            )
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _share_patients(one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Bring two tables of the same images into one order, and give both the patients of either."""
+    other = other.set_index("image").reindex(one.image).reset_index()
+    known = next((table["patient"].tolist() for table in (one, other) if "patient" in table), "")
+    return one.assign(patient=known), other.assign(patient=known)
+
+
+def _compare_values(one: pd.Series, other: pd.Series, patients: np.ndarray) -> dict[str, float]:
+    """Compare two columns (N,): A, B, B - A, low, high, p."""
+    first, second = one.to_numpy(float), other.to_numpy(float)
+    change = np.bincount(patients, second - first) / np.bincount(patients)
+    p = stats.wilcoxon(change).pvalue if change.any() else 1.0
+    interval = _mean_and_interval(second - first, patients)
+    means = {"A": first.mean(), "B": second.mean(), "B - A": interval.pop("mean")}
+    return {**means, **interval, "p": p}
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
     """Read a metrics.csv. Raises UserError if it is none."""
     try:
-        table = pd.read_csv(path)
+        # As text: to pandas, patient 007 would be 7.
+        table = pd.read_csv(path, converters={"patient": str})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a metrics.csv") from None
     if not {"image", "dice"} <= set(table) or not table.image.is_unique or not len(table):

@@ -6,7 +6,10 @@
 
 The run folder (default files/) gets model.h5 (the best epoch by validation Dice), log.csv,
 curves.png, split.csv and config.json. The same command goes on after Ctrl-C or a crash.
+--distributed shares each batch among several processes, see docs/scaling.md.
 --verbose also shows what TensorFlow or JAX says.
+The environment variable UNET_CACHE names the folder of decoded images, for later runs (default
+files/cache; empty keeps none).
 """
 
 from dataclasses import dataclass, replace
@@ -61,13 +64,12 @@ class Config:
 
     # Computer
     precision: str = "auto"  # float32, bfloat16 or float16; auto is bfloat16 where that is fast
-    cache_dir: str = "files/cache"  # decoded images, for later runs; "" keeps none
-    distributed: bool = False  # several processes share each batch, see docs/scaling.md
 
 
 if __name__ == "__main__":  # --help and wrong flags are answered before the slow imports
     from training.checks import check_before_keras
 
+    IS_DISTRIBUTED = utils.take_word("--distributed")
     CONFIG = utils.parse_flags(Config)
     utils.run_cli(lambda: check_before_keras(CONFIG))
     print("loading Keras …", flush=True)
@@ -81,7 +83,7 @@ import data
 import metrics
 import predict
 from dataset.batches import Batches
-from dataset.cache import Dataset
+from dataset.cache import Dataset, cache_folder
 from dataset.channels import detect_channels
 from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
@@ -106,11 +108,14 @@ PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
 MIN_VAL_WINDOWS = 64  # of patches, if the validation images have so many
 
 
-def train(config: Config) -> pd.DataFrame:
-    """Train as `config` says: one run (returns its log) or folds (returns their summary)."""
+def train(config: Config, is_distributed: bool = False) -> pd.DataFrame:
+    """Train as `config` says: one run (returns its log) or folds (returns their summary).
+
+    is_distributed: several processes share each batch.
+    """
     config = with_classes(config)
     check_config(config)
-    if config.distributed:
+    if is_distributed:
         distributed.initialize()
     print_device_hint(config)
     if config.folds:
@@ -213,7 +218,7 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
             config.channels or detect_channels(pairs),
             config.window,
         )
-        return data.load_dataset(data_dir, preprocessing, config.cache_dir, config.extra_dir)
+        return data.load_dataset(data_dir, preprocessing, cache_folder(), config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if dataset.sampler.neighbours and dataset.channels > 1:
@@ -358,4 +363,4 @@ def finish_run(
 
 if __name__ == "__main__":
     with distributed.abort_on_error():
-        utils.run_cli(lambda: train(CONFIG), utils.RESUMES)
+        utils.run_cli(lambda: train(CONFIG, IS_DISTRIBUTED), utils.RESUMES)

@@ -102,12 +102,22 @@ def program() -> str:
 
 def hide_backend_logs() -> None:
     """Hide what TensorFlow says at the start, unless --verbose is among the flags."""
-    if "--verbose" in sys.argv:
-        sys.argv.remove("--verbose")
+    if take_word("--verbose"):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras advises against HDF5
+
+
+def take_word(word: str) -> bool:
+    """Take a word such as --verbose, which is no field of a Config, from the command line.
+
+    Returns whether it was there.
+    """
+    is_there = word in sys.argv
+    if is_there:
+        sys.argv.remove(word)
+    return is_there
 
 
 def load_keras() -> None:

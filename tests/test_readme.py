@@ -41,7 +41,14 @@ CONFIGS = (
 )
 COMMANDS = (data.check, data.download, data.phantoms, metrics.compare, *STUDIES, *SPEEDS)
 # Flags of every script of ours, of pip, of torchrun, and of Triton.
-OTHER_FLAGS = {"--help", "--verbose", "--dry-run", "--nproc-per-node", "--model-repository"}
+OTHER_FLAGS = {
+    "--help",
+    "--verbose",
+    "--distributed",
+    "--dry-run",
+    "--nproc-per-node",
+    "--model-repository",
+}
 
 pages = pytest.mark.parametrize("name", [path.name for path in PAGES])
 

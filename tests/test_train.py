@@ -34,8 +34,9 @@ from utils import UserError
 
 
 @pytest.fixture
-def small(discs, tmp_path):
+def small(discs, tmp_path, monkeypatch):
     """A config that trains in seconds."""
+    monkeypatch.setenv("UNET_CACHE", str(tmp_path / "cache"))
     return train.Config(
         data_dir=str(discs),
         image_size=32,
@@ -45,7 +46,6 @@ def small(discs, tmp_path):
         batch_size=4,
         precision="float32",
         epoch_images=0,
-        cache_dir=str(tmp_path / "cache"),
         out_dir=str(tmp_path / "run"),
     )
 
@@ -431,6 +431,18 @@ def test_folds_are_trained_scored_and_summarised(small, tmp_path, capsys):
     train.train(dataclasses.replace(config, fold=1, out_dir=str(tmp_path / "one")))
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["fold1"]
     assert "12 test images in 3 fold(s)" in capsys.readouterr().out
+
+
+def test_the_environment_names_the_cache(small, tmp_path, monkeypatch):
+    train.load_data(small)
+    assert any((tmp_path / "cache").iterdir())
+    monkeypatch.setenv("UNET_CACHE", "")
+    monkeypatch.chdir(tmp_path / "discs")
+    train.load_data(small)
+    assert not (tmp_path / "discs" / "files").exists()
+    monkeypatch.delenv("UNET_CACHE")
+    train.load_data(small)
+    assert (tmp_path / "discs" / "files" / "cache").is_dir()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from networks.own import find_code, is_own
 from utils import UserError
 
 # Fields that may change between a run and its continuation.
-NON_TRAINING_FIELDS = ("out_dir", "cache_dir", "mirror", "distributed")
+NON_TRAINING_FIELDS = ("out_dir", "mirror")
 # Fields that name the data, whose content is compared.
 DATA_FIELDS = {"data_dir", "extra_dir"}
 # The source that decides what a network learns, except files that only report or write.
