@@ -471,6 +471,16 @@ def test_nan_stops_with_advice(small, monkeypatch):
         train.train(dataclasses.replace(small, loss="dice"))
 
 
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_nan_stops_where_the_loss_is_read_beside_the_steps(discs, tmp_path, script, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    flags = "--image-size 32 --filters 2 --depth 2 --epochs 2 --learning-rate 1e30"
+    done = script(tmp_path, "train.py", "--data-dir", discs, *flags.split())
+    assert done.returncode == 2 and "the loss became nan in epoch 1" in done.stderr, done.stderr
+    assert not (tmp_path / "files" / "model.h5").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
