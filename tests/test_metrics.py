@@ -269,7 +269,6 @@ def test_distances_in_different_units_are_not_averaged():
     assert list(metrics.summarize(table.assign(unit="mm")).index) == ["dice", "nsd", "hd95"]
 
 
-<<<<<<< HEAD
 # ---------------------------------------------------------------------------------------- volumes
 
 EVERY_FUNCTION = [*metrics.LOSSES.values(), *metrics.TRAINING_METRICS]
@@ -338,7 +337,8 @@ def test_pooled_metrics_in_a_training():
     assert log["recall"] == pytest.approx(float(whole[0]), rel=1e-5)
     history = model.fit(probs, truth, batch_size=2, epochs=2, validation_split=0.4, verbose=0)
     assert {"dice", "val_dice", "val_precision"} <= set(history.history)
-=======
+
+
 # --------------------------------------------------------------------------------------- patients
 
 SLICES = pd.DataFrame(
@@ -463,4 +463,3 @@ def test_two_runs_are_compared_patient_by_patient(tmp_path, capsys):
     width = table.loc["dice", "high"] - table.loc["dice", "low"]
     images = metrics.compare_tables(*(table.drop(columns="patient") for table in (one, other)))
     assert width > 2 * (images.loc["dice", "high"] - images.loc["dice", "low"])
->>>>>>> a5f87f329d956cd828da722149525758fa5aa983

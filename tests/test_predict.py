@@ -16,13 +16,9 @@ import train
 import utils
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
-<<<<<<< HEAD
+from dataset.split_table import read_split, write_split
 from imaging import formats, pictures, plots
 from imaging.grid import resize
-=======
-from dataset.split_table import read_split, write_split
-from imaging import formats, pictures, plots, preprocess
->>>>>>> a5f87f329d956cd828da722149525758fa5aa983
 from imaging.labels import Classes
 from imaging.scan import Scan
 from inference import postprocess, segment

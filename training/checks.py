@@ -10,11 +10,8 @@ from dataset.augmentation import STRENGTHS
 from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
 from imaging.scan import MAX_CHANNELS
-<<<<<<< HEAD
-from training.sampling import given_spacing, input_size
-=======
 from networks.own import find_code, is_own
->>>>>>> efecac181ac620bec97be946880432babe321b10
+from training.sampling import given_spacing, input_size
 from utils import ROOT, UserError, nearest, or_expected
 
 SEEDS = range(2**32)
@@ -68,15 +65,10 @@ def check_architecture(architecture: str, known: Collection[str]) -> None:
 
 def check_image_size(config: Any, backbones: Collection[str]) -> None:
     """Raise UserError for an image size that the network cannot halve as often as it does."""
-<<<<<<< HEAD
     size = input_size(config)[-2:]
-=======
-    size = utils.parse_size(config.image_size)
-    if is_own(config.architecture):
-        return
->>>>>>> efecac181ac620bec97be946880432babe321b10
-    utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
     given_spacing(config)
+    if not is_own(config.architecture):
+        utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
 
 
 def keys_in_source(path: Path, name: str, parts: dict[str, list[str]] | None = None) -> list[str]:
