@@ -261,6 +261,7 @@ def build_network(
         normalization=config.normalization,
         encoder_weights=start if start and from_encoder else "none",
         overlap=dataset.classes.overlap,
+        spacing=dataset.sampler.spacing,
     )
     if start and not from_encoder:
         if Path(start).resolve().parent == folder.resolve():
@@ -307,6 +308,8 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
         metrics.per_class(function) if config.overlap else function
         for function in (metrics.LOSSES[config.loss], *metrics.TRAINING_METRICS)
     )
+    if config.patch_size:  # a patch without an object says little by itself
+        scores = metrics.pooled_metrics(config.overlap)
     model.compile(
         make_optimizer(config.learning_rate, steps),
         loss,
