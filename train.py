@@ -2,6 +2,7 @@
 
     python train.py                        on synthetic chest X-rays
     python train.py --data-dir DIR         on your own images and masks, see docs/your-data.md
+    python train.py --from-report results/check/report.json    as data.py check proposes
     python train.py --folds 5              cross-validation
 
 The run folder (default files/) gets model.h5 (the best epoch by validation Dice), log.csv,
@@ -68,8 +69,7 @@ class Config:
 if __name__ == "__main__":  # --help and wrong flags are answered before the slow imports
     from training.checks import check_before_keras
 
-    CONFIG = utils.parse_flags(Config)
-    utils.run_cli(lambda: check_before_keras(CONFIG))
+    CONFIG = utils.run_cli(lambda: check_before_keras(utils.parse_flags(Config, from_report=True)))
     print("loading Keras …", flush=True)
     utils.load_keras()
 

@@ -16,6 +16,7 @@ import numpy as np
 from dataset.pairs import Pair
 from dataset.reading import read_truth
 from imaging import preprocess
+from imaging.grid import Grid, fit_grid
 from imaging.labels import BITS, Classes, plane
 from utils import UserError, cores
 
@@ -158,7 +159,10 @@ def measure(mask: np.ndarray, classes: Classes) -> Measured:
     diameters: list[list[np.ndarray]] = [[] for _ in range(count)]
     for one in slices:
         for i, size in enumerate(SIZES):
-            agreeing, both = compare_with_scaled(one, max(1, round(size * scale)), count)
+            # A size above the slice's own loses nothing.
+            side = min(max(1, round(size * scale)), max(one.shape))
+            grid = fit_grid((1, *one.shape), (side, side))
+            agreeing, both = compare_with_scaled(one[None], grid, count)
             overlaps[i] += agreeing
             totals[i] += both
         for k in range(count + 1):
@@ -169,8 +173,9 @@ def measure(mask: np.ndarray, classes: Classes) -> Measured:
                 diameters[k - 1].append(object_diameters(object_))
     with np.errstate(invalid="ignore", divide="ignore"):
         ceilings, thinner = overlaps / totals, thin / areas
-    fullest = max(mask, key=np.count_nonzero)
-    pose = preprocess.resize_plane(fullest > 0, (POSE_SIZE, POSE_SIZE)) > 127
+    fullest = max(mask, key=np.count_nonzero)[None] > 0
+    grid = fit_grid(fullest.shape, (POSE_SIZE, POSE_SIZE))
+    pose = preprocess.prepare_planes([fullest], grid)[0, ..., 0] > 127
     filled = [sum(map(bool, map(len, found))) for found in diameters]
     joined = [np.concatenate([np.zeros(0), *found]) for found in diameters]
     return Measured(ceilings, thinner[:, 1:], thinner[:, 0], filled, joined, pose)
@@ -201,27 +206,24 @@ def _fullest_part(one: np.ndarray) -> np.ndarray:
     return one[y : y + MAX_SIDE, x : x + MAX_SIDE]
 
 
-def compare_with_scaled(one: np.ndarray, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale a slice's mask (H, W) to fit `size` and back, as training and prediction do.
+def compare_with_scaled(mask: np.ndarray, grid: Grid, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale a mask (S, H, W) to a grid and back, as training and prediction do.
 
-    Returns, for each class, the pixels that agree, and the pixels of both: Dice is 2 a / b. A size
-    above the slice's own loses nothing.
+    Returns, for each class, twice the pixels that agree, and the pixels of both: Dice is their
+    quotient.
     """
-    planes = [plane(one, i) for i in range(1, classes + 1)]
-    areas = np.array([np.count_nonzero(part) for part in planes], float)
-    if size >= max(one.shape):
-        return 2 * areas, 2 * areas
-    shares = preprocess.prepare_mask(one, (size, size), classes).astype(np.float32)
-    if one.dtype != BITS and classes > 1:
+    shares = preprocess.prepare_mask(mask, grid, classes).astype(np.float32)
+    if mask.dtype != BITS and classes > 1:
         shares = np.concatenate([255 - shares.sum(-1, keepdims=True), shares], axis=-1)
-    back = preprocess.restore(shares, one.shape)
-    if back.shape[-1] > classes:
+    agreeing, both = np.zeros((2, classes))
+    for one, back in zip(mask, grid.restore(shares), strict=True):
         winner = back.argmax(-1)
-        found = [winner == i for i in range(1, classes + 1)]
-    else:
-        found = [back[..., k] >= 127.5 for k in range(classes)]
-    agree = [np.count_nonzero(a & b) for a, b in zip(planes, found, strict=True)]
-    return 2 * np.array(agree, float), areas + [np.count_nonzero(part) for part in found]
+        for k in range(classes):
+            truth = plane(one, k + 1)
+            found = winner == k + 1 if back.shape[-1] > classes else back[..., k] >= 127.5
+            agreeing[k] += 2 * np.count_nonzero(truth & found)
+            both[k] += np.count_nonzero(truth) + np.count_nonzero(found)
+    return agreeing, both
 
 
 def thin_areas(object_: np.ndarray) -> np.ndarray:

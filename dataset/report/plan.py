@@ -200,11 +200,13 @@ def _batch(height: int, width: int, computer: Computer) -> list[Proposal]:
     batch = usual / pixels if pixels <= USUAL_SIZE**2 else 4 * (usual // pixels)
     most = MAX_BATCH if pixels < USUAL_SIZE**2 else USUAL_BATCH
     batch = int(np.clip(batch, 2, min(most, max(2, computer.max_pixels / pixels))))
-    reason = "less for larger images, to stay within a few GB"
+    reason = "the usual one: more would mean fewer steps"
     if batch > USUAL_BATCH:
         reason = "small images: a step of fewer is bound by overhead"
-    elif batch < USUAL_BATCH and batch == int(computer.max_pixels / pixels):
+    elif batch < USUAL_BATCH and batch >= int(computer.max_pixels / pixels):
         reason = f"what fits into {computer.memory_bytes / 2**30:.1f} GB of free memory"
+    elif batch < USUAL_BATCH:
+        reason = "less for large images, to stay within a few GB"
     return [
         Proposal("batch_size", batch, reason),
         *_depth((height, width)),
