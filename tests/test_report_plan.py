@@ -26,7 +26,9 @@ def measured(folder: Path, classes: str = "foreground"):
     """Read a data set: its pairs, their information, the fingerprint, the channels."""
     pairs, problems = data.find_pairs(folder)
     channels, parsed = detect_channels(pairs), Classes(classes)
-    dataset, unreadable = loading.load_pairs(pairs, Preprocessing(parsed, Sampler((128, 128)), channels))
+    dataset, unreadable = loading.load_pairs(
+        pairs, Preprocessing(parsed, Sampler((128, 128)), channels)
+    )
     assert problems + unreadable == []
     readable = copies.read_pairs(pairs, dataset)
     taken = fingerprint.take_fingerprint(readable, dataset.info, parsed)

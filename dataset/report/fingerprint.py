@@ -158,11 +158,14 @@ def measure(mask: np.ndarray, classes: Classes) -> Measured:
     thin, areas = np.zeros((len(WIDTHS), count + 1)), np.zeros(count + 1)
     diameters: list[list[np.ndarray]] = [[] for _ in range(count)]
     for one in slices:
+        largest = 0
         for i, size in enumerate(SIZES):
-            # A size above the slice's own loses nothing.
+            # A size above the slice's own loses nothing, and would take time.
             side = min(max(1, round(size * scale)), max(one.shape))
-            grid = fit_grid((1, *one.shape), (side, side))
-            agreeing, both = compare_with_scaled(one[None], grid, count)
+            if side > largest:
+                grid = fit_grid((1, *one.shape), (side, side))
+                agreeing, both = compare_with_scaled(one[None], grid, count)
+                largest = side
             overlaps[i] += agreeing
             totals[i] += both
         for k in range(count + 1):
@@ -206,7 +209,9 @@ def _fullest_part(one: np.ndarray) -> np.ndarray:
     return one[y : y + MAX_SIDE, x : x + MAX_SIDE]
 
 
-def compare_with_scaled(mask: np.ndarray, grid: Grid, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def compare_with_scaled(
+    mask: np.ndarray, grid: Grid, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Scale a mask (S, H, W) to a grid and back, as training and prediction do.
 
     Returns, for each class, twice the pixels that agree, and the pixels of both: Dice is their
