@@ -229,7 +229,8 @@ def check(
     fingerprint = take_fingerprint(readable, dataset.info, parsed)
     proposals = plan.suggest(dataset.info, fingerprint, dataset.channels)
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]
-    lines += report.describe_objects(fingerprint, proposals)
+    ceilings = report.measure_ceilings(readable, dataset.info, fingerprint, proposals, parsed)
+    lines += report.describe_objects(fingerprint, ceilings)
     notes = describe_notes(layout, dataset)
     notes += consequences.name_consequences(readable, dataset.info, fingerprint)
     lines += [f"{'note':10} {note}" for note in notes]

@@ -5,14 +5,15 @@ from pathlib import Path
 import cv2
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from test_volumes import ct
 
 import data
-from dataset import copies, loading
+from dataset import copies, loading, report
 from dataset.channels import detect_channels
 from dataset.loading import Preprocessing
-from dataset.report import consequences, describe_objects, fingerprint, plan
+from dataset.report import consequences, fingerprint, plan
 from imaging import pictures
 from imaging.grid import fit_grid
 from imaging.labels import Classes
@@ -123,7 +124,10 @@ def test_the_ceiling_is_what_scaling_leaves(tmp_path):
     assert 0.9 < np.mean(expected) < 0.99
     np.testing.assert_allclose(taken.ceiling(128), [np.mean(expected)], atol=0.002)
     assert taken.ceiling(256) == taken.ceiling(512) == 1
-    lines = describe_objects(taken, [plan.Proposal("image_size", 128, "")])
+    pairs, info, *_ = measured(tmp_path)
+    chosen = [plan.Proposal("image_size", 128, "")]
+    ceilings = report.measure_ceilings(pairs, info, taken, chosen, Classes())
+    lines = report.describe_objects(taken, ceilings)
     told = f"foreground: Dice {np.mean(expected) - 5e-4:.3f} at 128 pixels"
     assert any(line.startswith("ceiling") and told in line for line in lines)
 
@@ -274,7 +278,7 @@ def test_volumes_are_volumes_where_voxels_are_nearly_cubes(tmp_path, shape, spac
 
 def test_a_patch_of_a_large_volume_is_coarser_or_there_are_slices():
     many = fingerprint.Fingerprint(["a"], [])
-    geometry = plan.Geometry((200, 512, 512), (1.5, 0.8, 0.8), 1.0, False)
+    geometry = plan.Geometry((200, 512, 512), (1.5, 0.8, 0.8), 1.0)
     # Without objects nothing is lost by coarse voxels.
     found = {one.name: one.value for one in plan._input(geometry, many, COMPUTER)}
     spacing = [float(one) for one in found["spacing"].split(",")]
@@ -285,6 +289,28 @@ def test_a_patch_of_a_large_volume_is_coarser_or_there_are_slices():
     mask[:, 100:400, 200:203] = 1
     thin = fingerprint.Fingerprint(["a"], [fingerprint.measure(mask, Classes("a"))])
     assert plan._dimensions(geometry, thin, COMPUTER)[0] == "2.5"
+
+
+def test_volumes_of_other_spacings_have_the_ceiling_of_their_resampling(tmp_path):
+    for i, spacing in enumerate(((1, 1, 1), (1, 1, 1), (2, 1, 1))):
+        volumes = write_volumes(tmp_path / str(i), (32, 40, 40), spacing, count=1)
+        for name in ("images", "masks"):
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            (volumes / name / "0.nii.gz").rename(tmp_path / "set" / name / f"{i}.nii.gz")
+    pairs, info, taken, channels = measured(tmp_path / "set")
+    proposals = plan.suggest(info, taken, channels, COMPUTER)
+    ceilings = report.measure_ceilings(pairs, info, taken, proposals, Classes())
+    assert list(ceilings) == ["1 x 1 x 1 mm"] and 0.98 < ceilings["1 x 1 x 1 mm"][0] <= 1
+    coarse = fingerprint.resampled_ceiling(pairs, info, Classes(), (8, 8, 8))
+    assert 0.5 < coarse[0] < 0.95
+
+
+def test_many_images_get_fewer_epochs(tmp_path):
+    _, info, taken, _ = measured(write_masks(tmp_path, draw_discs(128, 30)))
+    many = pd.concat([info] * 2000, ignore_index=True)
+    found = {one.name: one.value for one in plan.suggest(many, taken, 1, COMPUTER)}
+    assert found["epochs"] == plan.MIN_EPOCHS
+    assert "epochs" not in proposed(tmp_path)
 
 
 # ------------------------------------------------------------------------------------ consequences

@@ -14,8 +14,9 @@ import numpy as np
 
 from dataset.cache import Dataset
 from dataset.layouts import Pair
-from dataset.report.fingerprint import Fingerprint
-from dataset.report.plan import Proposal, ceiling_sizes, floor_dice
+from dataset.report.fingerprint import Fingerprint, resampled_ceiling
+from dataset.report.plan import Proposal, ceiling_sizes, floor_dice, working_spacing
+from imaging.labels import Classes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,10 +50,10 @@ def describe(pairs: Sequence[Pair], dataset: Dataset, names: Sequence[str]) -> l
     return lines + _odd_files(info)
 
 
-def describe_objects(fingerprint: Fingerprint, proposals: Sequence[Proposal]) -> list[str]:
+def describe_objects(fingerprint: Fingerprint, ceilings: dict[str, np.ndarray]) -> list[str]:
     """Describe the objects in lines of text: number, size, thickness, and ceilings.
 
-    The ceiling is the Dice that masks keep when they are scaled to a size and back.
+    ceilings: the Dice (K,) that masks keep when they are scaled to each size and back.
     """
     lines = []
     for class_id, name in enumerate(fingerprint.names, 1):
@@ -67,12 +68,29 @@ def describe_objects(fingerprint: Fingerprint, proposals: Sequence[Proposal]) ->
         if np.isfinite(half):
             text = f"half of it is thinner than {half:.0f} pixels, a tenth than {tenth:.0f}"
             lines.append(_line("thickness", f"{name}: {text}"))
-        found = []
-        for size in ceiling_sizes(proposals):
-            ceiling = fingerprint.ceiling(size)[class_id - 1]
-            found.append(f"{floor_dice(ceiling)} at {size} pixels")
+        found = [f"{floor_dice(dice[class_id - 1])} at {size}" for size, dice in ceilings.items()]
         lines.append(_line("ceiling", f"{name}: Dice {', '.join(found)} (scaled there and back)"))
     return lines
+
+
+def measure_ceilings(
+    pairs: Sequence[Pair],
+    info: "pd.DataFrame",
+    fingerprint: Fingerprint,
+    proposals: Sequence[Proposal],
+    classes: Classes,
+) -> dict[str, np.ndarray]:
+    """Give each class's ceiling (K,) at the size that is proposed, and at the next smaller one."""
+    fields = {name for name, _, _ in proposals}
+    ceilings = {}
+    if "patch_size" in fields:
+        ceilings["their own resolution"] = np.ones(len(classes.names))
+    if spacing := working_spacing(info, proposals):
+        name = " x ".join(f"{one:.3g}" for one in spacing) + " mm"
+        ceilings = {name: resampled_ceiling(pairs, info, classes, spacing)}
+    for size in ceiling_sizes(proposals):
+        ceilings[f"{size} pixels"] = fingerprint.ceiling(size)
+    return ceilings if fingerprint.pairs else {}
 
 
 def describe_proposals(proposals: Sequence[Proposal]) -> list[str]:

@@ -33,6 +33,7 @@ MAX_PAIRS = 48
 MAX_SLICES = 16
 MAX_SIDE = 4096
 MAX_VOXELS = 2**28  # that are read for it
+MAX_VOLUMES = 8  # that are resampled
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,35 @@ def choose_rows(info: "pd.DataFrame", names: Sequence[str]) -> list[int]:
     voxels = np.array([np.prod(sides[row]) * info["slices"].iloc[row] for row in rows], float)
     few = np.linspace(0, len(rows) - 1, max(1, int(MAX_VOXELS / max(voxels.mean(), 1))))
     return list(rows) if voxels.sum() <= MAX_VOXELS else list(rows[few.round().astype(int)])
+
+
+def resampled_ceiling(
+    pairs: Sequence[Pair], info: "pd.DataFrame", classes: Classes, spacing_mm: Sequence[float]
+) -> np.ndarray:
+    """Measure the mean Dice (K,) of masks of volumes that are resampled to a spacing and back.
+
+    At most MAX_VOLUMES are measured.
+    """
+    rows = choose_rows(info, classes.names)
+    rows = [
+        rows[place]
+        for place in np.linspace(0, len(rows) - 1, min(MAX_VOLUMES, len(rows)), dtype=int)
+    ]
+
+    def attempt(row: int) -> np.ndarray:
+        mask, own = read_truth(pairs[row], classes).mask, info["spacing_mm"].iloc[row]
+        if not isinstance(own, list):
+            return np.full(len(classes.names), np.nan)
+        inner = [
+            max(1, round(length * mm / wanted))
+            for length, mm, wanted in zip(mask.shape, own, spacing_mm, strict=True)
+        ]
+        grid = Grid((0, 1, 2), (False,) * 3, mask.shape, tuple(inner), tuple(inner))
+        agreeing, both = compare_with_scaled(mask, grid, len(classes.names))
+        return np.divide(agreeing, both, out=np.full(len(both), np.nan), where=both > 0)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        return _mean(list(pool.map(attempt, rows)))
 
 
 # ---------------------------------------------------------------------------------------- one pair

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dataset.report.fingerprint import SIZES, Fingerprint
+from imaging.grid import SAME
 from utils import cores, free_memory_bytes
 
 if TYPE_CHECKING:
@@ -23,15 +24,18 @@ PATCHES = (128, 256)  # pixels of a patch's sides, the least and the most
 PATCH_STEP = 32
 OBJECTS_PER_PATCH = 4  # sides of a patch, in objects' diameters
 OBJECT_WIDTHS = 8  # an object of a network of lines counts as so many widths long
-USUAL_DEPTH = 4
+USUAL_DEPTH, USUAL_FILTERS, USUAL_EPOCHS, USUAL_EPOCH = 4, 8, 80, 96
 MIN_BOTTOM = 4  # pixels of the lowest level
 # A step on four cores or fewer.
 USUAL_BATCH, MAX_BATCH = 8, 64
-STEP_VOXELS = 2**18  # of a batch of volumes
+STEP_VOXELS = 2**19  # of a batch of volumes
 PATCH_VOXELS = 2**17
+VOLUME_FILTERS = 16
 STEPS_PER_EPOCH = 12
-BYTES_PER_PIXEL = 2000  # of a training step with 8 filters; measured as the process's growth
+BYTES_PER_PIXEL = 2000  # of a training step with 8 filters
 MEMORY_SHARE = 0.25  # of the free memory that a step may take
+PIXELS_PER_CORE = 1e9  # that a training shows: about an hour
+TRAINED_SHARE, MIN_EPOCHS = 0.68, 10
 MIN_SLICES = 16  # of a volume, for a network in three dimensions
 ANISOTROPIC = 3.0  # between the distances of slices and of pixels
 MIN_COVER = 0.25  # of the volume that a patch covers
@@ -65,7 +69,12 @@ class Computer(NamedTuple):
     @property
     def patch_voxels(self) -> float:
         """How many voxels a patch of a volume may have."""
-        return min(PATCH_VOXELS * max(1, self.cores / 4), self.max_pixels / 2)
+        return min(PATCH_VOXELS * max(1, self.cores / 4), self.max_voxels / 2)
+
+    @property
+    def max_voxels(self) -> float:
+        """How many voxels a step may have: a network of volumes has more filters."""
+        return self.max_pixels * USUAL_FILTERS / VOLUME_FILTERS
 
 
 class Geometry(NamedTuple):
@@ -74,7 +83,6 @@ class Geometry(NamedTuple):
     shape: tuple[int, int, int]  # slices, rows, columns
     spacing_mm: tuple[float, float, float] | None
     size_ratio: float  # between large and small images: the longer sides of nine and one in ten
-    spacing_differs: bool
 
     @property
     def side(self) -> int:
@@ -99,6 +107,7 @@ def suggest(
     computer = computer or Computer(free_memory_bytes(), cores())
     geometry = measure_geometry(info)
     chosen = _input(geometry, fingerprint, computer)
+    chosen += _epochs(info, chosen, computer)
     chosen += [
         _channels(info, channels),
         *_window(info, channels),
@@ -117,8 +126,21 @@ def measure_geometry(info: "pd.DataFrame") -> Geometry:
     if len(known) > len(info) / 2:
         spacing = tuple(float(one) for one in np.median(known, axis=0))
     small, large = np.quantile(sizes.max(1), (0.1, 0.9))
-    differs = bool(known) and bool(np.ptp(known, axis=0).max() > 0.05 * np.min(known))
-    return Geometry(tuple(int(one) for one in shape), spacing, float(large / small), differs)
+    return Geometry(tuple(int(one) for one in shape), spacing, float(large / small))
+
+
+def working_spacing(
+    info: "pd.DataFrame", proposals: Sequence[Proposal]
+) -> tuple[float, float, float] | None:
+    """Give the spacing in mm to which volumes are resampled; None where all keep their own."""
+    fields = {name: value for name, value, _ in proposals}
+    if fields.get("dimensions") != "3":
+        return None
+    if "spacing" in fields:
+        return tuple(float(one) for one in fields["spacing"].split(","))
+    spacing = measure_geometry(info).spacing_mm
+    known = [one for one in info["spacing_mm"] if isinstance(one, list)]
+    return spacing if np.abs(np.divide(known, spacing) - 1).max() > SAME else None
 
 
 def ceiling_sizes(proposals: Sequence[Proposal]) -> list[int]:
@@ -232,6 +254,22 @@ def _epoch_images(batch: int) -> list[Proposal]:
     return [Proposal("epoch_images", count, f"at least {STEPS_PER_EPOCH} steps an epoch")]
 
 
+def _epochs(info: "pd.DataFrame", chosen: Sequence[Proposal], computer: Computer) -> list[Proposal]:
+    """Choose fewer epochs than usual for many images, so that the training ends today."""
+    fields = {name: value for name, value, _ in chosen}
+    size = str(fields.get("patch_size", fields.get("image_size")))
+    sides = [int(side) for side in size.split(",")]
+    pixels = np.prod(sides if len(sides) > 1 else sides * 2, dtype=float)
+    # An epoch shows every slice, or a patch of every image.
+    shown = len(info) if "patch_size" in fields else int(info["slices"].sum())
+    shown = max(TRAINED_SHARE * shown, fields.get("epoch_images", USUAL_EPOCH))
+    epochs = int(PIXELS_PER_CORE * computer.cores / (shown * pixels))
+    if epochs >= USUAL_EPOCHS:
+        return []
+    why = f"{shown:,.0f} images or patches in each: more would take hours on {computer.cores} cores"
+    return [Proposal("epochs", max(MIN_EPOCHS, epochs), why)]
+
+
 # ------------------------------------------------------------------------------------- volumes
 
 
@@ -280,18 +318,20 @@ def _volume_patch(geometry: Geometry, computer: Computer) -> list[Proposal]:
     patch = shrink_patch([_round_up(side, 2**depth) for side in shape], spacing, depth, computer)
     share = min(1.0, float(np.prod(np.minimum(np.divide(patch, shape), 1))))
     text = ",".join(map(str, patch))
-    batch = int(np.clip(STEP_VOXELS // np.prod(patch), 2, 4))
+    batch = int(np.clip(min(STEP_VOXELS, computer.max_voxels) // np.prod(patch), 2, 4))
+    why = "in three dimensions the lower levels have few voxels, so filters cost less"
     chosen = [
-        Proposal("patch_size", text, f"depth, height, width: {share:.0%} of the median volume"),
-        Proposal("batch_size", batch, f"patches of {np.prod(patch):,} voxels"),
+        Proposal("patch_size", text, f"slices, rows, columns: {share:.0%} of the median volume"),
+        Proposal("batch_size", batch, f"patches of {np.prod(patch):,} voxels fill the memory soon"),
+        Proposal("filters", VOLUME_FILTERS, why),
     ]
     if depth != USUAL_DEPTH:
         why = f"{min(patch[1:])} pixels halved more often are too few to see"
         chosen.append(Proposal("depth", depth, why))
-    if coarser > 1 or geometry.spacing_differs:
-        why = "mm between voxels: the median of the volumes"
-        if coarser > 1:
-            why = f"mm: {coarser:.1f} times as coarse, so that a patch shows {MIN_COVER:.0%}"
+    if coarser > 1:
+        why = (
+            f"mm, {coarser:.1f} times as coarse as most: a patch shows {MIN_COVER:.0%} of a volume"
+        )
         chosen.append(Proposal("spacing", ",".join(f"{one:.3g}" for one in spacing), why))
     return chosen
 
