@@ -191,7 +191,7 @@ def test_few_of_many_pairs_are_read(tmp_path):
 def test_one_large_disc_needs_a_small_image(tmp_path):
     found = proposed(write_masks(tmp_path, draw_discs(1024, 200)))
     assert found["image_size"] == 128 and found["batch_size"] == 8 and found["channels"] == 1
-    assert found["augmentation"] == "mild"
+    assert found["augmentation"] == "free"  # a disc has no upper side
     assert not {"patch_size", "dimensions", "loss", "window", "depth"} & set(found)
 
 
@@ -218,6 +218,20 @@ def test_many_cells_in_images_of_different_sizes_keep_their_size(tmp_path):
     assert found["patch_size"] == "128"
     same = proposed(write_masks(tmp_path / "same", draw_cells([256] * 6, 9)))
     assert same["image_size"] <= 256
+
+
+def test_objects_that_lie_alike_are_not_turned(phantoms, tmp_path):
+    assert proposed(phantoms)["augmentation"] == "mild"
+    *_, taken, _ = measured(phantoms)
+    assert taken.symmetry(2) > plan.SYMMETRIC > taken.symmetry(1)
+    folder = write_volumes(tmp_path, (32, 32, 32), (1, 1, 1))
+    assert proposed(folder)["augmentation"] == "free"
+    mask = np.zeros((32, 32, 32), np.uint8)
+    mask[:10] = 1
+    sided = fingerprint.Fingerprint(["a"], [fingerprint.measure(mask, Classes())] * 3)
+    assert [sided.symmetry(axis) > 0.99 for axis in range(3)] == [False, True, True]
+    assert plan._augmentation(sided, "2").value == "free"
+    assert plan._augmentation(sided, "3").value == "mild"
 
 
 def test_a_few_coloured_images_are_enough_for_colour(tmp_path):

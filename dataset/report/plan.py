@@ -43,6 +43,7 @@ DIFFERENT_SIZES = 2.0  # between large and small images
 MANY_OBJECTS = 10  # of an image
 COLOUR_SHARE = 0.03  # of the images that must be in colour
 ALIKE = 0.55  # Dice with the other masks' mean, from which on objects have one place and pose
+SYMMETRIC = 0.7  # overlap of the mean mask with its mirror image: nothing tells its sides apart
 HOUNSFIELD_BELOW = -200  # only CT has grey levels below: air is -1000
 RARE = 0.002  # share of the pixels
 
@@ -111,7 +112,7 @@ def suggest(
     chosen += [
         _channels(info, channels),
         *_window(info, channels),
-        _augmentation(fingerprint),
+        _augmentation(fingerprint, dict(one[:2] for one in chosen).get("dimensions", "2")),
         *_loss(info, fingerprint.names),
     ]
     return chosen
@@ -374,13 +375,21 @@ def _window(info: "pd.DataFrame", channels: int) -> list[Proposal]:
     return [Proposal("window", window, why)]
 
 
-def _augmentation(fingerprint: Fingerprint) -> Proposal:
-    """Choose mild changes for objects that always lie alike, as lungs do; free ones for others."""
+def _augmentation(fingerprint: Fingerprint, dimensions: str) -> Proposal:
+    """Choose mild changes for objects that lie alike and the same way up, free ones for others.
+
+    Lungs lie alike: turned ones would be no lungs. A heart in short axis or a cell may be turned.
+    """
     agreement = fingerprint.pose_agreement()
-    if agreement >= ALIKE:
-        why = f"objects lie alike in all images (a Dice of {agreement:.2f} with their mean)"
-        return Proposal("augmentation", "mild", why)
-    return Proposal("augmentation", "free", "objects lie anywhere, so images may be turned")
+    axes = {"rows": 1, "columns": 2} | ({"slices": 0} if dimensions == "3" else {})
+    sided = [name for name, axis in axes.items() if fingerprint.symmetry(axis) < SYMMETRIC]
+    if agreement < ALIKE:
+        return Proposal("augmentation", "free", "objects lie anywhere, so images may be turned")
+    if not sided:
+        why = "objects are the same from all sides, so images may be turned"
+        return Proposal("augmentation", "free", why)
+    why = f"objects lie alike in all images, and differently along {' and '.join(sided)}"
+    return Proposal("augmentation", "mild", why)
 
 
 def _loss(info: "pd.DataFrame", names: Sequence[str]) -> list[Proposal]:
