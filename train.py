@@ -2,6 +2,7 @@
 
     python train.py                        on synthetic chest X-rays
     python train.py --data-dir DIR         on your own images and masks, see docs/your-data.md
+    python train.py --from-report results/check/report.json    as data.py check proposes
     python train.py --folds 5              cross-validation
 
 The run folder (default files/) gets model.h5 (the best epoch by validation Dice), log.csv,
@@ -70,8 +71,7 @@ if __name__ == "__main__":  # --help and wrong flags are answered before the slo
     from training.checks import check_before_keras
 
     IS_DISTRIBUTED = utils.take_word("--distributed")
-    CONFIG = utils.parse_flags(Config)
-    utils.run_cli(lambda: check_before_keras(CONFIG))
+    CONFIG = utils.run_cli(lambda: check_before_keras(utils.parse_flags(Config, from_report=True)))
     print("loading Keras …", flush=True)
     utils.load_keras()
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import tyro
@@ -43,6 +43,7 @@ OLD_FLAGS = {
     "--neighbours 0": "--dimensions 2",
     "--neighbours 1": "--dimensions 2.5",
 }
+FROM_REPORT = "--from-report"
 MAX_NAME_BYTES = 255  # of a file's name
 MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
@@ -63,19 +64,76 @@ def require(package: str, requirements: str) -> None:
         sys.exit(2)
 
 
-def parse_flags(config_class: type[T], description: str | None = None) -> T:
+def parse_flags(
+    config_class: type[T], description: str | None = None, from_report: bool = False
+) -> T:
     """Read a script's flags: one per field of its dataclass, the field's comment is the help.
 
     description: the text above the flags; without it, the docstring of the dataclass's module.
+    from_report: whether --from-report names a file whose values are the defaults. Raises UserError
+    if it cannot be used.
     """
     hide_backend_logs()
     flags = replace_old_flags(sys.argv[1:])
     if description is None:
         description = sys.modules[config_class.__module__].__doc__
+    # These two are taken from the flags before they are parsed, so tyro does not list them.
     if "--verbose" not in description:
-        # It is taken from the flags before they are parsed, so tyro does not list it.
         description += "\n--verbose also shows what TensorFlow or JAX says."
-    return tyro.cli(config_class, prog=program(), args=flags, description=description)
+    defaults = {}
+    if from_report:
+        description += (
+            f"\n{FROM_REPORT} PATH takes what data.py check wrote, such as "
+            "results/check/report.json. Other flags win over it."
+        )
+        path = _take_value(flags, FROM_REPORT)
+        if path is not None:
+            defaults = {"default": config_class(**read_report(path, config_class))}
+    return tyro.cli(config_class, prog=program(), args=flags, description=description, **defaults)
+
+
+def _take_value(flags: list[str], name: str) -> str | None:
+    """Remove a flag and its value from the list; return the value, None if it is not there."""
+    value = None
+    for place in reversed(range(len(flags))):
+        found, separator, text = flags[place].partition("=")
+        if found != name:
+            continue
+        rest = [] if separator else flags[place + 1 : place + 2]
+        if not separator and (not rest or rest[0].startswith("--")):
+            raise UserError(f"{name} needs a file, such as results/check/report.json")
+        text = text if separator else rest[0]
+        value = text if value is None else value  # of several the last counts
+        del flags[place : place + 1 + len(rest)]
+    return value
+
+
+def read_report(path: str | Path, config_class: type) -> dict[str, Any]:
+    """Read fields of a script's dataclass from a JSON file. Raises UserError."""
+    cure = "run `python data.py check DIR`, which writes it"
+    path = Path(path)
+    if not path.is_file():
+        near = nearest_path(path)
+        hint = f"did you mean {near}? Else " if near else ""
+        raise UserError(f"no report at {path}; {hint}{cure}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or no report ({first_line(error)}); {cure}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds no settings; {cure}")
+    types = get_type_hints(config_class)
+    for name, value in fields.items():
+        if name not in types:
+            expected = or_expected(nearest(name, types))
+            raise UserError(f"{path}: unknown setting {name}{expected} those of --help; {cure}")
+        allowed = get_args(types[name]) or (types[name],)
+        if type(value) is int and float in allowed:
+            continue
+        if type(value) not in allowed:
+            expected = " or ".join(one.__name__ for one in allowed)
+            raise UserError(f"{path}: {name} is {value!r}; expected {expected}; {cure}")
+    return fields
 
 
 def replace_old_flags(flags: Sequence[str]) -> list[str]:
@@ -148,13 +206,13 @@ def load_keras() -> None:
             os.close(stderr)
 
 
-def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
+def run_cli(call: Callable[[], T], on_stop: str = "") -> T:
     """Run a script: exit code 0 when done, 2 on the user's mistake, 130 on Ctrl-C, 1 on our fault.
 
-    on_stop: what to add to "stopped".
+    on_stop: what to add to "stopped". Returns what `call` returns.
     """
     try:
-        call()
+        return call()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -174,9 +232,10 @@ def run_script(
     config_class: type[T],
     on_stop: str = "",
     description: str | None = None,
+    from_report: bool = False,
 ) -> None:
     """Run `main` with the flags of the command line; see `parse_flags` and `run_cli`."""
-    run_cli(lambda: main(parse_flags(config_class, description)), on_stop)
+    run_cli(lambda: main(parse_flags(config_class, description, from_report)), on_stop)
 
 
 def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> None:

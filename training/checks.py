@@ -18,10 +18,10 @@ SEEDS = range(2**32)
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def check_before_keras(config: Any) -> None:
+def check_before_keras(config: Any) -> Any:
     """Raise UserError for what is known to be wrong before Keras, which takes seconds, is loaded.
 
-    The names in model.py and metrics.py are read from their source.
+    The names in model.py and metrics.py are read from their source. Returns the config.
     """
     losses = keys_in_source(ROOT / "metrics.py", "LOSSES")
     backbones = keys_in_source(ROOT / "model.py", "BACKBONES")
@@ -33,6 +33,7 @@ def check_before_keras(config: Any) -> None:
     for folder in (config.data_dir, config.extra_dir):
         if folder:
             utils.check_folder(folder)
+    return config
 
 
 def check_config(config: Any) -> None:
