@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from imaging.labels import BITS
+from imaging.lazy import LazyPixels, part_of
 from utils import UserError
 
 # Largest size of one decoded file. A small file can claim to be far larger (a decompression bomb).
@@ -26,8 +27,9 @@ MAX_CHANNELS = 64
 class Scan:
     """The content of an image file. A plain picture is a volume of one slice."""
 
-    # (S, H, W, C) as stored; DICOM grey levels are rescaled, so CT is in HU.
-    pixels: np.ndarray
+    # (S, H, W, C) as stored; DICOM grey levels are rescaled, so CT is in HU. Those of a large file
+    # are decoded when they are needed.
+    pixels: np.ndarray | LazyPixels
     # Distance between slices, rows and columns, where the file has it.
     spacing_mm: tuple[float, float, float] | None = None
     # Centre and width of the grey levels that the file proposes to show.
@@ -54,9 +56,9 @@ class Scan:
     voi_curve: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
-    def colours(self) -> np.ndarray:
+    def colours(self) -> np.ndarray | LazyPixels:
         """The pixels without alpha: what a network sees."""
-        return self.pixels[..., :-1] if self.has_alpha else self.pixels
+        return part_of(self.pixels, (..., slice(-1))) if self.has_alpha else self.pixels
 
     def slice(self, number: int) -> "Scan":
         """Give one slice as a scan of its own."""
@@ -66,7 +68,7 @@ class Scan:
         """Give some slices as a scan of their own."""
         chosen = slice(start, stop)
         padding = None if self.padding is None else self.padding[chosen]
-        return replace(self, pixels=self.pixels[chosen], padding=padding)
+        return replace(self, pixels=part_of(self.pixels, chosen), padding=padding)
 
 
 @dataclass(frozen=True)

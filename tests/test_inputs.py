@@ -246,10 +246,10 @@ def test_an_unforeseen_error_costs_one_file(tmp_path, monkeypatch):
     pictures.write_picture(tmp_path / "in" / "black.png", 0 * GREY)
     write_mask, read = writing.write_mask, formats.read_named_scan
 
-    def failing_read(path, window):
+    def failing_read(path, *rest, **more):
         if path.stem == "b":
             raise RecursionError("deep")
-        return read(path, window)
+        return read(path, *rest, **more)
 
     def failing_write(path, *rest):
         if path.name == "c":
@@ -327,8 +327,8 @@ def test_measurements_of_earlier_calls_stay_while_their_masks_do(tmp_path):
 def test_notes_are_printed_once(tmp_path, capsys, monkeypatch):
     read = formats.read_named_scan
 
-    def noting(path, window):
-        return dataclasses.replace(read(path, window), notes=("turned by its tag",))
+    def noting(path, *rest, **more):
+        return dataclasses.replace(read(path, *rest, **more), notes=("turned by its tag",))
 
     monkeypatch.setattr(formats, "read_named_scan", noting)
     for name in "abcd":
