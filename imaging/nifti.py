@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,8 +92,8 @@ def encode(slices: np.ndarray, image: Scan) -> bytes:
     header.set_slope_inter(1, 0)
     # The image's grey levels to show are none of a mask.
     header["cal_min"] = header["cal_max"] = 0
-    stored = voxels.astype(header.get_data_dtype()).tobytes(order="F")
-    return gzip.compress(_head(header) + stored, mtime=0)
+    kind = header.get_data_dtype()
+    return _zip(header, (voxels[..., z].astype(kind) for z in range(voxels.shape[2])))
 
 
 def join(content: bytes, path: Path, max_bytes: int) -> bytes:
@@ -288,14 +289,25 @@ def _to_scan(header: Any, voxels: np.ndarray, affine: np.ndarray, notes: tuple[s
     )
 
 
+def _zip(header: Any, slices: Iterable[np.ndarray]) -> bytes:
+    """Pack a header and slices (x, y) slice by slice, the same bytes at any time."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
+        file.write(_head(header))
+        for one in slices:
+            file.write(one.tobytes(order="F"))
+    return buffer.getvalue()
+
+
 def _encode_plain(slices: np.ndarray, image: Scan) -> bytes:
     """Encode slices of an image that is no NIfTI."""
     import nibabel
 
     voxels, affine = volumes.plain_voxels(slices, image)
-    made = nibabel.Nifti1Image(np.ascontiguousarray(voxels), affine)
+    made = nibabel.Nifti1Image(voxels, affine)
     made.set_sform(affine, 1)
     made.set_qform(affine, 1)
     if image.spacing_mm:
         made.header.set_xyzt_units("mm")
-    return gzip.compress(made.to_bytes(), mtime=0)
+    made.header.set_slope_inter(1, 0)
+    return _zip(made.header, (voxels[..., z] for z in range(voxels.shape[2])))

@@ -225,12 +225,7 @@ def _orientation(content: bytes) -> int:
 
 def encode_mask(mask: Mask, image: Scan) -> bytes:
     """Encode a mask of one slice as PNG."""
-    return encode_pages(".png", mask.pages)
-
-
-def encode_pages(suffix: str, pages: Sequence[np.ndarray]) -> bytes:
-    """Encode pages (H, W), uint8 or uint16, in the format of an ending. A PNG has one page."""
-    return cv2.imencodemulti(suffix, pages)[1].tobytes()
+    return cv2.imencode(".png", mask.picture(mask.ids[0]))[1].tobytes()
 
 
 def mask_to_png(ids: np.ndarray, names: Sequence[str]) -> bytes:

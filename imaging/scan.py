@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,24 +81,28 @@ class Mask:
     # Values of background and classes in the file; none means 0, 1, 2 …
     levels: Sequence[int] = ()
 
-    @cached_property
+    @property
     def values(self) -> np.ndarray:
         """The mask with its classes' values: (S, H, W), uint8 or uint16.
 
         Raises UserError for classes that overlap.
         """
-        if self.ids.dtype == BITS:
-            raise UserError(OVERLAPPING)
-        levels = list(self.levels) or list(range(len(self.names) + 1))
-        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
-        return table[self.ids.astype(np.uint8)]
+        return self._look_up(self.ids, list(self.levels) or list(range(len(self.names) + 1)))
 
-    @property
-    def pages(self) -> list[np.ndarray]:
-        """The slices as pictures (H, W): a single class of value 1 is shown white, 255."""
+    def picture(self, ids: np.ndarray) -> np.ndarray:
+        """Show some of the mask's ids: a single class of value 1 is white, 255.
+
+        Raises UserError for classes that overlap.
+        """
         if len(self.names) == 1 and list(self.levels) in ([], [0, 1]):
-            return list(255 * self.values)
-        return list(self.values)
+            return self._look_up(ids, [0, 255])
+        return self._look_up(ids, list(self.levels) or list(range(len(self.names) + 1)))
+
+    def _look_up(self, ids: np.ndarray, levels: list[int]) -> np.ndarray:
+        if ids.dtype == BITS:
+            raise UserError(OVERLAPPING)
+        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
+        return table[ids.astype(np.uint8, copy=False)]
 
 
 def check_declared_bytes(max_bytes: float, *factors: int) -> None:

@@ -4,7 +4,7 @@ import io
 import logging
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +36,8 @@ LOSSLESS = (
 COLOURS = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR", "SEPARATED")
 # Each page costs time before anything of it is decoded.
 MAX_PAGES = 10_000
+# So much of a mask is written at once.
+STRIP_BYTES = 2**18
 ORIENTATION_TAG = 274
 ALPHA = (1, 2)  # kinds of extra samples: associated, unassociated
 
@@ -60,8 +62,24 @@ def decode_mask(content: bytes, max_bytes: int, image: Scan | None = None) -> Sc
 
 
 def encode_mask(mask: Mask, image: Scan) -> bytes:
-    """Encode a mask as TIFF, a page per slice."""
-    return pictures.encode_pages(".tif", mask.pages)
+    """Encode a mask as TIFF, a page per slice, strip by strip."""
+    import tifffile
+
+    height, width = mask.ids.shape[1:]
+    rows = max(1, STRIP_BYTES // width)
+
+    def strips() -> Iterator[np.ndarray]:
+        for ids in mask.ids:
+            for start in range(0, height, rows):
+                yield mask.picture(ids[start : start + rows])
+
+    kind = mask.picture(mask.ids[:0]).dtype
+    more = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer, strips(), shape=mask.ids.shape, dtype=kind, rowsperstrip=rows, maxworkers=1, **more
+    )
+    return buffer.getvalue()
 
 
 def encode_floats(slices: np.ndarray, image: Scan) -> bytes:

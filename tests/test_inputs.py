@@ -287,7 +287,7 @@ def test_measurements_are_right(tmp_path):
     plane = np.zeros((2, 30, 40), bool)
     plane[0, 3:7, 10:15] = plane[1, 20, 39] = True
     scan = Scan(pixels, spacing_mm=(5.0, 0.5, 2.0))
-    (row, empty) = measurements.measure_classes([plane, 0 * plane > 0], ["a", "b"], scan)
+    (row, empty) = measurements.measure_classes(np.uint8(plane), ["a", "b"], scan)
     assert row == {
         "class": "a",
         "area_pixels": 21,
@@ -303,8 +303,8 @@ def test_measurements_are_right(tmp_path):
     }
     assert empty == {"class": "b", "area_pixels": 0, "volume_ml": 0.0, "components": 0}
     flat = Scan(pixels[:1], spacing_mm=(1.0, 0.5, 2.0))
-    assert measurements.measure_classes([plane[:1]], ["a"], flat)[0]["area_mm2"] == 20
-    assert "area_mm2" not in measurements.measure_classes([plane[:1]], ["a"], Scan(pixels[:1]))[0]
+    assert measurements.measure_classes(plane[:1], ["a"], flat)[0]["area_mm2"] == 20
+    assert "area_mm2" not in measurements.measure_classes(plane[:1], ["a"], Scan(pixels[:1]))[0]
 
 
 def test_measurements_of_earlier_calls_stay_while_their_masks_do(tmp_path):

@@ -7,9 +7,11 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from imaging import formats, lazy, tiff_regions
 from imaging.lazy import LazyPixels
+from inference.components import Components
 from utils import UserError
 
 RNG = np.random.default_rng(0)
@@ -172,3 +174,42 @@ def test_a_mask_that_would_be_too_large_is_told(tmp_path):
 def test_floats_are_decoded_whole(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.float32))
     assert isinstance(formats.read_scan(tmp_path / "a.tif", is_lazy=True).pixels, np.ndarray)
+
+
+# ------------------------------------------------------------------------------------------ bands
+
+
+@pytest.mark.parametrize("shape", [(1, 90, 131), (5, 20, 31), (40, 20, 10), (1, 2, 50), (2, 3, 1)])
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("band", [1, 50, 400, 10**6])
+def test_components_by_bands_are_those_of_the_whole(monkeypatch, shape, corners, band):
+    monkeypatch.setattr(lazy, "BAND_PIXELS", band)
+    for share in (0.0, 0.3, 0.5, 0.7, 1.0):
+        mask = RNG.random(shape) < share
+        structure = ndimage.generate_binary_structure(3, 3 if corners else 1)
+        labels, count = ndimage.label(mask, structure)
+        found = Components(lambda key, mask=mask: mask[key], shape, corners)
+        joined = np.zeros(shape, int)
+        for key, part in found:
+            joined[key] = part
+        assert len(found) == count
+        # The numbers may be in another order.
+        pairs = np.unique(np.stack([labels.ravel(), joined.ravel()]), axis=1)
+        assert pairs.shape[1] == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
+        np.testing.assert_array_equal(found.sizes, np.bincount(joined.ravel())[1:][:count])
+        sides = [axis for axis in range(3) if shape[axis] > 1]
+        ends = [np.take(joined, end, axis).ravel() for axis in sides for end in (0, -1)]
+        numbers = np.unique(np.concatenate(ends))
+        np.testing.assert_array_equal(np.flatnonzero(found.at_border) + 1, numbers[numbers > 0])
+
+
+def test_samples_of_few_pixels_are_all_of_them(monkeypatch):
+    pixels = RNG.integers(0, 255, (3, 200, 300, 2), dtype=np.uint8)
+    assert lazy.sample(pixels) is pixels
+    monkeypatch.setattr(lazy, "SAMPLED", 10_000)
+    monkeypatch.setattr(lazy, "DECODED", 60_000)
+    region = LazyPixels(pixels.shape, pixels.dtype, lambda box: pixels[box])
+    for source in (pixels, region):
+        part = lazy.sample(source)
+        assert 2 < pixels.size / part.size < 50
+        np.testing.assert_allclose(np.percentile(part, [0.5, 50, 99.5]), [1, 127, 253], atol=6)
