@@ -3,6 +3,7 @@
 import io
 import logging
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -68,17 +69,15 @@ def encode_mask(mask: Mask, image: Scan) -> bytes:
     height, width = mask.ids.shape[1:]
     rows = max(1, STRIP_BYTES // width)
 
-    def strips() -> Iterator[np.ndarray]:
+    def strips() -> Iterator[bytes]:
         for ids in mask.ids:
             for start in range(0, height, rows):
-                yield mask.picture(ids[start : start + rows])
+                yield zlib.compress(mask.picture(ids[start : start + rows]).tobytes())
 
     kind = mask.picture(mask.ids[:0]).dtype
     more = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
     buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer, strips(), shape=mask.ids.shape, dtype=kind, rowsperstrip=rows, maxworkers=1, **more
-    )
+    tifffile.imwrite(buffer, strips(), shape=mask.ids.shape, dtype=kind, rowsperstrip=rows, **more)
     return buffer.getvalue()
 
 

@@ -50,7 +50,7 @@ def _measure(mask: np.ndarray, class_id: int, scan: Scan) -> dict[str, Any]:
     count, total, colours = 0, 0.0, scan.colours
     for band in bands(mask.shape):
         inside = plane(mask[band], class_id)
-        found = np.count_nonzero(inside)
+        found = int(np.count_nonzero(inside))
         if not found:
             continue
         count += found
