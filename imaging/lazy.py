@@ -133,8 +133,13 @@ def sample(pixels: Any) -> np.ndarray:
     """Choose pixels of (S, H, W, C) that stand for all, evenly: (s, h, w, C). Of few, all."""
     if isinstance(pixels, LazyPixels):
         return _sample_squares(pixels)
-    step = int(np.ceil((pixels.size / SAMPLED) ** 0.5))
+    step = sampling_step(pixels.size)
     return pixels[:, ::step, ::step] if step > 1 else pixels
+
+
+def sampling_step(count: int) -> int:
+    """Say which rows and columns of so many values are a sample: every so many; 1 is all."""
+    return max(1, int(np.ceil((count / SAMPLED) ** 0.5)))
 
 
 def _sample_squares(pixels: LazyPixels) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Turn probabilities into a mask: class ids, cleaned of small components and holes."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import cv2
 import numpy as np
 
 from imaging.labels import BITS, Classes, add_class, join_planes, plane, remove_class
+from imaging.lazy import LARGE_SLICE
+from inference.components import Components
 
 
 def to_ids(
@@ -72,29 +75,34 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
 def clean(ids: np.ndarray, components: list[int], is_volume: bool = False) -> np.ndarray:
     """Clean a mask (S, H, W) slice by slice, or as a volume."""
     if is_volume:
-        return clean_volume(ids, components)
+        return clean_bands(ids, components)
+    if prod(ids.shape[1:]) > LARGE_SLICE:
+        parts = [clean_bands(ids[i : i + 1], components, corners=True) for i in range(len(ids))]
+        return np.concatenate(parts)
     return np.stack([clean_mask(one, components) for one in ids])
 
 
-def clean_volume(ids: np.ndarray, components: list[int]) -> np.ndarray:
-    """Keep each class's largest connected components in a volume (S, H, W), then fill holes.
+def clean_bands(ids: np.ndarray, components: list[int], corners: bool = False) -> np.ndarray:
+    """Keep each class's largest connected components in a mask (S, H, W), then fill holes.
 
-    Components touch at their faces. As in `clean_mask`, a hole that holds another class stays.
+    As `clean_mask`, without labels of the whole mask. corners: components touch at corners, not
+    at faces alone.
     """
-    from scipy import ndimage
-
     cleaned = ids.copy()
     for class_id, count in enumerate(components, 1):
-        one = plane(ids, class_id)
-        labels, num_labels = ndimage.label(one)
-        if num_labels > count:
-            sizes = np.bincount(labels.ravel())[1:]
-            small = 1 + np.argsort(-sizes, kind="stable")[count:]
-            remove_class(cleaned, class_id, np.isin(labels, small))
-        filled = ndimage.binary_fill_holes(plane(cleaned, class_id))
-        if ids.dtype != BITS:
-            filled &= cleaned == 0
-        add_class(cleaned, class_id, filled)
+        found = Components(lambda band, i=class_id: plane(cleaned[band], i), ids.shape, corners)
+        if len(found) > count:
+            is_small = np.zeros(1 + len(found), bool)
+            is_small[1 + np.argsort(-found.sizes, kind="stable")[count:]] = True
+            for band, labels in found:
+                remove_class(cleaned[band], class_id, is_small[labels])
+    for class_id in range(1, len(components) + 1):
+        around = Components(lambda band, i=class_id: ~plane(cleaned[band], i), ids.shape)
+        is_hole = np.concatenate([[False], ~around.at_border])
+        for band, labels in around if is_hole.any() else ():
+            part = cleaned[band]
+            filled = is_hole[labels]
+            add_class(part, class_id, filled if ids.dtype == BITS else filled & (part == 0))
     return cleaned
 
 
