@@ -176,7 +176,7 @@ def resize_bands(
         weights = [slice_weights(row, shape[0], size[0]) for row in rows]
         first, last = min(map(min, weights)), max(map(max, weights))
         part = read(slice(first, last + 1))
-        narrow = resize(part.astype(np.float32), (len(part), size[1]))
+        narrow = resize(part.astype(np.float32, copy=False), (len(part), size[1]))
         matrix = np.zeros((len(rows), len(part)), np.float32)
         for row, one in zip(matrix, weights, strict=True):
             row[[source - first for source in one]] = list(one.values())

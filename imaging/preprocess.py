@@ -104,7 +104,10 @@ def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> Pix
     resolution is read when it is needed. Raises UserError.
     """
     colours, change = grid.orient(scan.colours), partial(to_channels, channels=channels)
-    if isinstance(colours, LazyPixels) and grid.is_native:
+    is_large = isinstance(colours, LazyPixels) or prod(grid.inner[1:]) > lazy.LARGE_SLICE
+    if is_large and grid.is_native and scan.padding is None:
+        if not isinstance(colours, LazyPixels):
+            colours = LazyPixels(colours.shape, colours.dtype, colours.__getitem__)
         changed = colours.map(lambda part: np.stack([change(one) for one in part]))
         levels = grey_ranges(lazy.sample(changed), scan, window)
         return changed.map(lambda part: stretch(part, scan, levels, window))

@@ -74,36 +74,34 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
 
 def clean(ids: np.ndarray, components: list[int], is_volume: bool = False) -> np.ndarray:
     """Clean a mask (S, H, W) slice by slice, or as a volume."""
-    if is_volume:
-        return clean_bands(ids, components)
-    if prod(ids.shape[1:]) > LARGE_SLICE:
-        parts = [clean_bands(ids[i : i + 1], components, corners=True) for i in range(len(ids))]
-        return np.concatenate(parts)
-    return np.stack([clean_mask(one, components) for one in ids])
-
-
-def clean_bands(ids: np.ndarray, components: list[int], corners: bool = False) -> np.ndarray:
-    """Keep each class's largest connected components in a mask (S, H, W), then fill holes.
-
-    As `clean_mask`, without labels of the whole mask. corners: components touch at corners, not
-    at faces alone.
-    """
+    if not is_volume and prod(ids.shape[1:]) <= LARGE_SLICE:
+        return np.stack([clean_mask(one, components) for one in ids])
     cleaned = ids.copy()
+    for part in [cleaned] if is_volume else np.split(cleaned, len(cleaned)):
+        clean_bands(part, components, corners=not is_volume)
+    return cleaned
+
+
+def clean_bands(cleaned: np.ndarray, components: list[int], corners: bool) -> None:
+    """Clean a mask (S, H, W) in place as `clean_mask` does, without labels of all of it.
+
+    corners: whether components touch at corners, not at faces alone.
+    """
+    shape = cleaned.shape
     for class_id, count in enumerate(components, 1):
-        found = Components(lambda band, i=class_id: plane(cleaned[band], i), ids.shape, corners)
+        found = Components(lambda band, i=class_id: plane(cleaned[band], i), shape, corners)
         if len(found) > count:
             is_small = np.zeros(1 + len(found), bool)
             is_small[1 + np.argsort(-found.sizes, kind="stable")[count:]] = True
             for band, labels in found:
                 remove_class(cleaned[band], class_id, is_small[labels])
     for class_id in range(1, len(components) + 1):
-        around = Components(lambda band, i=class_id: ~plane(cleaned[band], i), ids.shape)
+        around = Components(lambda band, i=class_id: ~plane(cleaned[band], i), shape)
         is_hole = np.concatenate([[False], ~around.at_border])
         for band, labels in around if is_hole.any() else ():
             part = cleaned[band]
             filled = is_hole[labels]
-            add_class(part, class_id, filled if ids.dtype == BITS else filled & (part == 0))
-    return cleaned
+            add_class(part, class_id, filled if part.dtype == BITS else filled & (part == 0))
 
 
 def decide(probs: np.ndarray, metadata: dict[str, Any]) -> np.ndarray:
