@@ -131,7 +131,8 @@ def test_the_output_is_float32_in_mixed_precision(write):
             r"a model of output \(None, 6, 6, 2\); expected \(None, 8, 8, 2\)",
         ),
         (
-            f"{HEAD}def build(s, n):\n    return Sequential([Input((8, 8, 9)), layers.Conv2D(n, 1)])",
+            f"{HEAD}def build(s, n):\n"
+            "    return Sequential([Input((8, 8, 9)), layers.Conv2D(n, 1)])",
             r"a model of input \(None, 8, 8, 9\); expected \(None, 8, 8, 1\)",
         ),
         (
