@@ -91,7 +91,7 @@ def load_dataset(
         raise UserError(f"{_count(problems)} in {data_dir}. Fix or remove these files:{shown}")
     for note in describe_notes(layout, dataset):
         print(f"note: {note}")
-    pairs = loading.name_patients(pairs, dataset)
+    pairs = loading.name_patients(pairs, dataset.info.patient)
     for warning in find_leaks(pairs, dataset):
         print(f"warning: {warning}")
     pairs = copies.keep_together(pairs, dataset)

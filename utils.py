@@ -28,6 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 import numpy as np
 import tyro
 
+from networks import own
+from networks.errors import UserError
+
 if TYPE_CHECKING:
     import keras
 
@@ -49,10 +52,6 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 # How images become network inputs (imaging/preprocess.py). A model file names it; a model trained
 # with another preprocessing is refused.
 PREPARATION = "letterbox, percentiles 0.5-99.5"
-
-
-class UserError(ValueError):
-    """The user can fix this: the message says what was found, what was expected, what to do."""
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -161,12 +160,22 @@ def program() -> str:
 
 def hide_backend_logs() -> None:
     """Hide what TensorFlow says at the start, unless --verbose is among the flags."""
-    if "--verbose" in sys.argv:
-        sys.argv.remove("--verbose")
+    if take_word("--verbose"):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras advises against HDF5
+
+
+def take_word(word: str) -> bool:
+    """Take a word such as --verbose, which is no field of a Config, from the command line.
+
+    Returns whether it was there.
+    """
+    is_there = word in sys.argv
+    if is_there:
+        sys.argv.remove(word)
+    return is_there
 
 
 def load_keras() -> None:
@@ -243,19 +252,24 @@ def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> N
     run_cli(run)
 
 
-def check_size(sides: tuple[int | None, int | None], depth: int, pretrained: bool = False) -> None:
-    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times)."""
+def check_size(
+    sides: Sequence[int | None], depth: int, pretrained: bool = False, name: str = "image size"
+) -> None:
+    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times).
+
+    sides: (H, W) or (D, H, W); any D will do. name: what the size is called in the message.
+    """
     step = 2**5 if pretrained else 2**depth
     smallest = 2 * step if pretrained else step
-    for side in sides:
+    for side in sides[-2:]:
         if side is None and pretrained:
-            raise UserError("image size is open; a pretrained encoder needs a fixed one")
+            raise UserError(f"{name} is open; a pretrained encoder needs a fixed one")
         if side is None or (side >= smallest and side % step == 0):
             continue
         nearest = max(smallest, round(side / step) * step)
         why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
         cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
-        raise UserError(f"image size {side} is not a multiple of {step} ({why}); {cure}")
+        raise UserError(f"{name} {side} is not a multiple of {step} ({why}); {cure}")
 
 
 # ------------------------------------------------------------------------------- errors and files
@@ -514,17 +528,28 @@ def make_metadata(
 def save_model(model: "keras.Model", path: str | Path, metadata: dict[str, Any]) -> None:
     """Write model and metadata to one HDF5 file, whole or not at all.
 
-    A model of mixed precision is written as float32.
+    A model of mixed precision is written as float32. metadata: with "architecture" for a network
+    of the user's own. Unless Keras can read that by itself, its weights are written and its code
+    is copied beside the file.
     """
     import h5py
 
+    metadata = dict(metadata)
+    architecture = metadata.pop("architecture", "")
+    is_self_contained = not architecture or not own.needs_code(model)
+    if not is_self_contained:
+        metadata |= own.keep_code(architecture, model, Path(path))
     with atomic(path) as temporary:
-        model.save(temporary, include_optimizer=False)
+        if is_self_contained:
+            model.save(temporary, include_optimizer=False)
+        else:
+            own.write_weights(model, temporary)
         with h5py.File(temporary, "r+") as file:
-            config = file.attrs["model_config"]
-            for policy in ("mixed_bfloat16", "mixed_float16"):
-                config = config.replace(policy, "float32")
-            file.attrs["model_config"] = config
+            if is_self_contained:
+                config = file.attrs["model_config"]
+                for policy in ("mixed_bfloat16", "mixed_float16"):
+                    config = config.replace(policy, "float32")
+                file.attrs["model_config"] = config
             file.attrs["facts"] = json.dumps(metadata)
 
 
@@ -571,13 +596,16 @@ def update_metadata(path: str | Path, **more: Any) -> None:
 def load_model(path: str | Path) -> tuple["keras.Model", dict[str, Any]]:
     """Read a model file: the model, in float32 and not compiled, and its metadata.
 
-    Raises UserError if it is not one, or was trained with another preprocessing.
+    Raises UserError if it is not one, or was trained with another preprocessing, or if it needs
+    code (networks/own.py) that is not there.
     """
     metadata = load_metadata(path)
     check_preparation(path, metadata)
     load_keras()
     import keras
 
+    if "architecture" in metadata:
+        return own.rebuild(Path(path), metadata), metadata
     return keras.models.load_model(path, compile=False), metadata
 
 
@@ -594,7 +622,7 @@ def copy_weights(path: str | Path, model: "keras.Model") -> None:
     Prints which layers start anew. Raises UserError if nothing fits.
     """
     source = {layer.name: layer for layer in load_model(path)[0].layers}
-    copied, other = [], []
+    copied, other, kernels = [], [], 0
     for layer in model.layers:
         if not layer.weights:
             continue
@@ -602,12 +630,13 @@ def copy_weights(path: str | Path, model: "keras.Model") -> None:
         if [weight.shape for weight in known] == [tuple(weight.shape) for weight in layer.weights]:
             layer.set_weights(known)
             copied.append(layer.name)
+            kernels += any(weight.ndim > 1 for weight in known)
         else:
             other.append(layer.name)
-    if not copied:
+    if not kernels:  # a normalization alone fits any network of as many channels
         raise UserError(
-            f"{path}: none of its weights fit {model.name}; give the architecture and filters "
-            "it was made with"
+            f"{path}: none of its weights fit {model.name}; give the architecture, filters and "
+            "dimensions it was made with"
         )
     rest = f", new: {', '.join(other)}" if other else ""
     print(f"{path}: weights of {len(copied)} layers loaded{rest}")

@@ -68,15 +68,15 @@ def load_pairs(
     return cache.select(store, keys, sampler, preprocessing.channels, classes), problems
 
 
-def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
-    """Give each pair without a patient the one of its DICOM header.
+def name_patients(pairs: Sequence[Pair], headers: Sequence[str]) -> list[Pair]:
+    """Give each pair without a patient the one of its DICOM header, `Scan.patient`.
 
     A header that is the same in all files names nobody.
     """
-    if len(set(dataset.info.patient)) == 1:
+    if len(set(headers)) == 1:
         return list(pairs)
     named = []
-    for pair, patient in zip(pairs, dataset.info.patient, strict=True):
+    for pair, patient in zip(pairs, headers, strict=True):
         named.append(replace(pair, patient=pair.patient or patient))
     return named
 
