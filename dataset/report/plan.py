@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dataset.report.fingerprint import SIZES, Fingerprint
+from dataset.symmetry import SYMMETRIC
 from imaging.grid import SAME
 from utils import cores, free_memory_bytes
 
@@ -43,7 +44,6 @@ DIFFERENT_SIZES = 2.0  # between large and small images
 MANY_OBJECTS = 10  # of an image
 COLOUR_SHARE = 0.03  # of the images that must be in colour
 ALIKE = 0.55  # Dice with the other masks' mean, from which on objects have one place and pose
-SYMMETRIC = 0.7  # overlap of the mean mask with its mirror image: nothing tells its sides apart
 HOUNSFIELD_BELOW = -200  # only CT has grey levels below: air is -1000
 RARE = 0.002  # share of the pixels
 
