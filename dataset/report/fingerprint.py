@@ -41,7 +41,7 @@ MAX_VOLUMES = 8  # that are resampled
 class Measured:
     """What is measured on the masks of one pair; NaN for a class that it does not have."""
 
-    ceilings: np.ndarray  # (sizes, K) Dice
+    ceilings: np.ndarray  # (sizes, K + 1) Dice, of the background first
     thinner: np.ndarray  # (widths, K) share of the class that is thinner
     background_thinner: np.ndarray  # (widths,) the same of what is no class
     slices: list[int]  # that were measured and hold each class
@@ -58,12 +58,15 @@ class Fingerprint:
 
     def ceiling(self, size: int) -> np.ndarray:
         """Mean Dice (K,) of the masks scaled to fit `size` (longer side) and back."""
-        return _mean([one.ceilings[SIZES.index(size)] for one in self.pairs])
+        return _mean([one.ceilings[SIZES.index(size)] for one in self.pairs])[1:]
 
     def least_ceiling(self, size: int) -> float:
-        """Mean ceiling of the class that suffers most; 1 without any object."""
-        found = self.ceiling(size) if self.pairs else np.ones(1)
-        return float(np.nanmin(found))
+        """Mean ceiling of the class that suffers most; 1 without any object.
+
+        The background counts as one: where it is lines between cells, these are what is lost.
+        """
+        found = _mean([one.ceilings[SIZES.index(size)] for one in self.pairs])
+        return float(np.nanmin(found)) if self.pairs else 1.0
 
     def low_ceiling(self, size: int) -> float:
         """Give the Dice that nine of ten pairs reach, of the class where it is least."""
@@ -173,7 +176,7 @@ def resampled_ceiling(
     def attempt(row: int) -> np.ndarray:
         mask, own = read_truth(pairs[row], classes).mask, info["spacing_mm"].iloc[row]
         if not isinstance(own, list):
-            return np.full(len(classes.names), np.nan)
+            return np.full(len(classes.names) + 1, np.nan)
         inner = [
             max(1, round(length * mm / wanted))
             for length, mm, wanted in zip(mask.shape, own, spacing_mm, strict=True)
@@ -183,7 +186,7 @@ def resampled_ceiling(
         return np.divide(agreeing, both, out=np.full(len(both), np.nan), where=both > 0)
 
     with ThreadPoolExecutor(cores()) as pool:
-        return _mean(list(pool.map(attempt, rows)))
+        return _mean(list(pool.map(attempt, rows)))[1:]
 
 
 # ---------------------------------------------------------------------------------------- one pair
@@ -193,7 +196,7 @@ def measure(mask: np.ndarray, classes: Classes) -> Measured:
     """Measure a mask (S, H, W), ids or BITS."""
     count = len(classes.names)
     slices, scale = _some_slices(mask)
-    overlaps, totals = np.zeros((2, len(SIZES), count))
+    overlaps, totals = np.zeros((2, len(SIZES), count + 1))
     thin, areas = np.zeros((len(WIDTHS), count + 1)), np.zeros(count + 1)
     diameters: list[list[np.ndarray]] = [[] for _ in range(count)]
     for one in slices:
@@ -252,20 +255,24 @@ def compare_with_scaled(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale a mask (S, H, W) to a grid and back, as training and prediction do.
 
-    Returns, for each class, twice the pixels that agree, and the pixels of both: Dice is their
-    quotient.
+    Returns twice the pixels that agree, and the pixels of both, whose quotient is Dice: (K + 1,),
+    the background and each class.
     """
     shares = preprocess.prepare_mask(mask, grid, classes).astype(np.float32)
     if mask.dtype != BITS and classes > 1:
         shares = np.concatenate([255 - shares.sum(-1, keepdims=True), shares], axis=-1)
-    agreeing, both = np.zeros((2, classes))
+    agreeing, both = np.zeros((2, classes + 1))
     for one, back in zip(mask, grid.restore(shares), strict=True):
-        winner = back.argmax(-1)
-        for k in range(classes):
-            truth = plane(one, k + 1)
-            found = winner == k + 1 if back.shape[-1] > classes else back[..., k] >= 127.5
-            agreeing[k] += 2 * np.count_nonzero(truth & found)
-            both[k] += np.count_nonzero(truth) + np.count_nonzero(found)
+        if back.shape[-1] > classes:
+            winner = back.argmax(-1)
+            found = [winner == k for k in range(classes + 1)]
+        else:
+            found = [back[..., k] >= 127.5 for k in range(classes)]
+            found.insert(0, ~np.logical_or.reduce(found))
+        for k, kept in enumerate(found):
+            truth = plane(one, k) if k else one == 0
+            agreeing[k] += 2 * np.count_nonzero(truth & kept)
+            both[k] += np.count_nonzero(truth) + np.count_nonzero(kept)
     return agreeing, both
 
 

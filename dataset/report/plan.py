@@ -103,7 +103,7 @@ def suggest(
     computer = computer or Computer(free_memory_bytes(), cores())
     geometry = measure_geometry(info)
     chosen = _input(geometry, fingerprint, computer)
-    why = "they see more than 8 do, and take a third to a half longer"
+    why = "more features than with 8; a step takes a third to a half longer"
     chosen.append(Proposal("filters", FILTERS, why))
     chosen += _epochs(info, chosen, computer)
     chosen += [
@@ -416,4 +416,4 @@ def _usual_diameter(diameters: np.ndarray) -> float:
 
 def floor_dice(value: float) -> str:
     """Write a Dice that is never rounded up to 1."""
-    return f"{np.floor(1000 * value) / 1000:.3f}"
+    return f"{np.floor(10_000 * value) / 10_000:.4f}"
