@@ -292,7 +292,7 @@ def build(input_shape, outputs):
     importlib.util.find_spec("medicai") is None, reason="medicai is not installed: pip install it"
 )
 @pytest.mark.parametrize("shape", [(64, 64, 1), (32, 32, 32, 1)])
-def test_a_segformer_of_medicai_is_trained_saved_and_exported(write, tmp_path, shape):
+def test_a_segformer_of_medicai_is_trained_and_saved(write, tmp_path, shape):
     network = model.build_unet(shape, 2, architecture=write(MEDICAI))
     network.compile("adam", metrics.bce_dice_loss, run_eagerly=True)
     x = np.random.default_rng(0).random((1, *shape), np.float32)
@@ -300,7 +300,3 @@ def test_a_segformer_of_medicai_is_trained_saved_and_exported(write, tmp_path, s
     save(network, tmp_path / "run" / "model.h5", "my_net.py:build")
     loaded, _ = utils.load_model(tmp_path / "run" / "model.h5")
     np.testing.assert_allclose(loaded(x), network(x), atol=1e-5)
-    if keras.backend.backend() == "tensorflow":
-        onnx_export.write_onnx(loaded, {}, tmp_path / "net.onnx")
-        session = engines.open_onnxruntime((tmp_path / "net.onnx").read_bytes())
-        np.testing.assert_allclose(session.predict_on_batch(x), network(x), atol=1e-4)
