@@ -1,6 +1,8 @@
 """Pixels that are decoded when they are needed, and how large arrays are walked over in bands."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -144,11 +146,13 @@ def sampling_step(count: int) -> int:
 
 def _sample_squares(pixels: LazyPixels) -> np.ndarray:
     """Decode evenly spaced squares, so that most of a file need not be decoded."""
-    slices, height, width, channels = pixels.shape
+    slices, *sides, channels = pixels.shape
     count = max(1, round((DECODED / (slices * channels)) ** 0.5 / SQUARE))
+    rows, columns = (
+        np.linspace(0, max(0, side - SQUARE), min(count, ceil(side / SQUARE)), dtype=int)
+        for side in sides
+    )
     found = []
-    for number in range(slices):
-        for y in np.linspace(0, max(0, height - SQUARE), count, dtype=int):
-            for x in np.linspace(0, max(0, width - SQUARE), count, dtype=int):
-                found.append(pixels[number, y : y + SQUARE, x : x + SQUARE].reshape(-1, channels))
+    for number, y, x in product(range(slices), rows, columns):
+        found.append(pixels[number, y : y + SQUARE, x : x + SQUARE].reshape(-1, channels))
     return np.concatenate(found)[None, None]
