@@ -265,4 +265,4 @@ def main(config: train.Config) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, train.Config)
+    utils.run_script(main, train.Config, from_report=True)

@@ -5,6 +5,7 @@ class. Training reads from it what it needs and no more.
 """
 
 import json
+import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,11 @@ FOOTER = struct.Struct("<Q")  # the file's last bytes: the length of the table b
 MAX_PLACES = 500  # of each class that a case keeps
 FOREGROUND_SHARE = 1 / 3  # of the patches are drawn around a pixel of some class
 DRAWN = -1  # the first slice of a window whose place is drawn
+
+
+def cache_folder() -> str:
+    """Return where decoded images are kept: UNET_CACHE, else files/cache; "" keeps none."""
+    return os.environ.get("UNET_CACHE", "files/cache")
 
 
 class Entry(NamedTuple):

@@ -15,6 +15,7 @@ from imaging import pictures, preprocess
 from imaging.grid import fit_grid
 
 ROOT = Path(__file__).parents[1]
+os.environ["UNET_CACHE"] = ""  # tests keep no decoded images, unless they say where
 
 
 @pytest.fixture(autouse=True)

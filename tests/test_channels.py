@@ -164,8 +164,8 @@ def test_panels_show_the_first_three_channels(tmp_path, channels):
 @pytest.mark.parametrize("channels", [2, 4, 5])
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_images_of_any_channels_are_augmented(channels, strength):
-    augment = build_augmentation(Classes("x"), 0, strength)
+    augment = build_augmentation(Classes("x"), strength)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), dtype=np.uint8)
-    for _ in range(20):
-        changed = augment(image=image, mask=np.full((64, 64, 1), 255, np.uint8))
-        assert changed["image"].shape == image.shape and changed["image"].dtype == np.uint8
+    for seed in range(20):
+        changed, _ = augment(image, np.full((64, 64, 1), 255, np.uint8), seed)
+        assert changed.shape == image.shape and changed.dtype == np.uint8

@@ -105,7 +105,6 @@ def test_a_training_does_not_learn_them(discs_with_border, tmp_path):
     config = train.Config(
         data_dir=str(discs_with_border),
         out_dir=str(tmp_path / "run"),
-        cache_dir="",
         classes="disc",
         ignore="255",
         image_size=32,

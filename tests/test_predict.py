@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,9 @@ import train
 import utils
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
-from imaging import formats, pictures, plots, preprocess
+from dataset.split_table import read_split, write_split
+from imaging import formats, pictures, plots
+from imaging.grid import resize
 from imaging.labels import Classes
 from imaging.scan import Scan
 from inference import postprocess, segment
@@ -47,7 +50,6 @@ def run(phantoms, tmp_path_factory):
             epochs=25,
             batch_size=8,
             precision="float32",
-            cache_dir="",
             out_dir=str(folder),
         )
     )
@@ -88,6 +90,38 @@ def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
         assert row.dice == pytest.approx(dice)
 
 
+def test_images_of_a_patient_are_also_scored_as_a_stack(own_run, tmp_path):
+    """The patients are those of split.csv; an older one, that names none, is read as ever."""
+    model, split = tmp_path / "run" / "model.h5", tmp_path / "run" / "split.csv"
+    pairs, _ = read_split(split)
+    assert "patient" not in predict.score_run(tmp_path / "run")
+    known = [replace(pair, patient="ab"[i % 2]) for i, pair in enumerate(pairs)]
+    write_split(split, known, ["test"] * 5 + ["train"] * (len(pairs) - 5))
+    table = predict.score_run(tmp_path / "run")
+    assert table.patient.tolist() == ["a", "b", "a", "b", "a"]
+    assert pd.read_csv(tmp_path / "run" / "metrics.csv").columns[:3].tolist() == [
+        "image",
+        "patient",
+        "dice",
+    ]
+    segmented = predict.segment_files(
+        [utils.load_model(model)], [pair.image for pair in pairs[:5]], tmp_path / "masks"
+    )
+    assert segmented == (5, [])
+    dice = {}
+    for patient in "ab":
+        own = [pair for pair in known[:5] if pair.patient == patient]
+        truth = [sum(cv2.imread(str(mask), 0).astype(int) for mask in p.masks) > 0 for p in own]
+        found = [cv2.imread(str(tmp_path / "masks" / f"{p.stem}.png"), 0) > 0 for p in own]
+        both = sum((one & other).sum() for one, other in zip(truth, found, strict=True))
+        dice[patient] = 2 * both / sum(mask.sum() for mask in (*truth, *found))
+    summary = metrics.summarize(table)
+    assert summary.loc["dice per patient", "mean"] == pytest.approx((dice["a"] + dice["b"]) / 2)
+    text = split.read_text().replace("subset,patient,", "subset,other,")
+    split.write_text(text)
+    assert "patient" not in predict.score_run(tmp_path / "run")
+
+
 @pytest.mark.parametrize("size", [(16, 16), (17, 301), (333, 100), (1000, 900)])
 def test_masks_have_the_images_own_size(run, tmp_path, size):
     members = [utils.load_model(run / "model.h5")]
@@ -104,12 +138,12 @@ def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     members = [utils.load_model(run / "model.h5")]
     image = formats.read_image(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
-    large = preprocess.resize(image, (512, 512))
+    large = resize(image, (512, 512))
     unclean = [(members[0][0], members[0][1] | {"clean": None})]
     results = segment.segment_scans(unclean, [scan(image), scan(large)])
     small_ids, large_ids = (result.ids[0] for result in results)
     assert small_ids.any()
-    enlarged = preprocess.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
+    enlarged = resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
     assert probabilities(members, padded).shape == (256, 384, 1)
 
@@ -232,7 +266,6 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
         epochs=4,
         batch_size=2,
         precision="float32",
-        cache_dir="",
         out_dir=str(tmp_path),
     )
     train.train(config)

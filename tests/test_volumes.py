@@ -80,7 +80,6 @@ def trained(volumes, tmp_path_factory):
         depth=3,
         epochs=40,  # at 25 one seed in twelve has not found the kidney yet, whichever normalization
         out_dir=str(folder / "run"),
-        cache_dir="",
     )
     train.train(config)
     return folder / "run"
@@ -229,7 +228,7 @@ def test_sixteen_bits_find_what_eight_bits_lose(tmp_path):
     dice = {}
     for bits in (16, 8):
         out = tmp_path / f"run{bits}"
-        sizes = {"image_size": 64, "depth": 3, "epochs": 8, "cache_dir": ""}
+        sizes = {"image_size": 64, "depth": 3, "epochs": 8}
         train.train(train.Config(data_dir=str(tmp_path / f"{bits}"), out_dir=str(out), **sizes))
         pairs, _ = predict.pairs_to_score(predict.Config(model=str(out / "model.h5")))
         dice[bits] = predict.score_pairs(
