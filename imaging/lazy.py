@@ -9,6 +9,8 @@ import numpy as np
 
 # Files whose pixels take more are decoded region by region.
 LARGE_BYTES = 2**28
+# Of more values no second array is made: what is derived from them is computed when it is needed.
+LARGE_ARRAY = 2**26
 # A slice of more pixels is never copied whole.
 LARGE_SLICE = 2**25
 # So many pixels are looked at together.
