@@ -57,8 +57,11 @@ class LazyPixels:
         return np.zeros([part.stop - part.start for part in box], self.dtype)[*rest]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Decode all of it."""
-        return self[:].astype(dtype or self.dtype, copy=False)
+        """Decode all of it, band by band."""
+        whole = np.empty(self.shape, dtype or self.dtype)
+        for band in bands(self.shape):
+            whole[band] = self[band]
+        return whole
 
     def view(self, key: Any) -> "LazyPixels":
         """Give a part that is not decoded yet. key: slices with a step of 1, and an ellipsis."""

@@ -263,7 +263,8 @@ def test_a_lazy_scan_is_prepared_as_an_array(monkeypatch, channels, sampler):
     scan = Scan(LARGE)
     place = sampler.grid(scan)
     expected = preprocess.prepare_scan(scan, place, channels)
-    monkeypatch.setattr(lazy, "LARGE_SLICE", 100)
+    for name in ("LARGE_SLICE", "LARGE_ARRAY"):
+        monkeypatch.setattr(lazy, name, 100)
     monkeypatch.setattr(lazy, "BAND_PIXELS", 2000)
     for pixels in (LARGE, lazily(LARGE)):
         found = preprocess.prepare_scan(Scan(pixels), place, channels)
