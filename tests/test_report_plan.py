@@ -182,6 +182,14 @@ def test_what_is_measured_is_bounded(monkeypatch):
     np.testing.assert_allclose(dice[1], whole[0][1] / whole[1][1], atol=0.02)
 
 
+def test_masks_without_any_object_have_a_plan_too(tmp_path):
+    folder = write_masks(tmp_path, [0 * mask for mask in draw_discs(600, 9, 6)])
+    assert proposed(folder)["image_size"] == 128
+    pairs, info, taken, _ = measured(folder)
+    assert report.measure_ceilings(pairs, info, taken, [], Classes()) == {}
+    assert report.describe_objects(taken, {}) == [] and said_of(folder)
+
+
 def test_few_of_many_pairs_are_read(tmp_path):
     masks = [mask if i % 2 else 0 * mask for i, mask in enumerate(draw_discs(64, 10, 120))]
     _, info, taken, _ = measured(write_masks(tmp_path, masks))

@@ -58,15 +58,20 @@ class Fingerprint:
 
     def ceiling(self, size: int) -> np.ndarray:
         """Mean Dice (K,) of the masks scaled to fit `size` (longer side) and back."""
-        return _mean([one.ceilings[SIZES.index(size)] for one in self.pairs])[1:]
+        return self._ceilings(size)[1:]
 
     def least_ceiling(self, size: int) -> float:
-        """Mean ceiling of the class that suffers most; 1 without any object.
+        """Mean ceiling of the class that suffers most.
 
         The background counts as one: where it is lines between cells, these are what is lost.
         """
-        found = _mean([one.ceilings[SIZES.index(size)] for one in self.pairs])
-        return float(np.nanmin(found)) if self.pairs else 1.0
+        return float(np.nanmin(self._ceilings(size)))
+
+    def _ceilings(self, size: int) -> np.ndarray:
+        """Mean Dice (K + 1,), of the background first; 1 without any object."""
+        if not self.pairs:
+            return np.ones(1 + len(self.names))
+        return _mean([one.ceilings[SIZES.index(size)] for one in self.pairs])
 
     def low_ceiling(self, size: int) -> float:
         """Give the Dice that nine of ten pairs reach, of the class where it is least."""
