@@ -154,9 +154,12 @@ def take_fingerprint(pairs: Sequence[Pair], info: "pd.DataFrame", classes: Class
 
 def choose_rows(info: "pd.DataFrame", names: Sequence[str]) -> list[int]:
     """Choose the pairs to measure: rows of `info`."""
-    if not len(info):
+    shares = (
+        info[[f"share: {name}" for name in names]].to_numpy() if len(info) else np.zeros((0, 1))
+    )
+    filled = np.flatnonzero(shares.any(1))
+    if not len(filled):
         return []
-    filled = np.flatnonzero(info[[f"share: {name}" for name in names]].to_numpy().any(1))
     places = np.linspace(0, len(filled) - 1, min(MAX_PAIRS, len(filled)))
     rows = filled[places.round().astype(int)]
     sides = [tuple(map(int, size.split("x"))) for size in info["size"]]
