@@ -237,3 +237,71 @@ def test_small_objects_in_large_images_are_found_by_patches(tmp_path):
     assert again.epoch.tolist() == list(range(1, 8))
     scan = formats.read_scan(tmp_path / "set" / "images" / "0.png")
     assert scan.pixels.shape[1:3] == (320, 256)
+
+
+SAMPLERS = {
+    "2-D patches": {"patch_size": "16"},
+    "2.5-D patches": {"patch_size": "16", "dimensions": "2.5"},
+    "3-D patches": {"patch_size": "8,16,16", "dimensions": "3"},
+}
+
+
+def short(folder, tmp_path, **more):
+    fields = {"filters": 2, "epochs": 3, "epoch_images": 8, "precision": "float32", **more}
+    return dataclasses.replace(tiny(folder, tmp_path), **fields)
+
+
+def without_time(log):
+    return log.drop(columns="seconds")
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(volumes, tmp_path, monkeypatch, name):
+    config = short(volumes, tmp_path, **SAMPLERS[name])
+    whole = train.train(dataclasses.replace(config, out_dir=str(tmp_path / "whole")))
+    end = train.Checkpoint.on_epoch_end
+
+    def crash(self, epoch, logs=None):
+        end(self, epoch, logs)
+        if epoch == 1:
+            raise ConnectionAbortedError
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
+        patch.setattr(train.Checkpoint, "on_epoch_end", crash)
+        train.train(config)
+    pd.testing.assert_frame_equal(without_time(train.train(config)), without_time(whole), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_folds_of_volumes_score_each_volume_once(volumes, tmp_path):
+    config = short(volumes, tmp_path, folds=3, epochs=1, **SAMPLERS["3-D patches"])
+    summary = train.train(config)
+    table = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert len(table) == 10 and table.image.nunique() == 10 and set(table.unit) == {"mm"}
+    assert summary.loc["dice", "mean"] == pytest.approx(table.dice.mean())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_bad_volumes_are_all_named(volumes, tmp_path, name):
+    for number in (2, 5):
+        path = volumes / "images" / f"v{number}.nii.gz"
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError) as caught:
+        train.train(short(volumes, tmp_path, **SAMPLERS[name]))
+    assert all(f"v{number}.nii.gz" in str(caught.value) for number in (2, 5))
+
+
+@pytest.mark.slow
+def test_volumes_are_trained_with_jax(volumes, tmp_path, script, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    flags = ["--dimensions", 3, "--patch-size", "8,16,16", "--depth", 2, "--filters", 4]
+    done = script(
+        tmp_path, "train.py", "--data-dir", volumes, "--epochs", 4, "--epoch-images", 48, *flags
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pd.read_csv(tmp_path / "files" / "log.csv").val_dice.max() > 0.5
+    done = script(tmp_path, "predict.py", "--no-panels")
+    assert done.returncode == 0, done.stderr[-2000:]
