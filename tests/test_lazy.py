@@ -12,6 +12,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from test_dicom_series import write_series
 
 from imaging import formats, grid, labels, lazy, nifti, plots, preprocess, tiff_regions, writing
 from imaging.lazy import LazyPixels
@@ -422,3 +423,14 @@ def test_scaled_voxels_are_those_of_nibabel(tmp_path, monkeypatch):
         expected = np.asarray(nibabel.load(tmp_path / "a.nii").dataobj, np.float32)
         scan = formats.read_scan(tmp_path / "a.nii", is_lazy=True)
         np.testing.assert_array_equal(scan.pixels[..., 0], expected.transpose(2, 1, 0))
+
+
+def test_a_large_series_is_read_like_a_small_one(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    monkeypatch.setattr(lazy, "LARGE_BYTES", 2**28)
+    small = formats.read_scan(tmp_path)
+    monkeypatch.setattr(lazy, "LARGE_BYTES", 1)
+    large = formats.read_scan(tmp_path)
+    np.testing.assert_array_equal(small.pixels, large.pixels)
+    assert small.spacing_mm == large.spacing_mm and small.notes == large.notes
+    assert not any("PixelData" in header for header in large.header)

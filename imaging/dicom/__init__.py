@@ -71,10 +71,15 @@ def decode_header(header: Any, first: Any = None) -> Scan:
         raise
     except Exception as error:
         raise UserError(f"its pixels cannot be decoded ({first_line(error)})") from None
+    drop_pixels(header)
+    return scan
+
+
+def drop_pixels(header: Any) -> None:
+    """Remove the pixels, decoded or not, from a header."""
     for name in PIXEL_ELEMENTS:
         if name in header:
             delattr(header, name)
-    return scan
 
 
 def _decode_pixels(header: Any, first: Any) -> tuple[np.ndarray, Proposal, tuple[str, ...]]:

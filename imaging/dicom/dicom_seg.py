@@ -55,7 +55,7 @@ def encode_seg(
     _check_uids(headers)
     if ids.dtype == BITS:
         ids = np.stack([plane(ids, i) for i in range(1, len(names) + 1)], axis=-1)
-    ids = ids.astype(np.uint8)
+    ids = ids.astype(np.uint8, copy=False)
     uids = [_derive_uid(kind, ids, names, headers, version) for kind in ("series", "instance")]
     try:
         segmentation = hd.seg.Segmentation(
@@ -109,7 +109,8 @@ def _derive_uid(
     """Make a UID that follows from the source, the mask and the model."""
     sources = [str(header.SOPInstanceUID) for header in headers]
     digest = hashlib.sha256("\0".join([kind, version, *names, *sources]).encode())
-    digest.update(repr(ids.shape).encode() + np.ascontiguousarray(ids).tobytes())
+    digest.update(repr(ids.shape).encode())
+    digest.update(np.ascontiguousarray(ids))
     # 2.25 is the root of UIDs that are numbers of 128 bits (DICOM PS3.5, B.2).
     return f"2.25.{int.from_bytes(digest.digest()[:16])}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from imaging import dicom
+from imaging import dicom, lazy
 from imaging.dicom import dicom_file
 from imaging.dicom.dicom_elements import count_frames, read_numbers
 from imaging.dicom.dicom_geometry import (
@@ -90,16 +90,22 @@ def read_series(files: Sequence[Path], max_bytes: int) -> Scan:
     if len(files) == 1:
         with name_in_errors(files[0].name):
             return dicom.decode_dicom(read_bytes(files[0]), max_bytes)
+    # The files of a large volume are read twice, so that they are not held beside it.
+    is_large = sum(file.stat().st_size for file in files) > lazy.LARGE_BYTES
     headers = []
     for file in files:
         with name_in_errors(file.name):
             headers.append(dicom.read_header(read_bytes(file), max_bytes))
+        if is_large:
+            dicom.drop_pixels(headers[-1])
     order = sort_slices(headers)
     files, headers = [files[i] for i in order], [headers[i] for i in order]
     check_declared_bytes(max_bytes, sum(map(dicom_file.declared_bytes, headers)))
     slices, pixels = [], None
     for number, (file, header) in enumerate(zip(files, headers, strict=True)):
         with name_in_errors(file.name):
+            if is_large:
+                header = dicom.read_header(read_bytes(file), max_bytes)
             one = dicom.decode_header(header, headers[0])
         if pixels is None:
             pixels = np.empty((len(files), *one.pixels.shape[1:]), one.pixels.dtype)
