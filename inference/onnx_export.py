@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ def rename_output(graph: Any, name: str) -> None:
         node.output[:] = [name if output == old else output for output in node.output]
 
 
-def write_int8(source: Path, path: Path, images: Sequence[np.ndarray]) -> None:
+def write_int8(source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
     """Quantize an ONNX file to 8-bit integers.
 
-    images: calibrate the ranges of the integers, prepared, each (1, h, w, C) float32.
+    images: calibrate the ranges of the integers, prepared, each (1, …, C) float32.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
