@@ -33,7 +33,8 @@ FIXED_FIELDS = (
     "classes",
     "init_weights",
     "extra_dir",
-    "neighbours",
+    "patch_size",
+    "dimensions",
 )
 Step = Callable[[np.ndarray, np.ndarray], float]
 
@@ -204,29 +205,27 @@ def check_config(config: train.Config) -> None:
             raise UserError(f"{name} is {value!r}; expected {default!r} for PyTorch's training")
 
 
-def split_slices(
-    config: train.Config, pairs: Sequence[Pair], dataset: Dataset
+def split_pairs(
+    config: train.Config, pairs: Sequence[Pair]
 ) -> tuple[dict[str, np.ndarray], list[Pair]]:
-    """Split the data as train.py does: each subset's slices, and the test pairs."""
+    """Split the data as train.py does: the numbers of each subset's pairs, and the test pairs."""
     fold = max(config.fold, 0)
     fractions = config.val_fraction, config.test_fraction
     subsets = data.split(pairs, *fractions, folds=config.folds, fold=fold)
-    slices = {}
-    for name in SUBSETS:
-        slices[name] = dataset.slices_of(np.flatnonzero(np.array(subsets) == name))
+    numbers = {name: np.flatnonzero(np.array(subsets) == name) for name in SUBSETS}
     test = [pair for pair, subset in zip(pairs, subsets, strict=True) if subset == "test"]
-    return slices, test
+    return numbers, test
 
 
 def fit(
     model: UNet,
     config: train.Config,
     dataset: Dataset,
-    slices: dict[str, np.ndarray],
+    numbers: dict[str, np.ndarray],
     precision: str,
 ) -> Path:
     """Train; return the file of the epoch with the best validation Dice, or of the last epoch."""
-    batches, _ = train.make_batches(config, dataset, slices)
+    batches, _ = train.make_batches(config, dataset, numbers)
     schedule = make_schedule(len(batches) * config.epochs)
     step = make_step(model, precision, config.learning_rate, schedule)
     path, best = Path(config.out_dir) / "model.pt", -1.0
@@ -236,8 +235,9 @@ def fit(
         losses = [step(*batches[i]) for i in range(len(batches))]
         print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}", flush=True)
         dice = float(epoch)
-        if len(slices["val"]):
-            dice = validation_dice(Predictor(model, precision), *dataset.take(slices["val"]))
+        if len(numbers["val"]):
+            images, masks = dataset.take(dataset.cover(numbers["val"]))
+            dice = validation_dice(Predictor(model, precision), images, masks)
         if dice > best:
             best = dice
             with atomic(path) as temporary:
@@ -253,10 +253,10 @@ def main(config: train.Config) -> None:
     if precision == "auto":
         precision = "bfloat16" if utils.has_amx() else "float32"
     pairs, dataset = train.load_data(config)
-    slices, test = split_slices(config, pairs, dataset)
+    numbers, test = split_pairs(config, pairs)
     model = UNet(dataset.channels, config.filters, config.depth)
     model = model.to(memory_format=torch.channels_last)
-    path = fit(model, config, dataset, slices, precision)
+    path = fit(model, config, dataset, numbers, precision)
     print(path, flush=True)
     model.load_state_dict(torch.load(path))
     metadata = train.make_metadata(config, dataset, pairs)

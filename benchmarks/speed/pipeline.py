@@ -22,6 +22,7 @@ from dataset.loading import Preprocessing
 from dataset.phantoms import draw_phantom, make_phantoms
 from imaging import pictures
 from imaging.labels import Classes
+from inference.sampler import Sampler
 
 CLASSES = Classes()
 IMAGES = 200  # phantoms of an epoch
@@ -51,9 +52,10 @@ def epoch_rows(folder: Path, size: int, rounds: int) -> list[dict]:
     """Measure an epoch of a folder's images with augmentation, beside one of a single batch."""
     config = train.Config(image_size=size)
     pairs = data.find_pairs(folder)[0]
-    dataset, _ = loading.load_pairs(pairs, Preprocessing(CLASSES, (size, size)))
-    count = len(dataset.index)
-    batches = Batches(dataset, np.arange(count), config.batch_size, config.augmentation)
+    dataset, _ = loading.load_pairs(pairs, Preprocessing(CLASSES, Sampler((size, size))))
+    examples = dataset.examples(range(len(pairs)))
+    count = len(examples)
+    batches = Batches(dataset, examples, config.batch_size, config.augmentation)
     model = training_model(config)
     calls = {
         "bare": partial(fit_seconds, model, Repeated(*batches[0], len(batches))),
@@ -97,9 +99,9 @@ def decode_seconds(pairs: list[Pair]) -> float:
 
 def load_seconds(pairs: list[Pair], cache_dir: Path | str) -> float:
     """Time the loading of a data set as a training does it."""
-    size = utils.parse_size(train.Config.image_size)
+    sampler = Sampler(utils.parse_size(train.Config.image_size))
     start = time.perf_counter()
-    loading.load_pairs(pairs, Preprocessing(CLASSES, size), cache_dir)
+    loading.load_pairs(pairs, Preprocessing(CLASSES, sampler), cache_dir)
     return time.perf_counter() - start
 
 
