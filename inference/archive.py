@@ -222,7 +222,7 @@ class Worker:
         with self.computing:
             volume = volume_format(image)
             prepared = self.model.read(content, max_slices=MAX_SLICES if volume else 1)
-            ids = self.model.segment(prepared, self.run).ids
+            ids = self.model.predict(prepared, self.run).ids
             names = self.model.metadata["classes"]
             if volume:
                 levels = Classes.from_metadata(self.model.metadata).levels

@@ -142,7 +142,7 @@ class ExportedModel:
         """Clean class ids (S, H, W), as the model file says."""
         return segment.clean(ids, prepared.grid, self.metadata)
 
-    def segment(
+    def predict(
         self, prepared: Prepared, run: Callable[[np.ndarray], np.ndarray], batch_size: int = 8
     ) -> Prediction:
         """Segment a prepared image by `run`, which `load_exported` returned."""

@@ -77,7 +77,7 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
     assert count_masks(out) == 384
     network, run = load_exported(exported / "unet.onnx", 1, "onnxruntime")
     prepared = network.read(files[3].read_bytes())
-    expected = 255 * network.segment(prepared, run).ids[0]
+    expected = 255 * network.predict(prepared, run).ids[0]
     for ward in (0, 23):
         assert np.array_equal(formats.read_mask(out / f"ward{ward}" / files[3].name), expected)
 
