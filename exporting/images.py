@@ -15,7 +15,7 @@ from inference.segment import prepare, take_middle
 from utils import UserError
 
 MAX_SLICES = 8  # of a volume
-NUM_CALIBRATING = 3  # windows of an image
+NUM_CALIBRATING = 8  # windows of an image
 
 
 class Images(NamedTuple):
@@ -94,7 +94,7 @@ def read_middle(path: Path, metadata: dict[str, Any]) -> Scan:
 
 
 def read_prepared(path: Path, metadata: dict[str, Any]) -> list[np.ndarray]:
-    """Read an image and prepare some of its windows, evenly spread: each (1, …, C) float32."""
+    """Read an image and prepare some of its windows, drawn: each (1, …, C) float32."""
     _, windows = prepare(read_middle(path, metadata), metadata)
-    numbers = np.linspace(0, len(windows) - 1, NUM_CALIBRATING + 2)[1:-1].astype(int)
-    return [windows[i][None].astype(np.float32) / 255 for i in dict.fromkeys(numbers.tolist())]
+    numbers = np.random.default_rng(0).permutation(len(windows))[:NUM_CALIBRATING]
+    return [windows[i][None].astype(np.float32) / 255 for i in numbers]
