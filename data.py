@@ -26,7 +26,8 @@ from dataset.layouts import Layout, Pair
 from dataset.loading import Preprocessing
 from dataset.notes import describe_masks, summarize_notes
 from dataset.phantoms import make_phantoms
-from dataset.report import report_page
+from dataset.report import consequences, plan, report_page
+from dataset.report.fingerprint import take_fingerprint
 from imaging.labels import Classes
 from inference.sampler import Sampler
 from utils import UserError
@@ -90,7 +91,7 @@ def load_dataset(
         raise UserError(f"{_count(problems)} in {data_dir}. Fix or remove these files:{shown}")
     for note in describe_notes(layout, dataset):
         print(f"note: {note}")
-    pairs = loading.name_patients(pairs, dataset)
+    pairs = loading.name_patients(pairs, dataset.info.patient)
     for warning in find_leaks(pairs, dataset):
         print(f"warning: {warning}")
     pairs = copies.keep_together(pairs, dataset)
@@ -224,24 +225,36 @@ def check(
     preprocessing = Preprocessing(parsed, Sampler((128, 128)), detect_channels(pairs))
     dataset, unreadable = loading.load_pairs(pairs, preprocessing)
     problems += unreadable
+    readable = copies.read_pairs(pairs, dataset)
+    fingerprint = take_fingerprint(readable, dataset.info, parsed)
+    proposals = plan.suggest(dataset.info, fingerprint, dataset.channels)
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]
-    lines += [f"{'note':10} {note}" for note in describe_notes(layout, dataset)]
+    ceilings = report.measure_ceilings(readable, dataset.info, fingerprint, proposals, parsed)
+    lines += report.describe_objects(fingerprint, ceilings)
+    notes = describe_notes(layout, dataset)
+    notes += consequences.name_consequences(readable, dataset.info, fingerprint)
+    lines += [f"{'note':10} {note}" for note in notes]
     warnings = find_leaks(pairs, dataset)
     lines += [f"{'warning':10} {warning}" for warning in warnings]
     if any("index.csv" in warning for warning in warnings):
         path = patients.write_index(output / "index.csv", data_dir, pairs)
         lines.append(f"{'':10} copy {path} to {data_dir / 'index.csv'} to keep them together")
-    print(*lines, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
-    fields = {"data_dir": str(data_dir), "classes": classes, **report.suggest(dataset, names)}
-    fields |= {"ignore": ignore} if ignore else {}
-    fields |= {"overlap": overlap} if overlap else {}
-    page = report_page.write_report(output, pairs, dataset, preprocessing, lines, problems, fields)
+    shown = [*lines, *report.describe_proposals(proposals)]
+    print(*shown, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
+    given = {"data_dir": str(data_dir), "classes": classes}
+    given |= {"ignore": ignore} if ignore else {}
+    given |= {"overlap": overlap} if overlap else {}
+    page = report_page.write_report(
+        output, pairs, dataset, preprocessing, lines, problems, given, proposals
+    )
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:
         raise UserError(
             f"{_count(problems)} in {data_dir}. Fix or remove the files that are named above"
         )
-    print(f"no problems\nnext: {report.train_command(fields)}")
+    fields = given | {name: value for name, value, _ in proposals}
+    command = report.train_command(fields, output / "report.json")
+    print(f"no problems\nnext: {command}")
 
 
 def download(

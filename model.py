@@ -9,11 +9,14 @@ Every network is an encoder and a decoder. The encoder gives one feature map per
 the size of the one before. The decoder joins them again, the coarsest first. The names of the
 decoder's layers start with "decoder"; the last layer is "probabilities".
 
+Images (N, H, W, C) and volumes (N, D, H, W, C) share the code. The comments on shapes are for
+images. Volumes with thick slices are halved within the slices first (nnU-Net, Isensee et al. 2021).
+
 To add an architecture, write a function (input, settings) → feature map and name it in
-ARCHITECTURES.
+ARCHITECTURES. A network of one's own stays in a file of one's own: `build_own`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +29,8 @@ if __name__ == "__main__":
 import keras
 from keras import KerasTensor, layers
 
+from networks.levels import Level, plan_levels
+from networks.own import build_own, is_own, last_activation
 from utils import UserError, check_size
 
 NORMALIZATIONS = ("batch", "group", "instance", "none")
@@ -34,13 +39,17 @@ NORMALIZATIONS = ("batch", "group", "instance", "none")
 class Settings(NamedTuple):
     """What an architecture is built with."""
 
-    filters: int  # channels of the first level, doubled at each level below
-    depth: int  # how often the size is halved
+    levels: tuple[Level, ...]  # the finest first; its last stride is not used
     normalization: str  # one of NORMALIZATIONS
-    encoder_weights: str  # of a pretrained encoder: imagenet, a weights file, or none
+    encoder_weights: str = "none"  # of a pretrained encoder: imagenet, a weights file, or none
 
 
 # ----------------------------------------------------------------------------------------- blocks
+
+
+def spatial(kind: str, x: KerasTensor) -> type[keras.Layer]:
+    """Return Keras's layer of a kind for images or volumes: Conv2D or Conv3D for "Conv"."""
+    return getattr(layers, f"{kind}{len(x.shape) - 2}D")
 
 
 def normalize(x: KerasTensor, kind: str, name: str) -> KerasTensor:
@@ -57,12 +66,12 @@ def normalize(x: KerasTensor, kind: str, name: str) -> KerasTensor:
 
 
 def convolve(
-    x: KerasTensor, settings: Settings, filters: int, size: int, name: str, number: int
+    x: KerasTensor, settings: Settings, level: Level, name: str, number: int
 ) -> KerasTensor:
-    """Convolve and normalize: (N, H, W, C) → (N, H, W, filters)."""
-    x = layers.Conv2D(
-        filters,
-        size,
+    """Convolve and normalize: (N, H, W, C) → (N, H, W, F)."""
+    x = spatial("Conv", x)(
+        level.filters,
+        level.kernel,
         padding="same",
         use_bias=settings.normalization == "none",  # a normalization has a bias of its own
         kernel_initializer="he_normal",
@@ -71,31 +80,34 @@ def convolve(
     return normalize(x, settings.normalization, f"{name}_norm{number}")
 
 
-def conv_block(x: KerasTensor, settings: Settings, filters: int, name: str) -> KerasTensor:
-    """Apply twice: 3x3 convolution, normalization, ReLU. (N, H, W, C) → (N, H, W, filters)."""
+def conv_block(x: KerasTensor, settings: Settings, level: Level, name: str) -> KerasTensor:
+    """Apply twice: 3x3 convolution, normalization, ReLU. (N, H, W, C) → (N, H, W, F)."""
     for number in (1, 2):
-        x = convolve(x, settings, filters, 3, name, number)
+        x = convolve(x, settings, level, name, number)
         x = layers.Activation("relu", name=f"{name}_relu{number}")(x)
     return x
 
 
-def residual_block(x: KerasTensor, settings: Settings, filters: int, name: str) -> KerasTensor:
+def residual_block(x: KerasTensor, settings: Settings, level: Level, name: str) -> KerasTensor:
     """Like `conv_block`, with a shortcut around both convolutions (He et al. 2016, figure 2)."""
-    same = x.shape[-1] == filters
-    shortcut = x if same else convolve(x, settings, filters, 1, name, 0)
-    x = convolve(x, settings, filters, 3, name, 1)
+    shortcut = x
+    if x.shape[-1] != level.filters:
+        pointwise = level._replace(kernel=(1,) * len(level.kernel))
+        shortcut = convolve(x, settings, pointwise, name, 0)
+    x = convolve(x, settings, level, name, 1)
     x = layers.Activation("relu", name=f"{name}_relu1")(x)
-    x = convolve(x, settings, filters, 3, name, 2)
+    x = convolve(x, settings, level, name, 2)
     x = layers.Add(name=f"{name}_add")([x, shortcut])
     return layers.Activation("relu", name=f"{name}_relu2")(x)
 
 
-def upsample(x: KerasTensor, filters: int, name: str) -> KerasTensor:
-    """Double the size by a learned 2x2 up-convolution: (N, H, W, C) → (N, 2H, 2W, filters)."""
-    return layers.Conv2DTranspose(filters, 2, strides=2, name=f"{name}_up")(x)
+def upsample(x: KerasTensor, level: Level, name: str) -> KerasTensor:
+    """Go up to `level` by a learned 2x2 up-convolution: (N, H, W, C) → (N, 2H, 2W, F)."""
+    layer = layers.Conv2DTranspose if len(x.shape) == 4 else layers.Conv3DTranspose
+    return layer(level.filters, level.stride, strides=level.stride, name=f"{name}_up")(x)
 
 
-Block = Callable[[KerasTensor, Settings, int, str], KerasTensor]
+Block = Callable[[KerasTensor, Settings, Level, str], KerasTensor]
 
 
 # --------------------------------------------------------------------------------------- encoders
@@ -104,12 +116,13 @@ Block = Callable[[KerasTensor, Settings, int, str], KerasTensor]
 def encode(x: KerasTensor, settings: Settings, block: Block) -> list[KerasTensor]:
     """Run the contracting path: a feature map per level, the finest first."""
     features = []
-    filters = settings.filters
-    for level in range(settings.depth):  # F is settings.filters
-        x = block(x, settings, filters * 2**level, f"encoder{level}")  # (N, H/2^l, W/2^l, 2^l F)
+    *upper, lowest = settings.levels
+    for number, level in enumerate(upper):  # F is the filters of the first level
+        name = f"encoder{number}"
+        x = block(x, settings, level, name)  # (N, H/2^l, W/2^l, 2^l F)
         features.append(x)
-        x = layers.MaxPooling2D(2, name=f"encoder{level}_pool")(x)  # half the size
-    x = block(x, settings, filters * 2**settings.depth, "bottleneck")  # (N, H/2^d, W/2^d, 2^d F)
+        x = spatial("MaxPooling", x)(level.stride, name=f"{name}_pool")(x)  # half the size
+    x = block(x, settings, lowest, "bottleneck")  # (N, H/2^d, W/2^d, 2^d F)
     return [*features, x]
 
 
@@ -122,6 +135,7 @@ class Backbone:
     offset: float
 
 
+BACKBONE_HALVINGS = 5
 BACKBONES = {
     "efficientnetv2b0": Backbone(keras.applications.EfficientNetV2B0, 255.0, 0.0),
     "mobilenetv3": Backbone(keras.applications.MobileNetV3Large, 255.0, 0.0),
@@ -154,7 +168,8 @@ def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[
     )
     clone.set_weights(network.get_weights())
     last_of_size = {layer.output.shape[1:3]: layer.output for layer in clone.layers}
-    return [last_of_size[height // 2**level, width // 2**level] for level in range(1, 6)]
+    halvings = range(1, BACKBONE_HALVINGS + 1)
+    return [last_of_size[height // 2**level, width // 2**level] for level in halvings]
 
 
 def call_as_layer(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
@@ -181,23 +196,24 @@ def decode(
 ) -> KerasTensor:
     """Run the expanding path: up-convolution, skip connection, block; the finest map is left."""
     x = features[-1]
-    for level in reversed(range(len(features) - 1)):
-        name, filters = f"decoder{level}", settings.filters * 2**level
-        x = upsample(x, filters, name)  # (N, H/2^l, W/2^l, 2^l F)
-        skip = attention_gate(features[level], x, name) if attention else features[level]
+    for number in reversed(range(len(features) - 1)):
+        name, level, skip = f"decoder{number}", settings.levels[number], features[number]
+        x = upsample(x, level, name)  # (N, H/2^l, W/2^l, 2^l F)
+        skip = attention_gate(skip, x, name) if attention else skip
         x = layers.Concatenate(name=f"{name}_skip")([skip, x])  # (N, H/2^l, W/2^l, 2^(l+1) F)
-        x = block(x, settings, filters, name)  # (N, H/2^l, W/2^l, 2^l F)
+        x = block(x, settings, level, name)  # (N, H/2^l, W/2^l, 2^l F)
     return x
 
 
 def attention_gate(skip: KerasTensor, signal: KerasTensor, name: str) -> KerasTensor:
     """Weight each pixel of `skip` by itself and the coarser `signal` (Oktay et al. 2018)."""
     inner = max(1, skip.shape[-1] // 2)
-    from_skip = layers.Conv2D(inner, 1, name=f"{name}_gate_skip")(skip)
-    from_signal = layers.Conv2D(inner, 1, name=f"{name}_gate_signal")(signal)
+    convolution = spatial("Conv", skip)
+    from_skip = convolution(inner, 1, name=f"{name}_gate_skip")(skip)
+    from_signal = convolution(inner, 1, name=f"{name}_gate_signal")(signal)
     x = layers.Add(name=f"{name}_gate_add")([from_skip, from_signal])
     x = layers.Activation("relu", name=f"{name}_gate_relu")(x)
-    weight = layers.Conv2D(1, 1, activation="sigmoid", name=f"{name}_gate")(x)  # (N, H, W, 1)
+    weight = convolution(1, 1, activation="sigmoid", name=f"{name}_gate")(x)  # (N, H, W, 1)
     return layers.Multiply(name=f"{name}_gated")([skip, weight])
 
 
@@ -205,34 +221,54 @@ def decode_nested(features: list[KerasTensor], settings: Settings, block: Block)
     """Decode every level at every step, from all its earlier maps (Zhou et al. 2018, figure 1)."""
     maps = [[x] for x in features]  # maps[level][step]
     for step in range(1, len(features)):
-        for level in range(len(features) - step):
-            name, filters = f"decoder{level}_{step}", settings.filters * 2**level
-            below = upsample(maps[level + 1][step - 1], filters, name)
-            joined = layers.Concatenate(name=f"{name}_skip")([*maps[level], below])
-            maps[level].append(block(joined, settings, filters, name))
+        for number in range(len(features) - step):
+            name, level = f"decoder{number}_{step}", settings.levels[number]
+            below = upsample(maps[number + 1][step - 1], level, name)
+            joined = layers.Concatenate(name=f"{name}_skip")([*maps[number], below])
+            maps[number].append(block(joined, settings, level, name))
     return maps[0][-1]
 
 
 def decode_full_scale(features: list[KerasTensor], settings: Settings, block: Block) -> KerasTensor:
     """Decode every level from the maps of all sizes (Huang et al. 2020, equation 1)."""
-    filters = settings.filters
+    filters = settings.levels[0].filters
     maps = list(features)  # the encoder's, replaced by the decoder's from the coarsest on
-    for level in reversed(range(len(features) - 1)):
-        parts = []
+    for number in reversed(range(len(features) - 1)):
+        level, parts = settings.levels[number], []
         for other, x in enumerate(maps):
-            name = f"decoder{level}_from{other}"
-            if other < level:
-                x = layers.MaxPooling2D(2 ** (level - other), name=f"{name}_pool")(x)
-            elif other > level:
-                factor = 2 ** (other - level)
-                x = layers.UpSampling2D(factor, interpolation="bilinear", name=f"{name}_up")(x)
-            convolution = layers.Conv2D(
-                filters, 3, padding="same", kernel_initializer="he_normal", name=name
+            name = f"decoder{number}_from{other}"
+            x = _resize(x, _factors(settings, *sorted((number, other))), other > number, name)
+            convolution = spatial("Conv", x)(
+                filters,
+                level.kernel,
+                padding="same",
+                kernel_initializer="he_normal",
+                name=name,
             )
             parts.append(convolution(x))  # (N, H/2^l, W/2^l, F)
-        joined = layers.Concatenate(name=f"decoder{level}_skip")(parts)
-        maps[level] = block(joined, settings, filters * len(parts), f"decoder{level}")
+        joined = layers.Concatenate(name=f"decoder{number}_skip")(parts)
+        wide = level._replace(filters=filters * len(parts))
+        maps[number] = block(joined, settings, wide, f"decoder{number}")
     return maps[0]
+
+
+def _factors(settings: Settings, fine: int, coarse: int) -> tuple[int, ...]:
+    """Multiply the strides from one level to a coarser one."""
+    factors = (1,) * len(settings.levels[0].stride)
+    for level in settings.levels[fine:coarse]:
+        factors = tuple(one * by for one, by in zip(factors, level.stride, strict=True))
+    return factors
+
+
+def _resize(x: KerasTensor, factors: tuple[int, ...], is_up: bool, name: str) -> KerasTensor:
+    """Bring a map to another level's size without weights; one of that level stays as it is."""
+    if set(factors) == {1}:
+        return x
+    if not is_up:
+        return spatial("MaxPooling", x)(factors, name=f"{name}_pool")(x)
+    if len(factors) == 2:
+        return layers.UpSampling2D(factors, interpolation="bilinear", name=f"{name}_up")(x)
+    return layers.UpSampling3D(factors, name=f"{name}_up")(x)  # Keras's repeats the voxels
 
 
 # ---------------------------------------------------------------------------------- architectures
@@ -265,7 +301,7 @@ def full_scale_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
 
 def pretrained_unet(x: KerasTensor, settings: Settings, backbone: Backbone) -> KerasTensor:
     """U-Net with an encoder of keras.applications; a block adds the level that it lacks."""
-    finest = conv_block(x, settings, settings.filters, "decoder_input")
+    finest = conv_block(x, settings, settings.levels[0], "decoder_input")
     features = [finest, *encode_pretrained(x, backbone, settings.encoder_weights)]
     return decode(features, settings, conv_block)
 
@@ -281,7 +317,7 @@ ARCHITECTURES: dict[str, Callable[[KerasTensor, Settings], KerasTensor]] = {
 
 
 def build_unet(
-    input_shape: tuple[int | None, int | None, int],
+    input_shape: tuple[int | None, ...],
     classes: int = 1,
     filters: int = 8,
     depth: int = 4,
@@ -290,29 +326,45 @@ def build_unet(
     normalization: str = "batch",
     encoder_weights: str = "none",
     overlap: bool = False,
+    spacing: Sequence[float] | None = None,
 ) -> keras.Model:
     """Build a network: images (N, H, W, C) in [0, 1] → probabilities (N, H, W, classes), float32.
 
-    input_shape: (H, W, C); H and W are multiples of 2**depth, or None for any such size.
+    input_shape: (H, W, C), or (D, H, W, C) for volumes; H and W are multiples of 2**depth, or None
+        for any such size.
     classes: output channels; 1 ends in a sigmoid, more end in a softmax whose first channel is
         the background.
     overlap: whether the classes may overlap: each of them ends in a sigmoid, without background.
     filters: channels of the first level, doubled at each of the `depth` halvings; a pretrained
         encoder has 5 halvings.
-    architecture: a name in ARCHITECTURES.
+    architecture: a name in ARCHITECTURES, or file.py:function or package.module:function for a
+        network of one's own, which chooses its own filters, depth and normalization.
     encoder_weights: of a pretrained encoder: imagenet (downloaded once), a weights file, or none.
+    spacing: mm along D, H and W of a volume; by default they are alike.
 
-    Raises UserError (a ValueError) for an unknown name or a size that cannot be halved so often.
+    Raises UserError (a ValueError) for an unknown name, a size that cannot be halved so often, or
+    a network of one's own that does not fit.
     """
+    activation = last_activation(classes, overlap)
+    if is_own(architecture):
+        return build_own(architecture, input_shape, classes, activation)
     check_names(architecture, normalization, encoder_weights)
-    check_size(input_shape[:2], depth, pretrained=architecture in BACKBONES)
+    if architecture in BACKBONES and len(input_shape) != 3:
+        raise UserError(
+            f"architecture {architecture} has an encoder for images, and the data are volumes; "
+            "expected unet, residual, attention, unet++ or unet3+, or --dimensions 2"
+        )
+    check_size(input_shape[:-1], depth, pretrained=architecture in BACKBONES)
+    if architecture in BACKBONES:
+        depth = BACKBONE_HALVINGS
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
-    settings = Settings(filters, depth, normalization, encoder_weights)
+    levels = plan_levels(input_shape[:-1], filters, depth, spacing)
+    settings = Settings(levels, normalization, encoder_weights)
     features = ARCHITECTURES[architecture](inputs, settings)  # (N, H, W, F)
-    outputs = layers.Conv2D(
+    outputs = spatial("Conv", features)(
         classes,
         1,
-        activation="sigmoid" if classes == 1 or overlap else "softmax",
+        activation=activation,
         dtype="float32",  # also where the layers before compute in bfloat16
         name="probabilities",
     )(features)
@@ -323,7 +375,10 @@ def check_names(architecture: str, normalization: str, encoder_weights: str = "n
     """Raise UserError for a name that `build_unet` does not know."""
     if architecture not in ARCHITECTURES:
         expected = ", ".join(ARCHITECTURES)
-        raise UserError(f"architecture is {architecture!r}; expected one of {expected}")
+        raise UserError(
+            f"architecture is {architecture!r}; expected one of {expected}, or your own as "
+            "file.py:function"
+        )
     if normalization not in NORMALIZATIONS:
         expected = ", ".join(NORMALIZATIONS)
         raise UserError(f"normalization is {normalization!r}; expected one of {expected}")

@@ -21,6 +21,7 @@ import data
 import utils
 from dataset import run_split
 from dataset.layouts import SUBSETS, Pair
+from dataset.loading import name_patients
 from dataset.notes import summarize_notes
 from dataset.reading import read_pair
 from imaging import formats
@@ -222,8 +223,9 @@ def score_pairs(
 ) -> tuple["pd.DataFrame", list[str]]:
     """Segment each pair's image and compare it with the mask at the image's own size.
 
-    Returns a table (image, the columns of `metrics.score_classes`, the unit of distances) and the
-    problems, a line per pair that was left out. Panels are drawn into `panel_dir`, if there is one.
+    Returns a table (image, patient, the columns of `metrics.score_classes`, the unit of distances)
+    and the problems, a line per pair that was left out. Where no patient is known, the table has
+    neither them nor `metrics.PIXELS`. Panels are drawn into `panel_dir`, if there is one.
     """
     import pandas as pd
 
@@ -232,7 +234,7 @@ def score_pairs(
     metadata = members[0][1]
     names, window = metadata["classes"], metadata.get("window", "")
     classes = Classes.from_metadata(metadata)
-    rows, noted, problems = [], [], Problems(log_dir or panel_dir)
+    rows, scored, noted, problems = [], [], [], Problems(log_dir or panel_dir)
     panels = dict(zip(pairs, panel_names(pairs), strict=True))
     chunks = read_chunks(
         pairs,
@@ -255,6 +257,7 @@ def score_pairs(
                 if options.uncertainty:
                     row["disagreement"] = found.disagreement
                 rows.append(row)
+                scored.append((pair, scan.patient))
                 if panel_dir is not None:
                     path = Path(panel_dir) / f"{panels[pair]}.png"
                     name, dice = printable(pair.image.name), f"Dice {row['dice']:.3f}"
@@ -275,7 +278,22 @@ def score_pairs(
                 problems.add(pair.image, error)
     for note in summarize_notes(noted):
         print(f"note: {note}")
-    return pd.DataFrame(rows, columns=None if rows else ["image"]), problems.lines
+    table = pd.DataFrame(rows, columns=None if rows else ["image"])
+    return add_patients(table, scored), problems.lines
+
+
+def add_patients(table: "pd.DataFrame", scored: Sequence[tuple[Pair, str]]) -> "pd.DataFrame":
+    """Add the column patient, "" where none is known; without any, leave out their PIXELS.
+
+    scored: of each row the pair, and the patient of its DICOM header.
+    """
+    import metrics
+
+    pairs = name_patients([pair for pair, _ in scored], [header for _, header in scored])
+    if not any(pair.patient for pair in pairs):
+        return table.drop(columns=[name for name in table if name.startswith(metrics.PIXELS)])
+    table.insert(1, "patient", [pair.patient for pair in pairs])
+    return table
 
 
 def panel_names(pairs: Sequence[Pair]) -> list[str]:

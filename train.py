@@ -2,11 +2,15 @@
 
     python train.py                        on synthetic chest X-rays
     python train.py --data-dir DIR         on your own images and masks, see docs/your-data.md
+    python train.py --from-report results/check/report.json    as data.py check proposes
     python train.py --folds 5              cross-validation
 
 The run folder (default files/) gets model.h5 (the best epoch by validation Dice), log.csv,
 curves.png, split.csv and config.json. The same command goes on after Ctrl-C or a crash.
+--distributed shares each batch among several processes, see docs/scaling.md.
 --verbose also shows what TensorFlow or JAX says.
+The environment variable UNET_CACHE names the folder of decoded images, for later runs (default
+files/cache; empty keeps none).
 """
 
 from dataclasses import dataclass, replace
@@ -61,15 +65,13 @@ class Config:
 
     # Computer
     precision: str = "auto"  # float32, bfloat16 or float16; auto is bfloat16 where that is fast
-    cache_dir: str = "files/cache"  # decoded images, for later runs; "" keeps none
-    distributed: bool = False  # several processes share each batch, see docs/scaling.md
 
 
 if __name__ == "__main__":  # --help and wrong flags are answered before the slow imports
     from training.checks import check_before_keras
 
-    CONFIG = utils.parse_flags(Config)
-    utils.run_cli(lambda: check_before_keras(CONFIG))
+    IS_DISTRIBUTED = utils.take_word("--distributed")
+    CONFIG = utils.run_cli(lambda: check_before_keras(utils.parse_flags(Config, from_report=True)))
     print("loading Keras …", flush=True)
     utils.load_keras()
 
@@ -81,7 +83,7 @@ import data
 import metrics
 import predict
 from dataset.batches import Batches
-from dataset.cache import Dataset
+from dataset.cache import Dataset, cache_folder
 from dataset.channels import detect_channels
 from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
@@ -91,6 +93,7 @@ from imaging.channel_files import channel_endings
 from imaging.labels import Classes
 from imaging.plots import draw_curves
 from model import BACKBONES, build_unet
+from networks.own import is_own
 from training import distributed, run_folder
 from training.batch_norm import fuse_batch_norm
 from training.checkpoint import Checkpoint
@@ -105,11 +108,14 @@ PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
 MIN_VAL_WINDOWS = 64  # of patches, if the validation images have so many
 
 
-def train(config: Config) -> pd.DataFrame:
-    """Train as `config` says: one run (returns its log) or folds (returns their summary)."""
+def train(config: Config, is_distributed: bool = False) -> pd.DataFrame:
+    """Train as `config` says: one run (returns its log) or folds (returns their summary).
+
+    is_distributed: several processes share each batch.
+    """
     config = with_classes(config)
     check_config(config)
-    if config.distributed:
+    if is_distributed:
         distributed.initialize()
     print_device_hint(config)
     if config.folds:
@@ -212,7 +218,7 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
             config.channels or detect_channels(pairs),
             config.window,
         )
-        return data.load_dataset(data_dir, preprocessing, config.cache_dir, config.extra_dir)
+        return data.load_dataset(data_dir, preprocessing, cache_folder(), config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if dataset.sampler.neighbours and dataset.channels > 1:
@@ -255,6 +261,7 @@ def build_network(
         normalization=config.normalization,
         encoder_weights=start if start and from_encoder else "none",
         overlap=dataset.classes.overlap,
+        spacing=dataset.sampler.spacing,
     )
     if start and not from_encoder:
         if Path(start).resolve().parent == folder.resolve():
@@ -301,6 +308,8 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
         metrics.per_class(function) if config.overlap else function
         for function in (metrics.LOSSES[config.loss], *metrics.TRAINING_METRICS)
     )
+    if config.patch_size:  # a patch without an object says little by itself
+        scores = metrics.pooled_metrics(config.overlap)
     model.compile(
         make_optimizer(config.learning_rate, steps),
         loss,
@@ -329,6 +338,7 @@ def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
         # How the files of an image's channels are named, where they are several.
         channel_endings=channel_endings((pairs[0].image, *pairs[0].more_channels)),
         mirror=config.mirror,
+        **({"architecture": config.architecture} if is_own(config.architecture) else {}),
         phantoms=all((folder / "phantoms.json").is_file() for folder in folders),
     )
 
@@ -356,4 +366,4 @@ def finish_run(
 
 if __name__ == "__main__":
     with distributed.abort_on_error():
-        utils.run_cli(lambda: train(CONFIG), utils.RESUMES)
+        utils.run_cli(lambda: train(CONFIG, IS_DISTRIBUTED), utils.RESUMES)

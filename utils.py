@@ -23,10 +23,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import tyro
+
+from networks import own
+from networks.errors import UserError
 
 if TYPE_CHECKING:
     import keras
@@ -40,6 +43,7 @@ OLD_FLAGS = {
     "--neighbours 0": "--dimensions 2",
     "--neighbours 1": "--dimensions 2.5",
 }
+FROM_REPORT = "--from-report"
 MAX_NAME_BYTES = 255  # of a file's name
 MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
@@ -48,10 +52,6 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 # How images become network inputs (imaging/preprocess.py). A model file names it; a model trained
 # with another preprocessing is refused.
 PREPARATION = "letterbox, percentiles 0.5-99.5"
-
-
-class UserError(ValueError):
-    """The user can fix this: the message says what was found, what was expected, what to do."""
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -64,19 +64,76 @@ def require(package: str, requirements: str) -> None:
         sys.exit(2)
 
 
-def parse_flags(config_class: type[T], description: str | None = None) -> T:
+def parse_flags(
+    config_class: type[T], description: str | None = None, from_report: bool = False
+) -> T:
     """Read a script's flags: one per field of its dataclass, the field's comment is the help.
 
     description: the text above the flags; without it, the docstring of the dataclass's module.
+    from_report: whether --from-report names a file whose values are the defaults. Raises UserError
+    if it cannot be used.
     """
     hide_backend_logs()
     flags = replace_old_flags(sys.argv[1:])
     if description is None:
         description = sys.modules[config_class.__module__].__doc__
+    # These two are taken from the flags before they are parsed, so tyro does not list them.
     if "--verbose" not in description:
-        # It is taken from the flags before they are parsed, so tyro does not list it.
         description += "\n--verbose also shows what TensorFlow or JAX says."
-    return tyro.cli(config_class, prog=program(), args=flags, description=description)
+    defaults = {}
+    if from_report:
+        description += (
+            f"\n{FROM_REPORT} PATH takes what data.py check wrote, such as "
+            "results/check/report.json. Other flags win over it."
+        )
+        path = _take_value(flags, FROM_REPORT)
+        if path is not None:
+            defaults = {"default": config_class(**read_report(path, config_class))}
+    return tyro.cli(config_class, prog=program(), args=flags, description=description, **defaults)
+
+
+def _take_value(flags: list[str], name: str) -> str | None:
+    """Remove a flag and its value from the list; return the value, None if it is not there."""
+    value = None
+    for place in reversed(range(len(flags))):
+        found, separator, text = flags[place].partition("=")
+        if found != name:
+            continue
+        rest = [] if separator else flags[place + 1 : place + 2]
+        if not separator and (not rest or rest[0].startswith("--")):
+            raise UserError(f"{name} needs a file, such as results/check/report.json")
+        text = text if separator else rest[0]
+        value = text if value is None else value  # of several the last counts
+        del flags[place : place + 1 + len(rest)]
+    return value
+
+
+def read_report(path: str | Path, config_class: type) -> dict[str, Any]:
+    """Read fields of a script's dataclass from a JSON file. Raises UserError."""
+    cure = "run `python data.py check DIR`, which writes it"
+    path = Path(path)
+    if not path.is_file():
+        near = nearest_path(path)
+        hint = f"did you mean {near}? Else " if near else ""
+        raise UserError(f"no report at {path}; {hint}{cure}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or no report ({first_line(error)}); {cure}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds no settings; {cure}")
+    types = get_type_hints(config_class)
+    for name, value in fields.items():
+        if name not in types:
+            expected = or_expected(nearest(name, types))
+            raise UserError(f"{path}: unknown setting {name}{expected} those of --help; {cure}")
+        allowed = get_args(types[name]) or (types[name],)
+        if type(value) is int and float in allowed:
+            continue
+        if type(value) not in allowed:
+            expected = " or ".join(one.__name__ for one in allowed)
+            raise UserError(f"{path}: {name} is {value!r}; expected {expected}; {cure}")
+    return fields
 
 
 def replace_old_flags(flags: Sequence[str]) -> list[str]:
@@ -103,12 +160,22 @@ def program() -> str:
 
 def hide_backend_logs() -> None:
     """Hide what TensorFlow says at the start, unless --verbose is among the flags."""
-    if "--verbose" in sys.argv:
-        sys.argv.remove("--verbose")
+    if take_word("--verbose"):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Keras advises against HDF5
+
+
+def take_word(word: str) -> bool:
+    """Take a word such as --verbose, which is no field of a Config, from the command line.
+
+    Returns whether it was there.
+    """
+    is_there = word in sys.argv
+    if is_there:
+        sys.argv.remove(word)
+    return is_there
 
 
 def load_keras() -> None:
@@ -139,13 +206,13 @@ def load_keras() -> None:
             os.close(stderr)
 
 
-def run_cli(call: Callable[[], Any], on_stop: str = "") -> None:
+def run_cli(call: Callable[[], T], on_stop: str = "") -> T:
     """Run a script: exit code 0 when done, 2 on the user's mistake, 130 on Ctrl-C, 1 on our fault.
 
-    on_stop: what to add to "stopped".
+    on_stop: what to add to "stopped". Returns what `call` returns.
     """
     try:
-        call()
+        return call()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -165,9 +232,10 @@ def run_script(
     config_class: type[T],
     on_stop: str = "",
     description: str | None = None,
+    from_report: bool = False,
 ) -> None:
     """Run `main` with the flags of the command line; see `parse_flags` and `run_cli`."""
-    run_cli(lambda: main(parse_flags(config_class, description)), on_stop)
+    run_cli(lambda: main(parse_flags(config_class, description, from_report)), on_stop)
 
 
 def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> None:
@@ -184,19 +252,24 @@ def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> N
     run_cli(run)
 
 
-def check_size(sides: tuple[int | None, int | None], depth: int, pretrained: bool = False) -> None:
-    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times)."""
+def check_size(
+    sides: Sequence[int | None], depth: int, pretrained: bool = False, name: str = "image size"
+) -> None:
+    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times).
+
+    sides: (H, W) or (D, H, W); any D will do. name: what the size is called in the message.
+    """
     step = 2**5 if pretrained else 2**depth
     smallest = 2 * step if pretrained else step
-    for side in sides:
+    for side in sides[-2:]:
         if side is None and pretrained:
-            raise UserError("image size is open; a pretrained encoder needs a fixed one")
+            raise UserError(f"{name} is open; a pretrained encoder needs a fixed one")
         if side is None or (side >= smallest and side % step == 0):
             continue
         nearest = max(smallest, round(side / step) * step)
         why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
         cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
-        raise UserError(f"image size {side} is not a multiple of {step} ({why}); {cure}")
+        raise UserError(f"{name} {side} is not a multiple of {step} ({why}); {cure}")
 
 
 # ------------------------------------------------------------------------------- errors and files
@@ -455,17 +528,28 @@ def make_metadata(
 def save_model(model: "keras.Model", path: str | Path, metadata: dict[str, Any]) -> None:
     """Write model and metadata to one HDF5 file, whole or not at all.
 
-    A model of mixed precision is written as float32.
+    A model of mixed precision is written as float32. metadata: with "architecture" for a network
+    of the user's own. Unless Keras can read that by itself, its weights are written and its code
+    is copied beside the file.
     """
     import h5py
 
+    metadata = dict(metadata)
+    architecture = metadata.pop("architecture", "")
+    is_self_contained = not architecture or not own.needs_code(model)
+    if not is_self_contained:
+        metadata |= own.keep_code(architecture, model, Path(path))
     with atomic(path) as temporary:
-        model.save(temporary, include_optimizer=False)
+        if is_self_contained:
+            model.save(temporary, include_optimizer=False)
+        else:
+            own.write_weights(model, temporary)
         with h5py.File(temporary, "r+") as file:
-            config = file.attrs["model_config"]
-            for policy in ("mixed_bfloat16", "mixed_float16"):
-                config = config.replace(policy, "float32")
-            file.attrs["model_config"] = config
+            if is_self_contained:
+                config = file.attrs["model_config"]
+                for policy in ("mixed_bfloat16", "mixed_float16"):
+                    config = config.replace(policy, "float32")
+                file.attrs["model_config"] = config
             file.attrs["facts"] = json.dumps(metadata)
 
 
@@ -512,13 +596,16 @@ def update_metadata(path: str | Path, **more: Any) -> None:
 def load_model(path: str | Path) -> tuple["keras.Model", dict[str, Any]]:
     """Read a model file: the model, in float32 and not compiled, and its metadata.
 
-    Raises UserError if it is not one, or was trained with another preprocessing.
+    Raises UserError if it is not one, or was trained with another preprocessing, or if it needs
+    code (networks/own.py) that is not there.
     """
     metadata = load_metadata(path)
     check_preparation(path, metadata)
     load_keras()
     import keras
 
+    if "architecture" in metadata:
+        return own.rebuild(Path(path), metadata), metadata
     return keras.models.load_model(path, compile=False), metadata
 
 
@@ -535,7 +622,7 @@ def copy_weights(path: str | Path, model: "keras.Model") -> None:
     Prints which layers start anew. Raises UserError if nothing fits.
     """
     source = {layer.name: layer for layer in load_model(path)[0].layers}
-    copied, other = [], []
+    copied, other, kernels = [], [], 0
     for layer in model.layers:
         if not layer.weights:
             continue
@@ -543,12 +630,13 @@ def copy_weights(path: str | Path, model: "keras.Model") -> None:
         if [weight.shape for weight in known] == [tuple(weight.shape) for weight in layer.weights]:
             layer.set_weights(known)
             copied.append(layer.name)
+            kernels += any(weight.ndim > 1 for weight in known)
         else:
             other.append(layer.name)
-    if not copied:
+    if not kernels:  # a normalization alone fits any network of as many channels
         raise UserError(
-            f"{path}: none of its weights fit {model.name}; give the architecture and filters "
-            "it was made with"
+            f"{path}: none of its weights fit {model.name}; give the architecture, filters and "
+            "dimensions it was made with"
         )
     rest = f", new: {', '.join(other)}" if other else ""
     print(f"{path}: weights of {len(copied)} layers loaded{rest}")

@@ -236,8 +236,8 @@ def fit(
         print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}", flush=True)
         dice = float(epoch)
         if len(numbers["val"]):
-            images, masks = dataset.take(dataset.cover(numbers["val"]))
-            dice = validation_dice(Predictor(model, precision), images, masks)
+            held_out = dataset.take(dataset.cover(numbers["val"]))
+            dice = validation_dice(Predictor(model, precision), *held_out)
         if dice > best:
             best = dice
             with atomic(path) as temporary:
@@ -265,4 +265,4 @@ def main(config: train.Config) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, train.Config)
+    utils.run_script(main, train.Config, from_report=True)

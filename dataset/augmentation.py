@@ -1,21 +1,30 @@
-"""Change training images as other patients, machines and hospitals would.
+"""Change training images and volumes as other patients, machines and hospitals would.
 
-Masks follow the geometry. The pipelines are albumentations'; two steps are our own.
+Masks follow the geometry. The pipelines are albumentations'; three steps are our own. A volume is
+changed by the same pipeline: each step does the same to all its slices, only noise is drawn for
+each voxel. Where voxels are cubes, "slices" are cut across an axis that is drawn for each volume.
+
+To add a step, put it into `basic_steps`, with its strengths in AMOUNTS. It must know the targets
+`images` and `masks` beside `image` and `mask`, which albumentations' own steps do.
 """
 
 import os
+import random
+import threading
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from imaging.labels import Classes, mirrored_channels
+from utils import UserError
 
 STRENGTHS = ("none", "mild", "strong", "free")
 
 
 class Amounts(NamedTuple):
-    """Strengths of the basic steps; `augmentation_jax.py` uses them too."""
+    """Strengths of the basic steps, for images and volumes."""
 
     scale: tuple[float, float]  # of each axis
     shift: float  # share of the side
@@ -65,8 +74,8 @@ def mirrored_planes(classes: Classes) -> np.ndarray | None:
     return planes
 
 
-def own_transforms(classes: Classes) -> tuple[Any, Any]:
-    """Make the two transforms that albumentations lacks: Mirror and Opacity."""
+def own_transforms(classes: Classes) -> tuple[Any, Any, Any]:
+    """Make the transforms that albumentations lacks: Mirror, Noise and Opacity."""
     import albumentations as A  # predictions do without its seconds of start-up
 
     order, count = mirrored_planes(classes), len(classes.names)
@@ -76,6 +85,16 @@ def own_transforms(classes: Classes) -> tuple[Any, Any]:
 
         def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
             return super().apply_to_mask(mask, *args, **params)[..., order]
+
+    class Noise(A.GaussNoise):
+        """Add noise, to a volume as to one tall image; albumentations repeats it in each slice."""
+
+        def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+            image = data["image"] if "image" in data else np.concatenate(data["images"])
+            return super().get_params_dependent_on_data(params, {"image": image})
+
+        def apply_to_images(self, images: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+            return self.apply(np.concatenate(images), **params).reshape(images.shape)
 
     class Opacity(A.ImageOnlyTransform):
         """Hide some of the foreground as fluid hides lung; the mask stays."""
@@ -87,29 +106,136 @@ def own_transforms(classes: Classes) -> tuple[Any, Any]:
         def apply(self, img: np.ndarray, veil: np.ndarray, **params: Any) -> np.ndarray:
             return np.uint8(img + (veil[..., 1:] - img) * veil[..., :1])
 
-    return Mirror, Opacity
+    return Mirror, Noise, Opacity
 
 
-def basic_steps(amounts: Amounts) -> list[Any]:
-    """Make the steps for images of any modality."""
+def basic_steps(amounts: Amounts, noise: Any, border: int) -> list[Any]:
+    """Make the steps for images of any modality. noise: the class; border: OpenCV's mode."""
     import albumentations as A
 
     shift, turn = amounts.shift, amounts.rotate
     return [
         A.Affine(
-            scale=amounts.scale, translate_percent=(-shift, shift), rotate=(-turn, turn), p=0.9
+            scale=amounts.scale,
+            translate_percent=(-shift, shift),
+            rotate=(-turn, turn),
+            border_mode=border,
+            p=0.9,
         ),
-        A.ElasticTransform(alpha=amounts.elastic, sigma=6, p=amounts.elastic_p),
+        A.ElasticTransform(alpha=amounts.elastic, sigma=6, border_mode=border, p=amounts.elastic_p),
         A.RandomBrightnessContrast(amounts.light, amounts.light, p=0.5),
         A.RandomGamma(tuple(round(100 * one) for one in amounts.gamma), p=0.5),
         *([A.Downscale(scale_range=amounts.downscale, p=0.2)] if amounts.downscale else []),
-        A.GaussNoise(amounts.noise, p=0.3),
+        noise(amounts.noise, p=0.3),
         A.GaussianBlur((3, 5), p=0.2),
     ]
 
 
-def build_augmentation(classes: Classes, seed: int, strength: str = "mild") -> Any:
-    """Build the albumentations pipeline for a uint8 image (H, W, C) and its masks (H, W, K).
+def strong_steps(noise: Any, opacity: Any, border: int, patches: bool) -> list[Any]:
+    """Make the steps for X-rays of other hospitals; a patch has no edge of the film."""
+    import albumentations as A
+
+    def film_edge(fill: int) -> A.CropAndPad:
+        return A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill)
+
+    # Film edges and collimators: black or white from one or more sides.
+    edges = [] if patches else [A.OneOf([film_edge(fill) for fill in (0, 0, 255)], p=0.3)]
+    return [
+        A.Affine(
+            scale=(0.75, 1.2),
+            translate_percent=(-0.08, 0.08),
+            rotate=(-15, 15),
+            shear=(-4, 4),
+            border_mode=border,
+            p=0.9,
+        ),
+        A.ElasticTransform(alpha=30, sigma=6, border_mode=border, p=0.15),
+        *edges,
+        A.RandomToneCurve(scale=0.3, p=0.3),
+        A.RandomBrightnessContrast(0.3, 0.4, p=0.5),
+        A.RandomGamma((40, 220), p=0.5),
+        A.Illumination(intensity_range=(0.05, 0.2), p=0.2),
+        opacity(p=0.3),
+        A.InvertImg(p=0.1),
+        A.Downscale(scale_range=(0.3, 0.7), p=0.15),
+        noise((0.01, 0.1), p=0.3),
+        A.GaussianBlur((3, 7), p=0.2),
+        A.ImageCompression(quality_range=(15, 70), p=0.1),
+    ]
+
+
+def make_pipeline(classes: Classes, strength: str, dimensions: int, patches: bool) -> Any:
+    """Make albumentations' pipeline; a volume is mirrored before."""
+    # Without this its import asks the internet for a newer version.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations as A
+
+    mirror, noise, opacity = own_transforms(classes)
+    border = cv2.BORDER_REFLECT_101 if patches else cv2.BORDER_CONSTANT
+    if strength == "strong":
+        steps = strong_steps(noise, opacity, border, patches)
+    else:
+        steps = basic_steps(AMOUNTS[strength], noise, border)
+    if dimensions == 2:
+        steps.insert(0, mirror(p=0 if mirrored_planes(classes) is None else 0.5))
+    return A.Compose(steps, mask_interpolation=cv2.INTER_LINEAR)
+
+
+class Augmentation(threading.local):
+    """Change an image or a volume and its masks, see `build_augmentation`.
+
+    Each thread that uses it has a pipeline of its own: a pipeline holds its random numbers.
+    """
+
+    def __init__(
+        self, classes: Classes, strength: str, dimensions: int, isotropic: bool, patches: bool
+    ) -> None:
+        self.classes, self.strength, self.dimensions = classes, strength, dimensions
+        self.isotropic, self.patches = isotropic, patches
+        self.order = mirrored_planes(classes)
+        self.mirrored_axes: tuple[int, ...] = ()  # of a volume
+        if self.order is not None:
+            sided = (self.order != np.arange(len(self.order))).any()
+            self.mirrored_axes = (0, 1, 2) if strength == "free" and not sided else (2,)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """This thread's pipeline."""
+        return make_pipeline(self.classes, self.strength, self.dimensions, self.patches)
+
+    def __call__(
+        self, image: np.ndarray, masks: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment uint8 (H, W, C) and (H, W, K), or (D, H, W, C) and (D, H, W, K)."""
+        if self.strength == "none":
+            return image, masks
+        rng = np.random.default_rng(seed)
+        # One stream for all steps. With set_random_seed each step would have a stream of its own,
+        # all with the same numbers.
+        self.pipeline.set_random_state(rng, random.Random(int(seed)))
+        if image.ndim == 3:
+            changed = self.pipeline(image=image, mask=masks)
+            return changed["image"], changed["mask"]
+        for axis in self.mirrored_axes:
+            if rng.random() < 0.5:
+                image, masks = np.flip(image, axis), np.flip(masks, axis)
+                masks = masks[..., self.order] if axis == 2 else masks
+        across = rng.integers(3) if self.isotropic else 0
+        slices = [np.moveaxis(array, across, 0) for array in (image, masks)]
+        changed = self.pipeline(images=slices[0], masks=slices[1])
+        return tuple(np.moveaxis(changed[name], 0, across) for name in ("images", "masks"))
+
+
+def build_augmentation(
+    classes: Classes,
+    strength: str = "mild",
+    dimensions: int = 2,
+    isotropic: bool = False,
+    patches: bool = False,
+) -> Augmentation:
+    """Build `augment(image, masks, seed)` → (image, masks), uint8, for any number of channels.
+
+    The result follows from image and seed alone.
 
     classes: a mirror swaps left and right ones.
     strength:
@@ -118,41 +244,16 @@ def build_augmentation(classes: Classes, seed: int, strength: str = "mild") -> A
         strong: what varies between X-rays of different hospitals and diseases.
         free: organs at any angle, size and place, as in MRI and CT (after nnU-Net, Isensee et
             al. 2021).
+    dimensions: 2 for images (H, W, C), 3 for volumes (D, H, W, C).
+    isotropic: a volume's voxels are cubes, or nearly; it is turned about any axis, not only about
+        that across its slices.
+    patches: the images are pieces of larger ones, so a reflection comes in from outside, not black.
+
+    Raises UserError for a strength that is not for volumes.
     """
-    # Without this its import asks the internet for a newer version.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations as A
-
-    Mirror, Opacity = own_transforms(classes)
-    flip = Mirror(p=0 if mirrored_planes(classes) is None else 0.5)
-
-    def film_edge(fill: int) -> A.CropAndPad:
-        return A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill)
-
-    strong = [
-        flip,
-        A.Affine(
-            scale=(0.75, 1.2),
-            translate_percent=(-0.08, 0.08),
-            rotate=(-15, 15),
-            shear=(-4, 4),
-            p=0.9,
-        ),
-        A.ElasticTransform(alpha=30, sigma=6, p=0.15),
-        # Film edges and collimators: black or white from one or more sides.
-        A.OneOf([film_edge(fill) for fill in (0, 0, 255)], p=0.3),
-        A.RandomToneCurve(scale=0.3, p=0.3),
-        A.RandomBrightnessContrast(0.3, 0.4, p=0.5),
-        A.RandomGamma((40, 220), p=0.5),
-        A.Illumination(intensity_range=(0.05, 0.2), p=0.2),
-        Opacity(p=0.3),
-        A.InvertImg(p=0.1),
-        A.Downscale(scale_range=(0.3, 0.7), p=0.15),
-        A.GaussNoise((0.01, 0.1), p=0.3),
-        A.GaussianBlur((3, 7), p=0.2),
-        A.ImageCompression(quality_range=(15, 70), p=0.1),
-    ]
-    steps = {"none": [], "strong": strong}
-    for name, amounts in AMOUNTS.items():
-        steps[name] = [flip, *basic_steps(amounts)]
-    return A.Compose(steps[strength], seed=seed, mask_interpolation=cv2.INTER_LINEAR)
+    if strength == "strong" and dimensions == 3:
+        raise UserError(
+            "augmentation is strong, which is for X-rays; expected none, mild or free for volumes "
+            "with dimensions 3"
+        )
+    return Augmentation(classes, strength, dimensions, isotropic, patches)

@@ -1,20 +1,19 @@
 """Batches for `fit`: images in order, augmented by threads ahead of the training steps."""
 
 import os
-import random
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from dataset.augmentation import build_augmentation
+from dataset.augmentation import Augmentation, build_augmentation
 from dataset.cache import Dataset
 from imaging.labels import Classes
 
 PREFETCH_PER_THREAD = 2  # batches that each thread makes in advance
 MAX_THREADS = 8
+MAX_ANISOTROPY = 1.5  # up to so many times longer than wide a voxel counts as a cube
 
 
 class Shard(NamedTuple):
@@ -63,7 +62,7 @@ class Batches(keras.utils.PyDataset):
         # Augmenting an image of 512x512 takes 8 ms, so a GPU would wait for two threads.
         self.num_threads = max(2, min(MAX_THREADS, (os.cpu_count() or 2) // 2))
         self.pool = ThreadPoolExecutor(self.num_threads)
-        self.local = threading.local()  # each thread has its own augmentation
+        self.augment = make_augmentation(dataset, strength or "none")
         self.prefetched: dict[int, Future] = {}  # by the batch's number, counted over all epochs
 
     def __len__(self) -> int:
@@ -108,41 +107,34 @@ class Batches(keras.utils.PyDataset):
             # Numbers of its own: those of the augmentation begin with the same seed.
             drawn.append(self.dataset.draw(example, np.random.default_rng((seed, 1))))
         images, masks = self.dataset.take(np.array(drawn))
-        if self.strength not in ("", "none"):
-            images, masks = self._augment(images, masks, seeds)
+        augmented = map(self.augment, images, masks, seeds)
+        images, masks = (np.stack(one) for one in zip(*augmented, strict=True))
         masks = to_targets(masks.astype(np.float32) / 255, self.dataset.classes)
         batch = images.astype(np.float32) / 255, masks
         return (*batch, weights[part]) if self.missing else batch
-
-    def _augment(
-        self, images: np.ndarray, masks: np.ndarray, seeds: list[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Augment each image with random numbers of its own."""
-        if not hasattr(self.local, "augment"):
-            self.local.augment = build_augmentation(self.dataset.classes, 0, self.strength)
-        augment = self.local.augment
-        augmented = []
-        for image, mask, seed in zip(images, masks, seeds, strict=True):
-            # One stream for all steps. With set_random_seed each step would have a stream of its
-            # own, all with the same numbers.
-            augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
-            augmented.append(augment(image=image, mask=mask))
-        images = np.stack([one["image"] for one in augmented])
-        return images, np.stack([one["mask"] for one in augmented])
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order and augmentation."""
         self.epoch += 1
 
 
-def to_targets(masks: np.ndarray, classes: Classes, numpy: Any = np) -> np.ndarray:
+def make_augmentation(dataset: Dataset, strength: str) -> Augmentation:
+    """Build the augmentation of a data set's examples."""
+    sampler = dataset.sampler
+    spacing = sampler.spacing
+    isotropic = spacing is not None and max(spacing) <= MAX_ANISOTROPY * min(spacing)
+    return build_augmentation(
+        dataset.classes, strength, sampler.dimensions, isotropic, sampler.patches
+    )
+
+
+def to_targets(masks: np.ndarray, classes: Classes) -> np.ndarray:
     """Put the background before several classes, as a class of its own; one class needs none.
 
-    masks: (N, H, W, K) in [0, 1], as `Dataset.take` gives them. numpy: NumPy, or JAX's for its
-    arrays.
+    masks: (N, H, W, K) in [0, 1], as `Dataset.take` gives them.
     """
     if classes.num_channels == len(classes.names):
         return masks
     shown = masks[..., : len(classes.names)]
-    background = numpy.maximum(1 - shown.sum(-1, keepdims=True), 0)
-    return numpy.concatenate([background, masks], axis=-1)
+    background = np.maximum(1 - shown.sum(-1, keepdims=True), 0)
+    return np.concatenate([background, masks], axis=-1)

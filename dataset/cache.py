@@ -5,6 +5,7 @@ class. Training reads from it what it needs and no more.
 """
 
 import json
+import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 
 from imaging.grid import Shape
 from imaging.labels import Classes
+from imaging.preprocess import shares_to_ids
 from inference.sampler import Sampler
 from inference.windows import read_box, read_window, window_starts
 from utils import atomic
@@ -29,6 +31,11 @@ FOOTER = struct.Struct("<Q")  # the file's last bytes: the length of the table b
 MAX_PLACES = 500  # of each class that a case keeps
 FOREGROUND_SHARE = 1 / 3  # of the patches are drawn around a pixel of some class
 DRAWN = -1  # the first slice of a window whose place is drawn
+
+
+def cache_folder() -> str:
+    """Return where decoded images are kept: UNET_CACHE, else files/cache; "" keeps none."""
+    return os.environ.get("UNET_CACHE", "files/cache")
 
 
 class Entry(NamedTuple):
@@ -201,6 +208,12 @@ class Dataset:
             mask = read_box(case.masks, start, self.sampler.window)
             masks.append(mask if self.sampler.dimensions == 3 else mask[0])
         return np.stack(images), np.stack(masks)
+
+    def truth(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Get a case's mask (D, H, W), ids or BITS, and which pixels do not count, if any may."""
+        shares = self.cases[number].masks
+        ignored = shares[..., -1] > 127 if self.classes.ignored else None
+        return shares_to_ids(shares[..., : len(self.classes.names)], self.classes.dtype), ignored
 
 
 def select(

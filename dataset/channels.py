@@ -44,6 +44,12 @@ def count_channels(path: Path) -> int:
     channels = scan.colours.shape[-1]
     if channels != 3:
         return channels
-    tolerance = TOLERANCE if scan.pixels.dtype == np.uint8 else 0
-    differs = np.ptp(scan.colours.astype(np.float32), axis=-1).max() > tolerance
-    return 3 if differs else 1
+    return 3 if in_colour(scan.colours) else 1
+
+
+def in_colour(pixels: np.ndarray) -> bool:
+    """Say whether pixels (..., C) are red, green and blue that differ."""
+    if pixels.shape[-1] != 3:
+        return False
+    tolerance = TOLERANCE if pixels.dtype == np.uint8 else 0
+    return bool(np.ptp(pixels.astype(np.float32), axis=-1).max() > tolerance)

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from dataset import cache
 from dataset.cache import Case, Dataset, Store
+from dataset.measures import describe_pair
 from dataset.pairs import Pair
 from dataset.reading import read_pair
 from imaging import preprocess
 from imaging.files import split_by_size
-from imaging.labels import Classes, plane
+from imaging.labels import Classes
 from imaging.masks.encodings import Truth
 from imaging.scan import Scan
 from inference.sampler import Sampler
@@ -67,15 +68,15 @@ def load_pairs(
     return cache.select(store, keys, sampler, preprocessing.channels, classes), problems
 
 
-def name_patients(pairs: Sequence[Pair], dataset: Dataset) -> list[Pair]:
-    """Give each pair without a patient the one of its DICOM header.
+def name_patients(pairs: Sequence[Pair], headers: Sequence[str]) -> list[Pair]:
+    """Give each pair without a patient the one of its DICOM header, `Scan.patient`.
 
     A header that is the same in all files names nobody.
     """
-    if len(set(dataset.info.patient)) == 1:
+    if len(set(headers)) == 1:
         return list(pairs)
     named = []
-    for pair, patient in zip(pairs, dataset.info.patient, strict=True):
+    for pair, patient in zip(pairs, headers, strict=True):
         named.append(replace(pair, patient=pair.patient or patient))
     return named
 
@@ -178,49 +179,4 @@ def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[Case, dict
     digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]
     info = {"image": str(pair.image), "digest": digest, "notes": [*scan.notes, *truth.notes]}
     case = Case(image, masks, cache.find_places(masks))
-    return case, info | _describe_pair(scan, truth.mask, classes)
-
-
-def _describe_pair(scan: Scan, mask: np.ndarray, classes: Classes) -> dict[str, Any]:
-    """Collect what `data.py check` reports on a pair."""
-    pixels = scan.colours
-    info = {
-        "size": f"{pixels.shape[1]}x{pixels.shape[2]}",
-        "slices": len(pixels),
-        "bits": 8 * pixels.dtype.itemsize,
-        "channels": pixels.shape[-1],
-        "alpha": scan.has_alpha,
-        "constant": bool(np.ptp(pixels) == 0),
-        "spacing": scan.spacing_mm and " x ".join(f"{side:.3g}" for side in scan.spacing_mm),
-        "patient": scan.patient,
-        "quantiles": _quantiles(pixels[..., 0]),
-        "object": _quantiles(pixels[..., 0][mask > 0]),
-    }
-    edges = np.concatenate([mask[:, [0, -1]].ravel(), mask[:, :, [0, -1]].ravel()])
-    info["border"] = np.count_nonzero(edges) / edges.size
-    for i, name in enumerate(classes.names, start=1):
-        one = plane(mask, i)
-        info[f"share: {name}"] = np.count_nonzero(one) / one.size
-        info[f"extent: {name}"] = _extent(one)
-    return info
-
-
-def _quantiles(pixels: np.ndarray) -> list[float]:
-    """Describe grey levels by 21 quantiles, of a sample where there are many."""
-    sample = pixels.ravel()[:: max(1, pixels.size // 100_000)]
-    return np.quantile(sample, np.linspace(0, 1, 21)).tolist() if sample.size else []
-
-
-def _extent(mask: np.ndarray) -> float:
-    """Measure a mask (S, H, W) in the slice with most of it.
-
-    Returns the larger side of its bounding box, as a share of the image's larger side.
-    """
-    plane = max(mask, key=np.count_nonzero)
-    if not plane.any():
-        return 0.0
-    sides = []
-    for axis in (0, 1):
-        filled = np.flatnonzero(plane.any(axis))
-        sides.append(filled[-1] - filled[0] + 1)
-    return float(max(sides) / max(plane.shape))
+    return case, info | describe_pair(scan, truth.mask, classes)

@@ -1,10 +1,11 @@
 """The table of a split, split.csv: the files of each pair, its subset, and their fingerprints.
 
-    image,more_channels,mask,subset,fingerprint
-    /data/set/images/a.png,,/data/set/masks/left/a.png|/data/set/masks/right/a.png,train,…
+    image,more_channels,mask,subset,patient,fingerprint
+    /data/set/images/a.png,,/data/set/masks/left/a.png|/data/set/masks/right/a.png,train,p7,…
 
-Several files, and their fingerprints, are separated by `|`. Paths are absolute. If they are not
-there any more, they are looked for beside the table: a project that was moved as a whole is found.
+The patient is empty where none is known; older tables have no such column. Several files, and
+their fingerprints, are separated by `|`. Paths are absolute. If they are not there any more, they
+are looked for beside the table: a project that was moved as a whole is found.
 """
 
 import csv
@@ -18,7 +19,7 @@ from dataset.pairs import SUBSETS, Pair
 from imaging.files import file_stem, is_image
 from utils import UserError, atomic
 
-COLUMNS = ("image", "more_channels", "mask", "subset", "fingerprint")
+COLUMNS = ("image", "more_channels", "mask", "subset", "patient", "fingerprint")
 
 
 class Row(NamedTuple):
@@ -56,7 +57,7 @@ def write_split(path: str | Path, pairs: Sequence[Pair], subsets: Sequence[str])
         for pair, subset, prints in make_rows(pairs, subsets):
             groups = ([pair.image], pair.more_channels, pair.masks)
             names = [_join([one.absolute().as_posix() for one in group]) for group in groups]
-            table.writerow([*names, subset, _join(prints)])
+            table.writerow([*names, subset, pair.patient, _join(prints)])
 
 
 def read_split(path: str | Path) -> tuple[list[Pair], list[str]]:
@@ -77,7 +78,7 @@ def read_rows(path: str | Path) -> list[Row]:
         if not prints and masks:
             masks = _masks_of_version_1(masks[0])
         more = tuple(map(locate, _split(record.get("more_channels", ""))))
-        pair = Pair(locate(image), masks, more_channels=more)
+        pair = Pair(locate(image), masks, record.get("patient", ""), more_channels=more)
         rows.append(Row(pair, record["subset"], prints))
     return rows
 

@@ -25,6 +25,10 @@ from imaging.scan import (
 )
 from utils import UserError, first_line
 
+# Endings of volumes whose header and voxels are in two files.
+IN_TWO_FILES = (".hdr", ".hdr.gz", *partners.HEADERS)
+# So much of a file says of which format it is.
+HEAD_BYTES = 1024
 # Larger numbers mean that there is none, as in maps with -3.4e38 outside.
 NO_MEASUREMENT = 1e30
 
@@ -54,6 +58,8 @@ class Format:
 
     # (content) → whether it is of this format, where marks are not enough.
     recognise: Callable[[bytes], bool] | None = None
+    # (path, max_bytes) → Scan: as `decode`, of a file that is not read into memory first.
+    open: Callable[[Path, int], Scan] | None = None
 
     def matches(self, content: bytes) -> bool:
         """Say whether a file's content is of this format."""
@@ -80,6 +86,7 @@ TIFF = Format(
     tiff.encode_mask,
     tiff.encode_floats,
     tiff.decode_mask,
+    open=tiff.open_tiff,
 )
 DICOM = Format(
     "DICOM",
@@ -100,6 +107,7 @@ NIFTI = Format(
     nifti.encode,
     nifti.decode_mask,
     nifti.join,
+    open=nifti.open_nifti,
 )
 NRRD = Format(
     "NRRD",
@@ -215,7 +223,7 @@ def _fill_nan(scan: Scan, value: float | None) -> Scan:
 
     value: what they become; None is the lowest level. They count as padding. Raises UserError.
     """
-    if scan.pixels.dtype.kind != "f" or np.abs(scan.pixels).max() < NO_MEASUREMENT:
+    if scan.pixels.dtype.kind != "f" or _largest(scan.pixels) < NO_MEASUREMENT:
         return scan
     missing = ~(np.abs(scan.pixels) < NO_MEASUREMENT)
     if missing.all():
@@ -229,6 +237,11 @@ def _fill_nan(scan: Scan, value: float | None) -> Scan:
     return replace(scan, pixels=pixels, padding=padding, notes=(*scan.notes, note))
 
 
+def _largest(pixels: np.ndarray) -> float:
+    """Give the largest magnitude; NaN if there is one. Nothing is copied."""
+    return np.maximum(pixels.max(), -pixels.min())
+
+
 def check_pixels(pixels: np.ndarray) -> None:
     """Raise UserError unless decoded pixels (S, H, W, C) are an image that a network can take."""
     height, width, channels = pixels.shape[1:]
@@ -237,7 +250,7 @@ def check_pixels(pixels: np.ndarray) -> None:
     if not 1 <= channels <= MAX_CHANNELS:
         raise UserError(f"{channels} channels; expected 1 to {MAX_CHANNELS}")
     kind = pixels.dtype.kind
-    if kind not in "buif" or (kind == "f" and not np.isfinite(pixels).all()):
+    if kind not in "buif" or (kind == "f" and not np.isfinite(_largest(pixels))):
         raise UserError("NaN or infinite pixels; expected finite numbers")
 
 
@@ -254,17 +267,30 @@ def read_content(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     return content
 
 
-def read_scan(path: str | Path, window: str = "", max_bytes: int = MAX_BYTES) -> Scan:
+def read_scan(
+    path: str | Path, window: str = "", max_bytes: int = MAX_BYTES, is_lazy: bool = False
+) -> Scan:
     """Read an image file, or a folder that holds a DICOM series.
 
-    window: as in `prepare_scan`; "file" needs a file that proposes one. Raises UserError, its
-    message without the path.
+    window: as in `prepare_scan`; "file" needs a file that proposes one. is_lazy: pixels of a large
+    file may be LazyPixels. Raises UserError, its message without the path.
     """
     if Path(path).is_dir():
         scan = replace(dicom_series.read_folder(path, max_bytes), format=DICOM.name)
+    elif is_lazy and (form := _format_to_open(Path(path))):
+        scan = _decode(form, lambda: form.open(Path(path), max_bytes))
     else:
         scan = decode_scan(read_content(path, max_bytes), max_bytes)
     return check_window(scan, window)
+
+
+def _format_to_open(path: Path) -> Format | None:
+    """Recognise a file that need not be read into memory; None for another."""
+    try:
+        form = find_format(read_bytes(path, HEAD_BYTES))
+    except UserError:
+        return None
+    return form if form.open and not path.name.lower().endswith(IN_TWO_FILES) else None
 
 
 def check_window(scan: Scan, window: str) -> Scan:
@@ -276,10 +302,10 @@ def check_window(scan: Scan, window: str) -> Scan:
     return scan
 
 
-def read_named_scan(path: Path, window: str = "") -> Scan:
+def read_named_scan(path: Path, window: str = "", is_lazy: bool = False) -> Scan:
     """Read an image as `read_scan` does. Raises UserError, its message begins with the path."""
     with name_in_errors(path):
-        return read_scan(path, window)
+        return read_scan(path, window, is_lazy=is_lazy)
 
 
 def decode_image(content: bytes) -> np.ndarray:

@@ -5,12 +5,18 @@ in the file and in the array.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import cv2
 import numpy as np
 
+from imaging import lazy
+from imaging.lazy import LazyPixels
+
+Pixels = np.ndarray | LazyPixels
+Change = Callable[[np.ndarray], np.ndarray]
 Shape = tuple[int, int, int]
 # Directions of the patient's axes: right or left, anterior or posterior, superior or inferior.
 DIRECTIONS = ("LR", "PA", "IS")
@@ -53,8 +59,10 @@ class Grid:
         start = (self.canvas[2] - self.inner[2]) // 2
         return slice(start, start + self.inner[2])
 
-    def orient(self, array: np.ndarray) -> np.ndarray:
+    def orient(self, array: Pixels) -> Pixels:
         """Turn the file's array (S, H, W, …) into the working orientation, without a copy."""
+        if self.axes == (0, 1, 2) and not any(self.flips):
+            return array
         turned = array.transpose(*self.axes, *range(3, array.ndim))
         return turned[self._flipped] if any(self.flips) else turned
 
@@ -67,16 +75,32 @@ class Grid:
     def _flipped(self) -> tuple[slice, ...]:
         return tuple(slice(None, None, -1 if flip else None) for flip in self.flips)
 
-    def scale(self, planes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Scale oriented slices (H, W[, C]) to those of the working array, without its padding."""
-        scaled = (resize(plane, self.inner[1:]) for plane in planes)
+    def scale(self, array: Pixels, change: Change | None = None) -> Iterator[np.ndarray]:
+        """Scale an oriented array (D, H, W[, C]) to the working array's slices, without padding.
+
+        change: is done to rows (h, W[, C]) of a slice before they are scaled.
+        """
+        change = change or np.asarray
+        scaled = (resize_slice(array, i, self.inner[1:], change) for i in range(array.shape[0]))
         return resample_planes(scaled, self.oriented[0], self.inner[0])
 
     def restore(self, planes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Undo `scale` for slices (H, W, K) of the canvas: those of the oriented file."""
+        return (resize_each(plane, self.oriented[1:]) for plane in self._restore_slices(planes))
+
+    def restore_bands(self, planes: Iterable[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Undo `scale` as `restore` does; large slices in bands: slice, first row, (h, W, K)."""
+        size = self.oriented[1:]
+        for number, plane in enumerate(self._restore_slices(planes)):
+            if prod(size) <= lazy.LARGE_SLICE:
+                yield number, 0, resize_each(plane, size)
+                continue
+            for row, values in resize_bands(plane.__getitem__, plane.shape[:2], size):
+                yield number, row, values
+
+    def _restore_slices(self, planes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         inside = (plane[self.rows, self.columns] for plane in planes)
-        resampled = resample_planes(inside, self.inner[0], self.oriented[0])
-        return (resize_each(plane, self.oriented[1:]) for plane in resampled)
+        return resample_planes(inside, self.inner[0], self.oriented[0])
 
 
 def fit_grid(shape: Shape, size: tuple[int, int]) -> Grid:
@@ -130,6 +154,39 @@ def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=method)
     # OpenCV drops a last axis of 1.
     return resized.reshape(*size, *image.shape[2:])
+
+
+def resize_slice(array: Pixels, number: int, size: Sequence[int], change: Change) -> np.ndarray:
+    """Resize a slice of an array (D, H, W[, C]); a large one in bands, so that it is not copied.
+
+    change: is done to rows (h, W[, C]) before.
+    """
+    if prod(array.shape[1:3]) <= lazy.LARGE_SLICE or array.shape[1:3] == tuple(size):
+        return resize(change(array[number]), size)
+    bands = resize_bands(lambda rows: change(array[number, rows]), array.shape[1:3], size)
+    return np.concatenate([rows for _, rows in bands])
+
+
+def resize_bands(
+    read: Callable[[slice], np.ndarray], shape: Sequence[int], size: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Resize an image of `shape` (H, W) as `resize` does, in bands: first row, (h, W[, C]).
+
+    read: gives some rows of the image.
+    """
+    step = shape[0] / size[0]
+    count = max(1, int(lazy.BAND_PIXELS / (max(1.0, step) * max(shape[1], size[1]))))
+    for start in range(0, size[0], count):
+        rows = range(start, min(start + count, size[0]))
+        weights = [slice_weights(row, shape[0], size[0]) for row in rows]
+        first, last = min(map(min, weights)), max(map(max, weights))
+        part = read(slice(first, last + 1))
+        narrow = resize(part.astype(np.float32, copy=False), (len(part), size[1]))
+        matrix = np.zeros((len(rows), len(part)), np.float32)
+        for row, one in zip(matrix, weights, strict=True):
+            row[[source - first for source in one]] = list(one.values())
+        mean = np.tensordot(matrix, narrow, 1)
+        yield start, mean if part.dtype.kind == "f" else np.round(mean).astype(part.dtype)
 
 
 def resize_each(image: np.ndarray, size: Sequence[int]) -> np.ndarray:

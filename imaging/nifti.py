@@ -2,8 +2,9 @@
 
 import gzip
 import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,6 +29,8 @@ HEADER_BYTES = {1: 348, 2: 540}
 EXTENDER = bytes(4)
 # Largest header with its extensions.
 MAX_HEADER_BYTES = 2**24
+# Voxels that are read at once.
+PIECE = 2**22
 MM_PER_UNIT = {"meter": 1e3, "micron": 1e-3}
 # A quaternion may be longer than 1 by this: tools round it.
 QUATERNION_TOLERANCE = 1e-4
@@ -40,13 +43,22 @@ def decode_nifti(content: bytes, max_bytes: int) -> Scan:
 
     Raises UserError.
     """
-    header, voxels = _read(content, max_bytes)
+    header, voxels = _read(_open(content), max_bytes)
+    return _to_scan(header, voxels, *_place(header))
+
+
+def open_nifti(path: Path, max_bytes: int) -> Scan:
+    """Read a file of header and voxels as `decode_nifti` does, piece by piece. Raises UserError."""
+    with path.open("rb") as file:
+        is_zipped = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        header, voxels = _read(gzip.GzipFile(fileobj=file) if is_zipped else file, max_bytes)
     return _to_scan(header, voxels, *_place(header))
 
 
 def decode_mask(content: bytes, max_bytes: int, image: Scan | None) -> Scan:
     """Decode a mask. One that has only the image's qform, on the same grid, lies as the image."""
-    header, voxels = _read(content, max_bytes)
+    header, voxels = _read(_open(content), max_bytes)
     affine, notes = _place(header)
     place = getattr(image, "header", None)
     if hasattr(place, "get_qform") and place["sform_code"] > 0 and place["qform_code"] > 0:
@@ -80,8 +92,8 @@ def encode(slices: np.ndarray, image: Scan) -> bytes:
     header.set_slope_inter(1, 0)
     # The image's grey levels to show are none of a mask.
     header["cal_min"] = header["cal_max"] = 0
-    stored = voxels.astype(header.get_data_dtype()).tobytes(order="F")
-    return gzip.compress(_head(header) + stored, mtime=0)
+    kind = header.get_data_dtype()
+    return _zip(header, (voxels[..., z].astype(kind) for z in range(voxels.shape[2])))
 
 
 def join(content: bytes, path: Path, max_bytes: int) -> bytes:
@@ -221,11 +233,8 @@ def _in_mm(header: Any, affine: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------- voxels
 
 
-def _read(content: bytes, max_bytes: int) -> tuple[Any, np.ndarray]:
+def _read(stream: BinaryIO, max_bytes: int) -> tuple[Any, np.ndarray]:
     """Read a file: its header, and its voxels (x, y, z, C). Raises UserError."""
-    from nibabel.arrayproxy import ArrayProxy
-
-    stream = _open(content)
     head = stream.read(HEADER_BYTES[2])
     header = _parse(head)
     if not _is_whole(head):
@@ -234,16 +243,36 @@ def _read(content: bytes, max_bytes: int) -> tuple[Any, np.ndarray]:
     start = max(header.sizeof_hdr + len(EXTENDER), int(header["vox_offset"]))
     if start > MAX_HEADER_BYTES:
         raise UserError(f"its voxels start at byte {start}; expected at most {MAX_HEADER_BYTES}")
-    stored = head + stream.read(max(0, start + _voxel_bytes(header) - len(head)))
+    stream.seek(start)
     shape = _volume_shape(header)
     if samples := COLOURS.get(int(header["datatype"])):
-        colours = np.frombuffer(stored, np.uint8, offset=start)
+        colours = np.frombuffer(_read_whole(stream, _voxel_bytes(header)), np.uint8)
         return header, np.moveaxis(colours.reshape(samples, *shape, order="F"), 0, -1)
-    slope, intercept = header.get_slope_inter()
-    scaling = (1.0, 0.0) if slope is None else (slope, intercept)
-    spec = (header.get_data_shape(), header.get_data_dtype(), start, *scaling)
-    voxels = np.asarray(ArrayProxy(io.BytesIO(stored), spec, mmap=False), np.float32)
+    voxels = np.empty(int(np.prod(header.get_data_shape())), np.float32)
+    for first in range(0, len(voxels), PIECE):
+        piece = voxels[first : first + PIECE]
+        stored = _read_whole(stream, len(piece) * header.get_data_dtype().itemsize)
+        piece[:] = _rescaled(stored, header)
     return header, voxels.reshape(*shape, -1, order="F")
+
+
+def _read_whole(stream: BinaryIO, count: int) -> bytes:
+    """Read so many bytes. Raises UserError if there are fewer."""
+    content = stream.read(count)
+    if len(content) < count:
+        raise UserError("unreadable or truncated: fewer voxels than its header declares")
+    return content
+
+
+def _rescaled(stored: bytes, header: Any) -> np.ndarray:
+    """Turn stored voxels into the levels that they stand for, as nibabel does."""
+    from nibabel.volumeutils import apply_read_scaling
+
+    values = np.frombuffer(stored, header.get_data_dtype())
+    slope, intercept = header.get_slope_inter()
+    if slope is None:
+        return values
+    return apply_read_scaling(values, np.float64(slope), np.float64(intercept))
 
 
 def _to_scan(header: Any, voxels: np.ndarray, affine: np.ndarray, notes: tuple[str, ...]) -> Scan:
@@ -260,14 +289,25 @@ def _to_scan(header: Any, voxels: np.ndarray, affine: np.ndarray, notes: tuple[s
     )
 
 
+def _zip(header: Any, slices: Iterable[np.ndarray]) -> bytes:
+    """Pack a header and slices (x, y) slice by slice, the same bytes at any time."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
+        file.write(_head(header))
+        for one in slices:
+            file.write(one.tobytes(order="F"))
+    return buffer.getvalue()
+
+
 def _encode_plain(slices: np.ndarray, image: Scan) -> bytes:
     """Encode slices of an image that is no NIfTI."""
     import nibabel
 
     voxels, affine = volumes.plain_voxels(slices, image)
-    made = nibabel.Nifti1Image(np.ascontiguousarray(voxels), affine)
+    made = nibabel.Nifti1Image(voxels, affine)
     made.set_sform(affine, 1)
     made.set_qform(affine, 1)
     if image.spacing_mm:
         made.header.set_xyzt_units("mm")
-    return gzip.compress(made.to_bytes(), mtime=0)
+    made.header.set_slope_inter(1, 0)
+    return _zip(made.header, (voxels[..., z] for z in range(voxels.shape[2])))

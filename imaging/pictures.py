@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from imaging.labels import BITS
+from imaging.lazy import LazyPixels, turn
 from imaging.scan import OVERLAPPING, Mask, Scan, check_declared_bytes
 from utils import UserError, atomic
 
@@ -154,8 +155,10 @@ def apply_orientation(scan: Scan, orientation: int) -> Scan:
     if orientation not in TURNS:
         return scan
     turns, is_mirrored = TURNS[orientation]
-    pixels = scan.pixels[:, :, ::-1] if is_mirrored else scan.pixels
-    pixels = np.ascontiguousarray(np.rot90(pixels, turns, axes=(1, 2)))
+    if isinstance(scan.pixels, LazyPixels):
+        pixels = scan.pixels.turned(turns, is_mirrored)
+    else:
+        pixels = turn(scan.pixels, turns, is_mirrored)
     note = f"EXIF orientation {orientation} applied: it is turned as viewers show it"
     return replace(scan, pixels=pixels, notes=(*scan.notes, note))
 
@@ -222,12 +225,7 @@ def _orientation(content: bytes) -> int:
 
 def encode_mask(mask: Mask, image: Scan) -> bytes:
     """Encode a mask of one slice as PNG."""
-    return encode_pages(".png", mask.pages)
-
-
-def encode_pages(suffix: str, pages: Sequence[np.ndarray]) -> bytes:
-    """Encode pages (H, W), uint8 or uint16, in the format of an ending. A PNG has one page."""
-    return cv2.imencodemulti(suffix, pages)[1].tobytes()
+    return cv2.imencode(".png", mask.picture(mask.ids[0]))[1].tobytes()
 
 
 def mask_to_png(ids: np.ndarray, names: Sequence[str]) -> bytes:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from imaging import labels, preprocess
-from imaging.grid import fit_grid
+from imaging.grid import fit_grid, resize_slice
 from imaging.pictures import write_picture
 from imaging.scan import Scan
 from utils import atomic
@@ -126,9 +126,9 @@ def draw_panel(
     uncertainty: (S, H, W) in [0, 1]. window: see `preprocess.prepare_scan`.
     The slice shown is the one with most foreground.
     """
-    foreground = (found > 0).sum((1, 2))
+    foreground = np.array([np.count_nonzero(one) for one in found])
     if truth is not None:
-        foreground += (truth > 0).sum((1, 2))
+        foreground += [np.count_nonzero(one) for one in truth]
     number = int(np.argmax(foreground))
     size = tile_size(scan.pixels.shape[1:3])
     one_slice = scan.slice(number)
@@ -144,7 +144,8 @@ def draw_panel(
         true_ids = resize_ids(truth[number], size)
         hidden = None
         if ignored is not None:
-            hidden = preprocess.resize_plane(ignored[number], size) > 127
+            grid = fit_grid((1, *ignored.shape[1:]), size)
+            hidden = preprocess.prepare_plane(ignored[number, None], grid)[0] > 127
         tiles["ground truth"] = grey_out(draw_contours(picture, true_ids), hidden)
     tiles["prediction"] = draw_contours(picture, found_ids)
     if truth is not None:
@@ -152,7 +153,7 @@ def draw_panel(
         kinds = [("missed", MISSED), ("too much", EXTRA), ("wrong class", CONFUSED)]
         legends.append(kinds if len(names) > 1 else kinds[:2])
     if uncertainty is not None:
-        shown = preprocess.resize(uncertainty[number], size)
+        shown = resize_slice(uncertainty, number, size, np.asarray)
         tiles[f"uncertainty, 0 to {shown.max():.2f}"] = colour_map(shown)
     write_picture(path, compose_panel(tiles, title, legends))
 

@@ -5,15 +5,18 @@ percentiles of an image's intensities become 0 and 1, so that files of 8 and 16 
 bright ones, look alike.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from math import prod
 from typing import Any
 
 import cv2
 import numpy as np
 
-from imaging.grid import Grid, fit_grid
+from imaging import lazy
+from imaging.grid import Change, Grid, Pixels, fit_grid
 from imaging.labels import BITS, join_planes, plane
+from imaging.lazy import LazyPixels, part_of
 from imaging.scan import Scan
 from utils import UserError
 
@@ -72,19 +75,19 @@ def grey_range(pixels: np.ndarray, scan: Scan, window: str) -> tuple[float, floa
     return low, high
 
 
-def grey_ranges(small: np.ndarray, scan: Scan, grid: Grid, window: str) -> tuple[Any, Any]:
-    """Choose the levels that become 0 and 1 in slices (D, h, w, C), scaled as `grid` says.
+def grey_ranges(
+    measured: np.ndarray, scan: Scan, window: str, is_padding: np.ndarray | None = None
+) -> tuple[Any, Any]:
+    """Choose the levels that become 0 and 1 by pixels (D, h, w, C) that stand for all.
 
     Grey and colour images have one range: two numbers. Other channels have one each: two arrays
-    (C,). Padding has no say.
+    (C,). is_padding: (D, h, w), the share of padding. It has no say.
     """
-    measured = small
-    if scan.padding is not None:
-        is_padding = np.stack(list(grid.scale(np.float32(grid.orient(scan.padding)))))
-        if not is_padding.all():
-            # (N, C)
-            measured = small[is_padding == 0] if (is_padding == 0).any() else small[is_padding < 1]
-    channels = small.shape[-1]
+    channels = measured.shape[-1]
+    if is_padding is not None and not is_padding.all():
+        # (N, C)
+        inside = is_padding == 0
+        measured = measured[inside if inside.any() else is_padding < 1]
     if channels in (1, 3) and not (channels == 3 and scan.separate):
         return grey_range(measured, scan, window)
     ranges = [grey_range(measured[..., i], scan, window) for i in range(channels)]
@@ -92,26 +95,50 @@ def grey_ranges(small: np.ndarray, scan: Scan, grid: Grid, window: str) -> tuple
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> np.ndarray:
+def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> Pixels:
     """Make the working array of a scan: uint8 (D, H, W, channels) as `grid` says, 255 is 1.0.
 
     window: the grey levels that become 0 and 1. "centre,width" is in the file's units (HU for CT),
     "file" is what its header proposes, "" is two percentiles of the whole scan, of each channel if
-    these are measurements of their own. What is constant becomes all zeros. Raises UserError.
+    these are measurements of their own. What is constant becomes all zeros. A large file at its own
+    resolution is read when it is needed. Raises UserError.
     """
-    slices = (to_channels(image, channels) for image in grid.orient(scan.colours))
-    small = np.stack(list(grid.scale(slices)))
-    low, high = grey_ranges(small, scan, grid, window)
-    if window == "file" and scan.voi_curve is not None:
-        small, low, high = np.interp(small, *scan.voi_curve), 0, 1
+    colours, change = grid.orient(scan.colours), partial(to_channels, channels=channels)
+    is_large = isinstance(colours, LazyPixels) or prod(grid.inner[1:]) > lazy.LARGE_SLICE
+    if is_large and grid.is_native and scan.padding is None:
+        if not isinstance(colours, LazyPixels):
+            colours = LazyPixels(colours.shape, colours.dtype, colours.__getitem__)
+        changed = colours.map(lambda part: np.stack([change(one) for one in part]))
+        levels = grey_ranges(lazy.sample(changed), scan, window)
+        return changed.map(lambda part: stretch(part, scan, levels, window))
+    step = lazy.sampling_step(prod(grid.inner) * channels)
+    slices, is_padding = grid.scale(colours, change), None
+    if scan.padding is not None:
+        shares = grid.scale(grid.orient(scan.padding), np.float32)
+        is_padding = np.stack([share[::step, ::step] for share in shares])
+    if step == 1:
+        slices = measured = np.stack(list(slices))
+    else:
+        # Scaled twice, because they would fill the memory.
+        measured = np.stack([one[::step, ::step] for one in slices])
+        slices = grid.scale(colours, change)
+    levels = grey_ranges(measured, scan, window, is_padding)
     canvas = np.zeros((*grid.canvas, channels), np.uint8)
+    for number, image in enumerate(slices):
+        canvas[number, grid.rows, grid.columns] = stretch(image, scan, levels, window)
+    return canvas
+
+
+def stretch(image: np.ndarray, scan: Scan, levels: tuple[Any, Any], window: str) -> np.ndarray:
+    """Make the lower and upper of two grey levels 0 and 255: uint8 of the same shape."""
+    low, high = levels
+    if window == "file" and scan.voi_curve is not None:
+        image, low, high = np.interp(image, *scan.voi_curve), 0, 1
     # What is constant is divided by infinity.
     width = np.where(high > low, high - low, np.inf) if np.ndim(low) else high - low
-    if np.ndim(low) or high > low:
-        for number, image in enumerate(small):
-            stretched = np.clip((image - low) / width, 0, 1)
-            canvas[number, grid.rows, grid.columns] = np.round(255 * stretched)
-    return canvas
+    if not np.ndim(low) and high <= low:
+        return np.zeros(image.shape, np.uint8)
+    return np.round(255 * np.clip((image - low) / width, 0, 1)).astype(np.uint8)
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
@@ -127,7 +154,8 @@ def to_picture(scan: Scan, size: tuple[int, int], window: str = "") -> np.ndarra
     """Show a scan as RGB, uint8 (S, size[0], size[1], 3)."""
     colours = scan.colours
     if colours.shape[-1] not in (1, 3):
-        scan = replace(scan, pixels=colours[..., :3], has_alpha=False, separate=True)
+        shown = part_of(colours, (..., slice(3)))
+        scan = replace(scan, pixels=shown, has_alpha=False, separate=True)
     grid = fit_grid(scan.pixels.shape[:3], size)
     return to_rgb(prepare_scan(scan, grid, scan.colours.shape[-1], window))
 
@@ -143,22 +171,24 @@ def prepare_mask(mask: np.ndarray, grid: Grid, classes: int) -> np.ndarray:
     Each value is the share of the pixel that belongs to the class, 255 is all of it. Shares keep
     where in a pixel a border runs; class ids would round that away.
     """
-    return prepare_planes((plane(mask, i) for i in range(1, classes + 1)), grid)
+    grey = np.uint8(255)
+    changes = [lambda part, i=i: grey * plane(part, i) for i in range(1, classes + 1)]
+    return np.stack([_scale_shares(mask, grid, change) for change in changes], axis=-1)
 
 
-def prepare_planes(planes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
-    """Scale planes (S, H, W) of bool like their image: uint8 (D, H, W, K), the share of each pixel.
+def prepare_plane(plane: np.ndarray, grid: Grid) -> np.ndarray:
+    """Scale a plane (S, H, W) of bool like its image: uint8 (D, H, W), the share of each pixel.
 
     255 is all of it.
     """
-    scaled = []
-    for one in planes:
-        canvas = np.zeros(grid.canvas, np.uint8)
-        shares = grid.scale(np.uint8(255) * one for one in grid.orient(one))
-        for number, share in enumerate(shares):
-            canvas[number, grid.rows, grid.columns] = share
-        scaled.append(canvas)
-    return np.stack(scaled, axis=-1)
+    return _scale_shares(plane, grid, lambda part: np.uint8(255) * part)
+
+
+def _scale_shares(mask: np.ndarray, grid: Grid, change: Change) -> np.ndarray:
+    canvas = np.zeros(grid.canvas, np.uint8)
+    for number, share in enumerate(grid.scale(grid.orient(mask), change)):
+        canvas[number, grid.rows, grid.columns] = share
+    return canvas
 
 
 def shares_to_ids(shares: np.ndarray, dtype: type = np.uint8) -> np.ndarray:

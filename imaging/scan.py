@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imaging.labels import BITS
+from imaging.lazy import LazyPixels, part_of
 from utils import UserError
 
 # Largest size of one decoded file. A small file can claim to be far larger (a decompression bomb).
@@ -26,8 +26,9 @@ MAX_CHANNELS = 64
 class Scan:
     """The content of an image file. A plain picture is a volume of one slice."""
 
-    # (S, H, W, C) as stored; DICOM grey levels are rescaled, so CT is in HU.
-    pixels: np.ndarray
+    # (S, H, W, C) as stored; DICOM grey levels are rescaled, so CT is in HU. Those of a large file
+    # are decoded when they are needed.
+    pixels: np.ndarray | LazyPixels
     # Distance between slices, rows and columns, where the file has it.
     spacing_mm: tuple[float, float, float] | None = None
     # Centre and width of the grey levels that the file proposes to show.
@@ -54,9 +55,9 @@ class Scan:
     voi_curve: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
-    def colours(self) -> np.ndarray:
+    def colours(self) -> np.ndarray | LazyPixels:
         """The pixels without alpha: what a network sees."""
-        return self.pixels[..., :-1] if self.has_alpha else self.pixels
+        return part_of(self.pixels, (..., slice(-1))) if self.has_alpha else self.pixels
 
     def slice(self, number: int) -> "Scan":
         """Give one slice as a scan of its own."""
@@ -66,7 +67,7 @@ class Scan:
         """Give some slices as a scan of their own."""
         chosen = slice(start, stop)
         padding = None if self.padding is None else self.padding[chosen]
-        return replace(self, pixels=self.pixels[chosen], padding=padding)
+        return replace(self, pixels=part_of(self.pixels, chosen), padding=padding)
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,28 @@ class Mask:
     # Values of background and classes in the file; none means 0, 1, 2 …
     levels: Sequence[int] = ()
 
-    @cached_property
+    @property
     def values(self) -> np.ndarray:
         """The mask with its classes' values: (S, H, W), uint8 or uint16.
 
         Raises UserError for classes that overlap.
         """
-        if self.ids.dtype == BITS:
-            raise UserError(OVERLAPPING)
-        levels = list(self.levels) or list(range(len(self.names) + 1))
-        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
-        return table[self.ids.astype(np.uint8)]
+        return self._look_up(self.ids, list(self.levels) or list(range(len(self.names) + 1)))
 
-    @property
-    def pages(self) -> list[np.ndarray]:
-        """The slices as pictures (H, W): a single class of value 1 is shown white, 255."""
+    def picture(self, ids: np.ndarray) -> np.ndarray:
+        """Show some of the mask's ids: a single class of value 1 is white, 255.
+
+        Raises UserError for classes that overlap.
+        """
         if len(self.names) == 1 and list(self.levels) in ([], [0, 1]):
-            return list(255 * self.values)
-        return list(self.values)
+            return self._look_up(ids, [0, 255])
+        return self._look_up(ids, list(self.levels) or list(range(len(self.names) + 1)))
+
+    def _look_up(self, ids: np.ndarray, levels: list[int]) -> np.ndarray:
+        if ids.dtype == BITS:
+            raise UserError(OVERLAPPING)
+        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
+        return table[ids.astype(np.uint8, copy=False)]
 
 
 def check_declared_bytes(max_bytes: float, *factors: int) -> None:

@@ -3,15 +3,19 @@
 import io
 import logging
 import struct
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from imaging import pictures, tiff_axes
+from imaging import lazy, pictures, tiff_axes
+from imaging.lazy import LazyPixels
 from imaging.scan import Mask, Scan, check_declared_bytes
+from imaging.tiff_regions import Planes
 from utils import UserError
 
 # Little-endian, big-endian.
@@ -33,23 +37,48 @@ LOSSLESS = (
 COLOURS = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR", "SEPARATED")
 # Each page costs time before anything of it is decoded.
 MAX_PAGES = 10_000
+# So much of a mask is written at once.
+STRIP_BYTES = 2**18
 ORIENTATION_TAG = 274
 ALPHA = (1, 2)  # kinds of extra samples: associated, unassociated
 
 
 def decode_tiff(content: bytes, max_bytes: int) -> Scan:
     """Decode the pages of a TIFF: more is brighter. Raises UserError."""
-    return _decode(content, max_bytes, is_mask=False)
+    return _decode(io.BytesIO(content), max_bytes)
+
+
+def open_tiff(path: Path, max_bytes: int) -> Scan:
+    """Read a file as `decode_tiff` does. Many pixels are decoded when they are needed.
+
+    max_bytes: of what is decoded at once; else, of a mask. Raises UserError.
+    """
+    with path.open("rb") as file:
+        return _decode(file, max_bytes, path)
 
 
 def decode_mask(content: bytes, max_bytes: int, image: Scan | None = None) -> Scan:
     """Decode a mask: values as stored, of a palette its indices. Raises UserError."""
-    return _decode(content, max_bytes, is_mask=True)
+    return _decode(io.BytesIO(content), max_bytes, is_mask=True)
 
 
 def encode_mask(mask: Mask, image: Scan) -> bytes:
-    """Encode a mask as TIFF, a page per slice."""
-    return pictures.encode_pages(".tif", mask.pages)
+    """Encode a mask as TIFF, a page per slice, strip by strip."""
+    import tifffile
+
+    height, width = mask.ids.shape[1:]
+    rows = max(1, STRIP_BYTES // width)
+
+    def strips() -> Iterator[bytes]:
+        for ids in mask.ids:
+            for start in range(0, height, rows):
+                yield zlib.compress(mask.picture(ids[start : start + rows]).tobytes())
+
+    kind = mask.picture(mask.ids[:0]).dtype
+    more = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, strips(), shape=mask.ids.shape, dtype=kind, rowsperstrip=rows, **more)
+    return buffer.getvalue()
 
 
 def encode_floats(slices: np.ndarray, image: Scan) -> bytes:
@@ -61,31 +90,29 @@ def encode_floats(slices: np.ndarray, image: Scan) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(content: bytes, max_bytes: int, is_mask: bool) -> Scan:
+def _decode(
+    content: BinaryIO, max_bytes: int, path: Path | None = None, is_mask: bool = False
+) -> Scan:
     import tifffile
 
     # tifffile's own messages do not name the file; ours do.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     _check_page_count(content)
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
+    # tifffile takes the place where it stands for the file's beginning.
+    content.seek(0)
+    with tifffile.TiffFile(content) as file:
         # A pyramid also holds smaller copies of its picture.
         pages = [page for page in file.pages if not page.is_reduced]
-        check_declared_bytes(max_bytes, sum(map(_page_bytes, pages)))
+        check_declared_bytes(np.inf, len(pages))
         pages, notes = _same_size(pages)
+        for page in pages:
+            _check_compression(page)
         axes = tiff_axes.plane_axes(file, pages[0].samplesperpixel)
-        count = prod(length for _, length in axes)
-        first, in_all = pages[0], len(pages) * pages[0].samplesperpixel
-        if len(pages) < count == in_all and first.axes == "SYX":
-            # tifffile stores 3 or 4 slices as the colours of a page, unless it is told not to.
-            planes = np.concatenate([_decode_page(page, content) for page in pages], axis=-1)
-            planes = np.moveaxis(planes, -1, 0)[..., None]
-        elif len(pages) == 1 < count:
-            check_declared_bytes(max_bytes, count * _page_bytes(pages[0]))
-            planes = _planes_behind(pages[0], count, content, file.byteorder)
-        else:
-            planes = np.stack([_decode_page(page, content) for page in pages])
+        planes = _lazy_planes(path, pages, axes, max_bytes) if path else None
+        if planes is None:
+            planes = _whole_planes(pages, axes, max_bytes)
         planes = _to_levels(planes, pages[0], is_mask)
-        if len(planes) != count:
+        if len(planes) != prod(length for _, length in axes):
             notes += _note_on_planes(axes, len(planes))
             axes = [("Z", len(planes))]
         notes += _notes(pages[0], axes, is_mask)
@@ -102,24 +129,44 @@ def _decode(content: bytes, max_bytes: int, is_mask: bool) -> Scan:
         return pictures.apply_orientation(scan, pages[0].tags.valueof(ORIENTATION_TAG) or 1)
 
 
+def _whole_planes(pages: Sequence[Any], axes: tiff_axes.Axes, max_bytes: int) -> np.ndarray:
+    """Decode all planes (P, H, W, C) as stored. Raises UserError."""
+    check_declared_bytes(max_bytes, sum(map(_page_bytes, pages)))
+    first, count = pages[0], prod(length for _, length in axes)
+    if len(pages) < count == len(pages) * first.samplesperpixel and first.axes == "SYX":
+        # tifffile stores 3 or 4 slices as the colours of a page, unless it is told not to.
+        planes = np.concatenate([_decode_page(page) for page in pages], axis=-1)
+        return np.moveaxis(planes, -1, 0)[..., None]
+    if len(pages) == 1 < count:
+        check_declared_bytes(max_bytes, count * _page_bytes(first))
+        return _planes_behind(first, count)
+    return np.stack([_decode_page(page) for page in pages])
+
+
 # ----------------------------------------------------------------------------------------- pages
 
 
-def _check_page_count(content: bytes) -> None:
+def _check_page_count(content: BinaryIO) -> None:
     """Raise UserError for more than MAX_PAGES pages, by following their chain alone."""
-    order = "<" if content.startswith(b"II") else ">"
-    is_big = content[2:4] in (b"\x2b\0", b"\0\x2b")
+    content.seek(0)
+    start = content.read(8)
+    order = "<" if start.startswith(b"II") else ">"
+    is_big = start[2:4] in (b"\x2b\0", b"\0\x2b")
     number, link, entry = ("Q", "Q", 20) if is_big else ("H", "I", 12)
-    size = struct.calcsize(f"<{number}")
+
+    def read(place: int, kind: str) -> int:
+        content.seek(place)
+        found = content.read(struct.calcsize(f"<{kind}"))
+        # A table that ends after the file is none.
+        whole = len(found) == struct.calcsize(f"<{kind}")
+        return struct.unpack(order + kind, found)[0] if whole else 0
+
     place = 8 if is_big else 4
     for _ in range(MAX_PAGES + 1):
-        if place + struct.calcsize(f"<{link}") > len(content):
+        page = read(place, link)
+        if page == 0:
             return
-        (page,) = struct.unpack_from(order + link, content, place)
-        if page == 0 or page + size > len(content):
-            return
-        (count,) = struct.unpack_from(order + number, content, page)
-        place = page + size + count * entry
+        place = page + struct.calcsize(f"<{number}") + read(page, number) * entry
     raise UserError(f"more than {MAX_PAGES} pages; expected fewer: split it into several files")
 
 
@@ -146,40 +193,78 @@ def _same_size(pages: Sequence[Any]) -> tuple[list[Any], list[str]]:
     return chosen, notes
 
 
-def _planes_behind(page: Any, count: int, content: bytes, order: str) -> np.ndarray:
+def _lazy_planes(
+    path: Path, pages: Sequence[Any], axes: tiff_axes.Axes, max_bytes: int
+) -> LazyPixels | None:
+    """Give planes (P, H, W, C) that are not decoded yet; None if they are few, or cannot be so.
+
+    Raises UserError if a mask of them would take more than `max_bytes`.
+    """
+    first, count = pages[0], len(pages)
+    if count == 1 and axes and first.axes == "YX":
+        count = prod(length for _, length in axes)
+        _check_planes_behind(first, count)
+    elif count < prod(length for _, length in axes):
+        return None
+    if count * first.size * first.dtype.itemsize <= lazy.LARGE_BYTES:
+        return None
+    if first.dtype.kind == "i" and first.photometric.name == "MINISWHITE":
+        # It is inverted between the levels that there are.
+        return None
+    planes = Planes(path, pages, count, _check_segment)
+    if not planes.can_read():
+        return None
+    check_declared_bytes(max_bytes, count * first.imagelength * first.imagewidth)
+    return planes.pixels
+
+
+def _planes_behind(page: Any, count: int) -> np.ndarray:
     """Read planes (P, H, W, C) of which only the first has an entry in the table of pages.
 
     ImageJ writes stacks above 4 GB so. Raises UserError if they are not there.
     """
-    first, values = page.dataoffsets[0], count * page.size
-    is_plain = page.compression.name == "NONE" and page.bitspersample % 8 == 0 and page.axes == "YX"
-    if not is_plain or first + values * page.dtype.itemsize > len(content):
-        raise UserError(f"1 page of the {count} that its metadata declare; expected all of them")
-    stored = np.frombuffer(content, page.dtype.newbyteorder(order), values, first)
-    planes = stored.astype(page.dtype.newbyteorder("="))
+    _check_planes_behind(page, count)
+    file = page.parent.filehandle
+    file.seek(page.dataoffsets[0])
+    stored = file.read_array(page.dtype.newbyteorder(page.parent.byteorder), count * page.size)
+    planes = stored.astype(page.dtype, copy=False)
     return planes.reshape(count, page.imagelength, page.imagewidth, 1)
 
 
-def _check_segments(page: Any, content: bytes) -> None:
-    """Raise ValueError if a strip or tile can be larger than its page declares."""
-    compression = page.compression.name
-    if compression in LOSSLESS:
+def _check_planes_behind(page: Any, count: int) -> None:
+    """Raise UserError unless `count` planes as the page lie one after the other in the file."""
+    last = page.dataoffsets[0] + count * page.size * page.dtype.itemsize
+    is_plain = page.compression.name == "NONE" and page.bitspersample % 8 == 0 and page.axes == "YX"
+    if not is_plain or last > page.parent.filehandle.size:
+        raise UserError(f"1 page of the {count} that its metadata declare; expected all of them")
+
+
+def _check_segment(page: Any, segment: bytes) -> None:
+    """Raise an error if a strip or tile can be larger than its page declares."""
+    if page.compression.name != "JPEG":
         return
-    if compression != "JPEG":
-        raise ValueError(f"compressed by {compression}; save it with deflate, LZW or JPEG")
     width = page.tilewidth or page.imagewidth
     height = page.tilelength or page.rowsperstrip or page.imagelength
-    for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        segment = content[start : start + count]
-        jpeg_height, jpeg_width = pictures.jpeg_size(segment)
-        if jpeg_height * jpeg_width > 2 * max(width * height, 64):
-            raise ValueError("a JPEG in it is larger than its page")
-        pictures.check_jpeg_scans(segment, jpeg_height * jpeg_width)
+    jpeg_height, jpeg_width = pictures.jpeg_size(segment)
+    if jpeg_height * jpeg_width > 2 * max(width * height, 64):
+        raise ValueError("a JPEG in it is larger than its page")
+    pictures.check_jpeg_scans(segment, jpeg_height * jpeg_width)
 
 
-def _decode_page(page: Any, content: bytes) -> np.ndarray:
+def _check_compression(page: Any) -> None:
+    """Raise ValueError for a compression whose decoded size is not known before."""
+    compression = page.compression.name
+    if compression not in (*LOSSLESS, "JPEG"):
+        raise ValueError(f"compressed by {compression}; save it with deflate, LZW or JPEG")
+
+
+def _decode_page(page: Any) -> np.ndarray:
     """Decode a page as stored: (H, W, C)."""
-    _check_segments(page, content)
+    if page.compression.name == "JPEG":
+        file = page.parent.filehandle
+        for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(start)
+            _check_segment(page, file.read(count))
     pixels = page.asarray()
     if page.axes == "YX":
         return pixels[..., None]
@@ -193,7 +278,7 @@ def _decode_page(page: Any, content: bytes) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- levels
 
 
-def _to_levels(planes: np.ndarray, page: Any, is_mask: bool) -> np.ndarray:
+def _to_levels(planes: Any, page: Any, is_mask: bool) -> Any:
     """Apply a palette; turn levels where low is white, but not those of a mask of ids.
 
     ImageJ shows masks through an inverting table: objects are stored as 255 and shown black.
@@ -202,20 +287,28 @@ def _to_levels(planes: np.ndarray, page: Any, is_mask: bool) -> np.ndarray:
     colours = getattr(page.photometric, "name", "")
     if colours not in COLOURS:
         raise ValueError(f"{colours or page.photometric} colours")
-    if colours == "PALETTE" and not is_mask:
-        return np.moveaxis(page.colormap[:, planes[..., 0]], 0, -1)
-    if colours == "SEPARATED" and planes.shape[-1] == 4:
-        return _cmyk_to_rgb(planes)
-    is_bilevel = planes.dtype == bool
-    if is_bilevel:
-        planes = np.uint8(255) * planes
-    if colours == "MINISWHITE" and not _is_as_stored(page, is_mask):
-        if planes.dtype.kind == "u":
-            return np.iinfo(planes.dtype).max - planes
-        # Between the levels that there are: NaN stays NaN.
-        wide = planes.astype(np.int64) if planes.dtype.kind == "i" else planes
-        return (np.nanmax(wide) + np.nanmin(wide) - wide).astype(planes.dtype)
-    return planes
+    is_inverted = colours == "MINISWHITE" and not _is_as_stored(page, is_mask)
+    table = page.colormap if colours == "PALETTE" and not is_mask else None
+
+    def change(part: np.ndarray) -> np.ndarray:
+        if table is not None:
+            return np.moveaxis(table[:, part[..., 0]], 0, -1)
+        if colours == "SEPARATED" and part.shape[-1] == 4:
+            return _cmyk_to_rgb(part)
+        if part.dtype == bool:
+            part = np.uint8(255) * part
+        return _inverted(part) if is_inverted else part
+
+    return planes.map(change) if isinstance(planes, LazyPixels) else change(planes)
+
+
+def _inverted(planes: np.ndarray) -> np.ndarray:
+    """Exchange low and high levels."""
+    if planes.dtype.kind == "u":
+        return np.iinfo(planes.dtype).max - planes
+    # Between the levels that there are: NaN stays NaN.
+    wide = planes.astype(np.int64) if planes.dtype.kind == "i" else planes
+    return (np.nanmax(wide) + np.nanmin(wide) - wide).astype(planes.dtype)
 
 
 def _is_as_stored(page: Any, is_mask: bool) -> bool:
@@ -231,7 +324,7 @@ def _cmyk_to_rgb(planes: np.ndarray) -> np.ndarray:
     return np.round(light[..., :3] * light[..., 3:] / most).astype(planes.dtype)
 
 
-def _has_alpha(page: Any, pixels: np.ndarray) -> bool:
+def _has_alpha(page: Any, pixels: Any) -> bool:
     """Say whether the last channel is opacity: the file says so, or all of RGB's is opaque.
 
     An extra sample of no stated kind is a channel.
@@ -241,8 +334,10 @@ def _has_alpha(page: Any, pixels: np.ndarray) -> bool:
         return False
     if page.extrasamples[-1] in ALPHA:
         return True
-    is_rgb = page.photometric.name == "RGB" and samples == 4 and pixels.dtype.kind == "u"
-    return is_rgb and bool((pixels[..., 3] == np.iinfo(pixels.dtype).max).all())
+    if page.photometric.name != "RGB" or samples != 4 or pixels.dtype.kind != "u":
+        return False
+    most = np.iinfo(pixels.dtype).max
+    return all((pixels[(*band, ..., 3)] == most).all() for band in lazy.bands(pixels.shape))
 
 
 def _notes(page: Any, axes: tiff_axes.Axes, is_mask: bool) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from imaging.lazy import Box, LazyPixels
+
 # ImageJ's and OME's units of length, in mm. ImageJ has no unit for those of printing.
 MM_PER_UNIT = {
     "mm": 1.0,
@@ -44,8 +46,10 @@ def plane_axes(file: Any, samples: int) -> Axes:
     return [(name, length) for name, length in axes if length > 1]
 
 
-def arrange(planes: np.ndarray, axes: Axes) -> np.ndarray:
+def arrange(planes: Any, axes: Axes) -> Any:
     """Turn planes (P, H, W, C), P as `axes` says, into (S, H, W, C): time and z are slices."""
+    if isinstance(planes, LazyPixels):
+        return _arrange_lazily(planes, axes)
     shape = [length for _, length in axes]
     ordered = sorted(range(len(axes)), key=lambda place: _RANK.get(axes[place][0], 0))
     is_channel = [place for place in ordered if axes[place][0] == "C"]
@@ -54,6 +58,26 @@ def arrange(planes: np.ndarray, axes: Axes) -> np.ndarray:
     array = planes.reshape(*shape, *planes.shape[1:])
     array = array.transpose(*is_slice, first, first + 1, *is_channel, first + 2)
     return array.reshape(-1, *planes.shape[1:3], prod(array.shape[len(is_slice) + 2 :]))
+
+
+def _arrange_lazily(planes: LazyPixels, axes: Axes) -> LazyPixels:
+    count, samples = planes.shape[0], planes.shape[-1]
+    if not axes:
+        return planes
+    # Where each slice's channels are: (S, C) numbers of plane and sample in one.
+    places = arrange(np.arange(count * samples).reshape(count, 1, 1, samples), axes)[:, 0, 0]
+
+    def read(box: Box) -> np.ndarray:
+        wanted = places[box[0], box[3]]
+        size = [part.stop - part.start for part in box]
+        pixels = np.empty(size, planes.dtype)
+        for number in np.unique(wanted // samples).tolist():
+            plane = planes[number, box[1], box[2]]
+            for slice_, channel in np.argwhere(wanted // samples == number):
+                pixels[slice_, ..., channel] = plane[..., wanted[slice_, channel] % samples]
+        return pixels
+
+    return LazyPixels((len(places), *planes.shape[1:3], places.shape[1]), planes.dtype, read)
 
 
 _RANK = {"T": 1, "Z": 2, "C": 3}

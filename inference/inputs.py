@@ -222,7 +222,7 @@ def _other_channels(path: Path, endings: Sequence[str]) -> list[Path]:
 def read_input(item: Input, window: str = "") -> Scan:
     """Read an image, see `formats.read_scan`. Raises UserError that names the file."""
     if len(item.files) == 1:
-        return formats.read_named_scan(item.files[0], window)
+        return formats.read_named_scan(item.files[0], window, is_lazy=True)
     if item.is_volume:
         with name_in_errors(item.path):
             scan = dicom_series.read_series(item.files, MAX_BYTES)

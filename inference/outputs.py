@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imaging import writing
-from imaging.labels import Classes, plane
+from imaging.labels import Classes
 from imaging.plots import draw_panel
 from imaging.scan import Scan
 from inference.inputs import MEASUREMENTS, Input
@@ -39,9 +39,8 @@ class Writer:
         written = writing.write_masks(self.folder, item.name, found.ids, classes, scan, self.kind)
         self.count += 1
         notes = list(dict.fromkeys([*scan.notes, *(one.note for one in written if one.note)]))
-        planes = [plane(found.ids, number) for number in range(1, len(names) + 1)]
         shared = {"image": item.path.as_posix(), "notes": "; ".join(notes)}
-        for i, row in enumerate(measure_classes(planes, names, scan)):
+        for i, row in enumerate(measure_classes(found.ids, names, scan)):
             # Classes that overlap have a file each.
             mask = written[i if classes.overlap else 0].path.relative_to(self.folder)
             self.rows.append({**shared, "mask": mask.as_posix(), **row})

@@ -1,12 +1,15 @@
 """Turn probabilities into a mask: class ids, cleaned of small components and holes."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import cv2
 import numpy as np
 
 from imaging.labels import BITS, Classes, add_class, join_planes, plane, remove_class
+from imaging.lazy import LARGE_SLICE
+from inference.components import Components
 
 
 def to_ids(
@@ -71,31 +74,34 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
 
 def clean(ids: np.ndarray, components: list[int], is_volume: bool = False) -> np.ndarray:
     """Clean a mask (S, H, W) slice by slice, or as a volume."""
-    if is_volume:
-        return clean_volume(ids, components)
-    return np.stack([clean_mask(one, components) for one in ids])
-
-
-def clean_volume(ids: np.ndarray, components: list[int]) -> np.ndarray:
-    """Keep each class's largest connected components in a volume (S, H, W), then fill holes.
-
-    Components touch at their faces. As in `clean_mask`, a hole that holds another class stays.
-    """
-    from scipy import ndimage
-
+    if not is_volume and prod(ids.shape[1:]) <= LARGE_SLICE:
+        return np.stack([clean_mask(one, components) for one in ids])
     cleaned = ids.copy()
-    for class_id, count in enumerate(components, 1):
-        one = plane(ids, class_id)
-        labels, num_labels = ndimage.label(one)
-        if num_labels > count:
-            sizes = np.bincount(labels.ravel())[1:]
-            small = 1 + np.argsort(-sizes, kind="stable")[count:]
-            remove_class(cleaned, class_id, np.isin(labels, small))
-        filled = ndimage.binary_fill_holes(plane(cleaned, class_id))
-        if ids.dtype != BITS:
-            filled &= cleaned == 0
-        add_class(cleaned, class_id, filled)
+    for part in [cleaned] if is_volume else np.split(cleaned, len(cleaned)):
+        clean_bands(part, components, corners=not is_volume)
     return cleaned
+
+
+def clean_bands(cleaned: np.ndarray, components: list[int], corners: bool) -> None:
+    """Clean a mask (S, H, W) in place as `clean_mask` does, without labels of all of it.
+
+    corners: whether components touch at corners, not at faces alone.
+    """
+    shape = cleaned.shape
+    for class_id, count in enumerate(components, 1):
+        found = Components(lambda band, i=class_id: plane(cleaned[band], i), shape, corners)
+        if len(found) > count:
+            is_small = np.zeros(1 + len(found), bool)
+            is_small[1 + np.argsort(-found.sizes, kind="stable")[count:]] = True
+            for band, labels in found:
+                remove_class(cleaned[band], class_id, is_small[labels])
+    for class_id in range(1, len(components) + 1):
+        around = Components(lambda band, i=class_id: ~plane(cleaned[band], i), shape)
+        is_hole = np.concatenate([[False], ~around.at_border])
+        for band, labels in around if is_hole.any() else ():
+            part = cleaned[band]
+            filled = is_hole[labels]
+            add_class(part, class_id, filled if part.dtype == BITS else filled & (part == 0))
 
 
 def decide(probs: np.ndarray, metadata: dict[str, Any]) -> np.ndarray:

@@ -212,8 +212,8 @@ def restore(bands: Iterator[Band], grid: Grid) -> Iterator[Band]:
     if grid.is_native:
         yield from bands
         return
-    for number, plane in enumerate(grid.restore(join_bands(bands))):
-        yield Band(number, 0, plane)
+    for band in grid.restore_bands(join_bands(bands)):
+        yield Band(*band)
 
 
 def join_bands(bands: Iterator[Band]) -> Iterator[np.ndarray]:

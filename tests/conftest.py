@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from dataset.phantoms import make_phantoms
-from imaging import pictures
+from imaging import pictures, preprocess
+from imaging.grid import fit_grid
 
 ROOT = Path(__file__).parents[1]
+os.environ["UNET_CACHE"] = ""  # tests keep no decoded images, unless they say where
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +91,9 @@ def images_of(dataset):
 def masks_of(dataset):
     """The masks of all windows of a data set: (N, H, W, K)."""
     return dataset.take(dataset.cover(range(len(dataset.cases))))[1]
+
+
+def prepare_to_fit(scan, size, channels, window=""):
+    """Prepare a scan whose slices are scaled to fit."""
+    grid = fit_grid(scan.pixels.shape[:3], size)
+    return preprocess.prepare_scan(scan, grid, channels, window)

@@ -17,9 +17,9 @@ from utils import UserError
 SHAPE = (64, 64, 1)
 
 
-def batch(classes=1):
+def batch(classes=1, shape=SHAPE):
     rng = np.random.default_rng(0)
-    x = rng.random((2, *SHAPE), np.float32)
+    x = rng.random((2, *shape), np.float32)
     y = (x > 0.5).astype(np.float32)
     return x, y if classes == 1 else np.concatenate([1 - y, y], axis=-1)
 
@@ -35,10 +35,16 @@ def test_a_pretrained_encoder_trains_is_saved_and_predicts_the_same(name, tmp_pa
     check_architecture(name, tmp_path)
 
 
-def check_architecture(name, tmp_path):
-    network = build_unet(SHAPE, 2, filters=2, depth=3, architecture=name)
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(BACKBONES)))
+def test_for_volumes_it_trains_is_saved_and_predicts_the_same(name, tmp_path):
+    """Thick slices: the kernels and poolings of the first level stay within a slice."""
+    check_architecture(name, tmp_path, shape=(6, 16, 24, 1), depth=2, spacing=(3, 1, 1))
+
+
+def check_architecture(name, tmp_path, shape=SHAPE, depth=3, spacing=None):
+    network = build_unet(shape, 2, filters=2, depth=depth, architecture=name, spacing=spacing)
     network.compile(keras.optimizers.AdamW(1e-3), metrics.bce_dice_loss, run_eagerly=True)
-    x, y = batch(2)
+    x, y = batch(2, shape)
     before = [weight.numpy() for weight in network.trainable_weights]
     assert np.isfinite(network.train_on_batch(x, y))
     moved = [
@@ -46,9 +52,9 @@ def check_architecture(name, tmp_path):
         for old, now in zip(before, network.trainable_weights, strict=True)
     ]
     assert np.mean(moved) > 0.9  # a ReLU of these few channels may be dead
-    utils.save_model(network, tmp_path / "model.h5", utils.make_metadata(["x"], SHAPE[:2], 1))
+    utils.save_model(network, tmp_path / "model.h5", utils.make_metadata(["x"], shape[-3:-1], 1))
     loaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
-    assert loaded.output.shape == (None, 64, 64, 2)
+    assert loaded.output.shape == (None, *shape[:-1], 2)
     np.testing.assert_allclose(loaded(x), network(x), atol=1e-5)
 
 
@@ -85,6 +91,11 @@ def test_instance_normalization_forgets_each_channels_brightness():
 def test_unknown_names_are_clear_errors(change, message):
     with pytest.raises(UserError, match=message):
         build_unet(SHAPE, **change)
+
+
+def test_a_pretrained_encoder_is_for_images():
+    with pytest.raises(UserError, match="resnet50v2 has an encoder for images, and the data are"):
+        build_unet((16, 64, 64, 1), architecture="resnet50v2")
 
 
 @pytest.mark.parametrize("side", [48, 32])
@@ -204,10 +215,15 @@ def test_weights_are_copied_as_far_as_they_fit(tmp_path, capsys):
 
 
 def test_weights_of_quite_another_network_are_refused(tmp_path):
+    """Other filters; or volumes, whose normalizations alone would fit."""
     utils.save_model(
-        build_unet(SHAPE, filters=2),
+        build_unet(SHAPE, filters=2, depth=2),
         tmp_path / "model.h5",
         utils.make_metadata(["x"], SHAPE[:2], 1),
     )
-    with pytest.raises(UserError, match="none of its weights fit"):
-        utils.copy_weights(tmp_path / "model.h5", build_unet(SHAPE, filters=3))
+    for other in (
+        build_unet(SHAPE, filters=3, depth=2),
+        build_unet((8, *SHAPE), filters=2, depth=2),
+    ):
+        with pytest.raises(UserError, match="none of its weights fit"):
+            utils.copy_weights(tmp_path / "model.h5", other)

@@ -6,8 +6,9 @@ import pytest
 from conftest import images_of, masks_of
 
 from dataset.batches import Batches
-from dataset.cache import Dataset
+from dataset.cache import Case, Dataset, find_places
 from imaging.labels import Classes, mirrored_channels
+from inference.sampler import Sampler
 
 
 def make_dataset(pictures, ids):
@@ -21,14 +22,14 @@ NAMES = ["left lung", "right lung"]
 
 
 def join(pictures, masks):
-    pictures, each = np.asarray(pictures, np.uint8), np.arange(len(masks))
-    classes = Classes(",".join(NAMES) if np.shape(masks)[-1] > 1 else "disc")
-    rows = np.concatenate(
-        [part.astype(np.uint8).reshape(len(each), -1) for part in (pictures, masks)], axis=1
-    )
-    return Dataset(
-        rows, each, each, pictures.shape[1:3], pictures.shape[-1], classes, pd.DataFrame()
-    )
+    pictures, masks = np.asarray(pictures, np.uint8), np.asarray(masks, np.uint8)
+    classes = Classes(",".join(NAMES) if masks.shape[-1] > 1 else "disc")
+    cases = [
+        Case(picture[None], mask[None], find_places(mask[None]))
+        for picture, mask in zip(pictures, masks, strict=True)
+    ]
+    sampler = Sampler(pictures.shape[1:3])
+    return Dataset(cases, sampler, pictures.shape[-1], classes, pd.DataFrame())
 
 
 def test_image_and_mask_are_augmented_alike():
@@ -36,7 +37,7 @@ def test_image_and_mask_are_augmented_alike():
     y, x = np.mgrid[:64, :64]
     disc = ((y - 40) ** 2 + (x - 24) ** 2 < 14**2).astype(np.uint8)
     dataset = make_dataset([30 + 180 * disc[..., None]] * 24, [disc] * 24)
-    batch = Batches(dataset, np.arange(24), 24, "mild", seed=0)
+    batch = Batches(dataset, dataset.cover(np.arange(24)), 24, "mild", seed=0)
     pictures, masks = batch[0]
     assert pictures.dtype == masks.dtype == np.float32 and pictures.shape == masks.shape == (
         24,
@@ -63,7 +64,7 @@ def test_a_mirrored_left_lung_becomes_a_right_one():
     ids[:, 4:14], ids[:, 18:28] = 2, 1  # the patient's right lung on the image's left
     batch = Batches(
         make_dataset([picture] * 40, [ids] * 40),
-        np.arange(40),
+        [(number, 0, 0, 0) for number in range(40)],
         40,
         "mild",
     )
@@ -94,7 +95,7 @@ def test_what_a_mirror_makes_of_class_names():
 def test_batches_follow_from_seed_and_epoch_alone():
     rng = np.random.default_rng(0)
     dataset = make_dataset(rng.integers(0, 256, (10, 32, 32, 1)), rng.integers(0, 2, (10, 32, 32)))
-    one, two = (Batches(dataset, np.arange(10), 4, "mild", seed=5) for _ in range(2))
+    one, two = (Batches(dataset, dataset.cover(np.arange(10)), 4, "mild", seed=5) for _ in range(2))
     assert len(one) == 3 and len(one[2][0]) == 2
     np.testing.assert_array_equal(two[1][0], one[1][0])
     first = one[0][0]
@@ -107,7 +108,7 @@ def test_batches_follow_from_seed_and_epoch_alone():
 def test_validation_is_neither_shuffled_nor_augmented():
     rng = np.random.default_rng(0)
     dataset = make_dataset(rng.integers(0, 256, (5, 32, 32, 1)), rng.integers(0, 3, (5, 32, 32)))
-    pictures, masks = Batches(dataset, np.array([4, 2]), 4)[0]
+    pictures, masks = Batches(dataset, dataset.cover(np.array([4, 2])), 4)[0]
     np.testing.assert_allclose(pictures, images_of(dataset)[[4, 2]] / 255, rtol=1e-6)
     assert masks.shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(masks[..., 1:], masks_of(dataset)[[4, 2]] / 255)
@@ -118,7 +119,7 @@ def test_a_border_pixel_has_shares_of_several_classes():
     masks = np.zeros((1, 8, 8, 2), np.uint8)
     masks[0, 0, 0] = 51, 102
     dataset = join(np.zeros((1, 8, 8, 1)), masks)
-    batch = Batches(dataset, np.arange(1), 1)[0][1]
+    batch = Batches(dataset, dataset.cover(np.arange(1)), 1)[0][1]
     np.testing.assert_allclose(batch[0, 0, 0], [0.4, 0.2, 0.4], atol=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_augmented_masks_keep_borders_within_pixels(strength):
     y, x = np.mgrid[:64, :64]
     disc = (y - 30) ** 2 + (x - 30) ** 2 < 14**2
     dataset = make_dataset(np.full((8, 64, 64, 1), 99), [disc] * 8)
-    masks = Batches(dataset, np.arange(8), 8, strength)[0][1]
+    masks = Batches(dataset, dataset.cover(np.arange(8)), 8, strength)[0][1]
     assert ((masks > 0.05) & (masks < 0.95)).sum() > 8 * 30
 
 
@@ -135,7 +136,7 @@ def test_few_images_are_shown_again_in_an_epoch():
     dataset = make_dataset(
         [np.full((8, 8, 1), i, np.uint8) for i in range(3)], [np.zeros((8, 8), np.uint8)] * 3
     )
-    batches = Batches(dataset, np.arange(3), 4, "none", at_least=10)
+    batches = Batches(dataset, dataset.cover(np.arange(3)), 4, "none", at_least=10)
     shown = np.concatenate([np.round(255 * batches[i][0][:, 0, 0, 0]) for i in range(len(batches))])
     assert len(batches) == 3 and len(shown) == 10
     assert sorted(np.bincount(shown.astype(int)).tolist()) == [3, 3, 4]
@@ -146,7 +147,7 @@ def test_strong_augmentation_changes_image_and_mask_together():
     picture, ids = np.full((64, 64, 1), 40, np.uint8), np.zeros((64, 64), np.uint8)
     picture[20:44, 20:44], ids[20:44, 20:44] = 220, 1
     dataset = make_dataset([picture] * 60, [ids] * 60)
-    pictures, masks = Batches(dataset, np.arange(60), 60, "strong", seed=3)[0]
+    pictures, masks = Batches(dataset, dataset.cover(np.arange(60)), 60, "strong", seed=3)[0]
     apart = [x[m > 0].mean() - np.median(x[m == 0]) for x, m in zip(pictures, masks, strict=True)]
     assert 40 < sum(value > 0 for value in apart) < 60
     assert len({int(mask.sum()) for mask in masks}) > 20
@@ -155,11 +156,8 @@ def test_strong_augmentation_changes_image_and_mask_together():
 def test_the_steps_of_an_augmentation_are_drawn_apart(tmp_path):
     """A flip says nothing about the exposure. With one seed all steps would draw the same."""
     picture = np.tile(np.arange(64, 128, dtype=np.uint8), (64, 1))
-    rows = np.tile(np.concatenate([picture.ravel(), np.zeros(64 * 64, np.uint8)]), (256, 1))
-    dataset = Dataset(
-        rows, np.arange(256), np.arange(256), (64, 64), 1, Classes("x"), pd.DataFrame()
-    )
-    batches = Batches(dataset, np.arange(256), 256, "mild")
+    dataset = make_dataset([picture[..., None]] * 256, [np.zeros((64, 64), np.uint8)] * 256)
+    batches = Batches(dataset, dataset.cover(np.arange(256)), 256, "mild")
     pictures = batches[0][0][..., 0]
     mirrored = pictures[:, :, :32].mean((1, 2)) > pictures[:, :, 32:].mean((1, 2))
     brightness = pictures[:, 16:48, 16:48].mean((1, 2))

@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from conftest import prepare_to_fit
 from PIL import Image
 
 import data
@@ -14,7 +15,7 @@ from dataset.layouts import Pair
 from imaging import formats
 from imaging.labels import Classes
 from imaging.plots import draw_panel
-from imaging.preprocess import prepare_scan, to_channels, to_picture, to_rgb
+from imaging.preprocess import to_channels, to_picture, to_rgb
 from imaging.scan import Scan
 from utils import UserError
 
@@ -114,19 +115,19 @@ def test_each_channel_has_grey_levels_of_its_own(channels):
     rng = np.random.default_rng(0)
     levels = 10.0 ** np.arange(channels)
     pixels = (rng.uniform(0, 1, (2, 40, 50, channels)) * levels).astype(np.float32)
-    prepared = prepare_scan(Scan(pixels, separate=True), (32, 40), channels)
+    prepared = prepare_to_fit(Scan(pixels, separate=True), (32, 40), channels)
     assert prepared.shape == (2, 32, 40, channels)
     for i in range(channels):
-        alone = prepare_scan(Scan(pixels[..., i : i + 1]), (32, 40), 1)
+        alone = prepare_to_fit(Scan(pixels[..., i : i + 1]), (32, 40), 1)
         np.testing.assert_allclose(prepared[..., i], alone[..., 0], atol=1)
-    assert not prepare_scan(Scan(np.ones_like(pixels)), (32, 40), channels).any()
+    assert not prepare_to_fit(Scan(np.ones_like(pixels)), (32, 40), channels).any()
 
 
 def test_three_stains_have_levels_of_their_own_and_three_colours_share_them():
     pixels = np.random.default_rng(0).uniform(0, 1, (1, 40, 40, 3)).astype(np.float32)
     pixels *= 1, 10, 100
-    assert prepare_scan(Scan(pixels), (40, 40), 3)[..., 0].max() < 10
-    assert prepare_scan(Scan(pixels, separate=True), (40, 40), 3)[..., 0].max() == 255
+    assert prepare_to_fit(Scan(pixels), (40, 40), 3)[..., 0].max() < 10
+    assert prepare_to_fit(Scan(pixels, separate=True), (40, 40), 3)[..., 0].max() == 255
 
 
 def test_padding_has_no_say_in_grey_levels():
@@ -134,8 +135,8 @@ def test_padding_has_no_say_in_grey_levels():
     padding = np.zeros((1, 40, 40), bool)
     padding[:, :10] = True
     padded = np.where(padding[..., None], -2000, pixels)
-    prepared = prepare_scan(Scan(padded, padding=padding), (40, 40), 1)
-    expected = prepare_scan(Scan(pixels[:, 10:]), (30, 40), 1)
+    prepared = prepare_to_fit(Scan(padded, padding=padding), (40, 40), 1)
+    expected = prepare_to_fit(Scan(pixels[:, 10:]), (30, 40), 1)
     np.testing.assert_array_equal(prepared[:, 10:], expected)
     assert not prepared[:, :10].any()
 
@@ -146,7 +147,7 @@ def test_slices_of_a_scan_take_their_padding_along():
     assert scan.slice(0).pixels.max() == 0 and not scan.slice(0).padding.any()
     some = scan.slices(1, 3)
     assert some.pixels.shape == (2, 20, 20, 1) and some.padding.all()
-    assert prepare_scan(some, (20, 20), 1).shape == (2, 20, 20, 1)
+    assert prepare_to_fit(some, (20, 20), 1).shape == (2, 20, 20, 1)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
@@ -163,8 +164,8 @@ def test_panels_show_the_first_three_channels(tmp_path, channels):
 @pytest.mark.parametrize("channels", [2, 4, 5])
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_images_of_any_channels_are_augmented(channels, strength):
-    augment = build_augmentation(Classes("x"), 0, strength)
+    augment = build_augmentation(Classes("x"), strength)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), dtype=np.uint8)
-    for _ in range(20):
-        changed = augment(image=image, mask=np.full((64, 64, 1), 255, np.uint8))
-        assert changed["image"].shape == image.shape and changed["image"].dtype == np.uint8
+    for seed in range(20):
+        changed, _ = augment(image, np.full((64, 64, 1), 255, np.uint8), seed)
+        assert changed.shape == image.shape and changed.dtype == np.uint8

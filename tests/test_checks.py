@@ -3,6 +3,7 @@
 import pytest
 from conftest import ROOT
 
+import train
 import utils
 from training import checks
 from utils import UserError
@@ -72,10 +73,21 @@ def test_a_mistyped_command_gets_the_nearest(script, tmp_path):
 
 def test_verbose_is_named_by_help(script, tmp_path):
     for name in ("train.py", "predict.py", "model.py", "export.py"):
-        assert script(tmp_path, name, "--help").stdout.count("--verbose") == 1
+        printed = script(tmp_path, name, "--help").stdout
+        assert printed.count("--verbose") == 1
+        assert printed.count("--distributed") == (name == "train.py")
+
+
+def test_words_that_are_no_settings_are_taken_from_the_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--epochs", "3", "--distributed"])
+    assert utils.take_word("--distributed") and not utils.take_word("--distributed")
+    assert utils.parse_flags(train.Config) == train.Config(epochs=3)
 
 
 def test_sizes_are_checked_for_the_depth():
     utils.check_size((64, 128), 4)
+    utils.check_size((5, 64, 128), 4)  # slices are halved as often as they can be
     with pytest.raises(UserError, match="image size 100 is not a multiple of 16"):
         utils.check_size((64, 100), 4)
+    with pytest.raises(UserError, match="patch size 8 is not a multiple of 16 .*; take 16"):
+        utils.check_size((16, 8, 32), 4, name="patch size")

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pydicom
 import pytest
+from conftest import prepare_to_fit
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 from test_dicom_series import write_series
@@ -13,7 +14,6 @@ from test_medical import ct_slice
 from imaging import formats
 from imaging.dicom import dicom_series
 from imaging.dicom.dicom_elements import AT_DETECTOR
-from imaging.preprocess import prepare_scan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = (64, 64)
@@ -132,7 +132,7 @@ def test_a_voi_lut_is_what_the_file_proposes():
     ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     curve = 65535 / (1 + np.exp(-(np.arange(4096) - 1600) / 300))
     scan = formats.decode_scan(encode(ramp, 12, VOILUTSequence=[lut(curve)]))
-    shown = prepare_scan(scan, SIZE, 1, "file")[0, ..., 0]
+    shown = prepare_to_fit(scan, SIZE, 1, "file")[0, ..., 0]
     np.testing.assert_allclose(shown.ravel(), 255 * curve / curve.max(), atol=1)
     centre, width = scan.window
     assert abs(centre - 1600) < 120 and 2500 < width < 3500
@@ -143,7 +143,7 @@ def test_a_voi_lut_of_8_bits_and_of_levels_below_zero():
     outputs = np.linspace(0, 255, 256).astype(np.uint8)
     item = lut(outputs, first=2**16 - 128, bits=8, data=outputs.tobytes())
     scan = formats.decode_scan(encode(ramp, VOILUTSequence=[item]))
-    shown = prepare_scan(scan, SIZE, 1, "file")[0, ..., 0].ravel()
+    shown = prepare_to_fit(scan, SIZE, 1, "file")[0, ..., 0].ravel()
     expected = np.clip(np.arange(-2048, 2048) + 128, 0, 255)
     np.testing.assert_allclose(shown, expected, atol=1)
 
@@ -152,11 +152,11 @@ def test_a_sigmoid_window():
     ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     elements = {"WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "SIGMOID"}
     scan = formats.decode_scan(encode(ramp, 12, **elements))
-    shown = prepare_scan(scan, SIZE, 1, "file")[0, ..., 0].ravel()
+    shown = prepare_to_fit(scan, SIZE, 1, "file")[0, ..., 0].ravel()
     expected = 255 / (1 + np.exp(-4 * (np.arange(4096) - 2000) / 1000))
     np.testing.assert_allclose(shown, expected, atol=1)
     inverted = encode(ramp, 12, PhotometricInterpretation="MONOCHROME1", **elements)
-    shown = prepare_scan(formats.decode_scan(inverted), SIZE, 1, "file")[0, ..., 0].ravel()
+    shown = prepare_to_fit(formats.decode_scan(inverted), SIZE, 1, "file")[0, ..., 0].ravel()
     np.testing.assert_allclose(shown, 255 - expected, atol=1)
 
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT
 
 from dataset.batches import Batches, Shard
-from dataset.cache import Dataset
+from dataset.cache import Case, Dataset, find_places
 from imaging.labels import Classes
+from inference.sampler import Sampler
 
 pytest.importorskip("jax")
 FLAGS = [
@@ -141,17 +142,18 @@ def test_shares_are_the_batch():
     validation.
     """
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, 256, (7, 2 * 32 * 32), dtype=np.uint8)
-    dataset = Dataset(rows, np.arange(7), np.arange(7), (32, 32), 1, Classes("x"), pd.DataFrame())
+    pixels = rng.integers(0, 256, (7, 2, 1, 32, 32, 1), dtype=np.uint8)
+    cases = [Case(*both, find_places(both[1])) for both in pixels]
+    dataset = Dataset(cases, Sampler((32, 32)), 1, Classes("x"), pd.DataFrame())
     parts = [Shard(i, 2, 2) for i in range(2)]
-    one = Batches(dataset, np.arange(6), 4, "mild")
-    two = [Batches(dataset, np.arange(6), 4, "mild", shard=part) for part in parts]
+    one = Batches(dataset, dataset.cover(np.arange(6)), 4, "mild")
+    two = [Batches(dataset, dataset.cover(np.arange(6)), 4, "mild", shard=part) for part in parts]
     for i in range(2):
         for k in range(2):
             np.testing.assert_array_equal(
                 one[i][k], np.concatenate([batches[i][k] for batches in two])
             )
-    held_out = [Batches(dataset, np.arange(7), 4, shard=part) for part in parts]
+    held_out = [Batches(dataset, dataset.cover(np.arange(7)), 4, shard=part) for part in parts]
     weights = np.concatenate([held_out[i][1][2] for i in range(2)])
     np.testing.assert_allclose(weights, [8 / 7, 8 / 7, 8 / 7, 0])
     assert [len(held_out[i][1][0]) for i in range(2)] == [2, 2]

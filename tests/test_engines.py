@@ -16,7 +16,8 @@ import metrics
 import predict
 import utils
 from dataset.phantoms import draw_phantom
-from imaging import grid, pictures
+from imaging import pictures
+from imaging.grid import resize
 from imaging.scan import Scan
 from inference import engines, segment
 from inference.models import BUNDLED_MODEL
@@ -43,8 +44,7 @@ def masks(config):
     """Segment three phantoms of unlike sizes, in one call and so in one batch."""
     shapes = [(256, 256), (200, 300), (256, 256)]
     pictures = [
-        grid.resize(draw_phantom(np.random.default_rng(i))[0], shape)
-        for i, shape in enumerate(shapes)
+        resize(draw_phantom(np.random.default_rng(i))[0], shape) for i, shape in enumerate(shapes)
     ]
     members = predict.load_members(config)
     scans = [Scan(picture.reshape(1, *picture.shape[:2], 1)) for picture in pictures]

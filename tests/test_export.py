@@ -20,6 +20,7 @@ import predict
 import utils
 from exporting import triton
 from imaging import formats
+from imaging.grid import fit_grid
 from inference import engines, onnx_export, segment
 from model import build_unet
 from utils import UserError
@@ -133,11 +134,11 @@ def test_every_kind_of_model_and_picture(tmp_path, names, channels, more):
     members = predict.load_members(predict.Config(str(path)))
     for picture in folder.iterdir():
         scan = formats.read_scan(picture)
-        grid, windows = segment.prepare(scan, facts)
+        grid = fit_grid(scan.pixels.shape[:3], size)
+        prepared = segment.prepare_inputs(scan, facts).astype(np.float32) / 255
         kept = segment.Options(probabilities=True)
         probs = segment.segment_scans(members, [scan], kept)[0].probs[0]
-        found = run(windows[0][None].astype(np.float32) / 255)
-        np.testing.assert_allclose(next(grid.restore(found)), probs, atol=1e-4)
+        np.testing.assert_allclose(next(grid.restore(run(prepared))), probs, atol=1e-4)
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_targets_hold_what_does_not_count(discs_with_border, strength):
     assert not problems and masks_of(dataset).shape == (12, 32, 32, 2)
     truth, ignored = dataset.truth(0)
     assert truth.max() == 1 and not (truth.astype(bool) & ignored).any()
-    _, targets = Batches(dataset, np.arange(12), 12, strength)[0]
+    _, targets = Batches(dataset, dataset.cover(np.arange(12)), 12, strength)[0]
     assert targets.shape == (12, 32, 32, 2)
     assert (targets.sum(-1) <= 1.01).all() and 0.1 < targets[..., 1].mean() < 0.3
 
@@ -105,7 +105,6 @@ def test_a_training_does_not_learn_them(discs_with_border, tmp_path):
     config = train.Config(
         data_dir=str(discs_with_border),
         out_dir=str(tmp_path / "run"),
-        cache_dir="",
         classes="disc",
         ignore="255",
         image_size=32,

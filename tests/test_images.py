@@ -206,9 +206,11 @@ def test_usual_parts_leave_out_the_odd_mask():
     two[2:8, 2:8] = two[12:20, 12:20] = True
     three[:] = two
     three[25, 25] = True
-    assert postprocess.usual_components(np.stack([two] * 20 + [three])) == 2
-    assert postprocess.usual_components(np.stack([two, three])) == 3
-    assert postprocess.usual_components(np.zeros((3, 30, 30), bool)) == 1
+    counts = [postprocess.count_components(mask) for mask in (two, three, 0 * two)]
+    assert counts == [2, 3, 0] and postprocess.count_components(np.stack([two, three])) == 3
+    assert postprocess.usual_count([2] * 20 + [3]) == 2
+    assert postprocess.usual_count([2, 3]) == 3
+    assert postprocess.usual_count([0, 0]) == 1
 
 
 def test_a_dropped_island_in_another_class_leaves_no_hole():

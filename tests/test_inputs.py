@@ -246,10 +246,10 @@ def test_an_unforeseen_error_costs_one_file(tmp_path, monkeypatch):
     pictures.write_picture(tmp_path / "in" / "black.png", 0 * GREY)
     write_mask, read = writing.write_mask, formats.read_named_scan
 
-    def failing_read(path, window):
+    def failing_read(path, *rest, **more):
         if path.stem == "b":
             raise RecursionError("deep")
-        return read(path, window)
+        return read(path, *rest, **more)
 
     def failing_write(path, *rest):
         if path.name == "c":
@@ -287,7 +287,7 @@ def test_measurements_are_right(tmp_path):
     plane = np.zeros((2, 30, 40), bool)
     plane[0, 3:7, 10:15] = plane[1, 20, 39] = True
     scan = Scan(pixels, spacing_mm=(5.0, 0.5, 2.0))
-    (row, empty) = measurements.measure_classes([plane, 0 * plane > 0], ["a", "b"], scan)
+    (row, empty) = measurements.measure_classes(np.uint8(plane), ["a", "b"], scan)
     assert row == {
         "class": "a",
         "area_pixels": 21,
@@ -303,8 +303,8 @@ def test_measurements_are_right(tmp_path):
     }
     assert empty == {"class": "b", "area_pixels": 0, "volume_ml": 0.0, "components": 0}
     flat = Scan(pixels[:1], spacing_mm=(1.0, 0.5, 2.0))
-    assert measurements.measure_classes([plane[:1]], ["a"], flat)[0]["area_mm2"] == 20
-    assert "area_mm2" not in measurements.measure_classes([plane[:1]], ["a"], Scan(pixels[:1]))[0]
+    assert measurements.measure_classes(plane[:1], ["a"], flat)[0]["area_mm2"] == 20
+    assert "area_mm2" not in measurements.measure_classes(plane[:1], ["a"], Scan(pixels[:1]))[0]
 
 
 def test_measurements_of_earlier_calls_stay_while_their_masks_do(tmp_path):
@@ -327,8 +327,8 @@ def test_measurements_of_earlier_calls_stay_while_their_masks_do(tmp_path):
 def test_notes_are_printed_once(tmp_path, capsys, monkeypatch):
     read = formats.read_named_scan
 
-    def noting(path, window):
-        return dataclasses.replace(read(path, window), notes=("turned by its tag",))
+    def noting(path, *rest, **more):
+        return dataclasses.replace(read(path, *rest, **more), notes=("turned by its tag",))
 
     monkeypatch.setattr(formats, "read_named_scan", noting)
     for name in "abcd":

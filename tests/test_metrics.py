@@ -267,3 +267,199 @@ def test_distances_in_different_units_are_not_averaged():
     )
     assert list(metrics.summarize(table).index) == ["dice"]
     assert list(metrics.summarize(table.assign(unit="mm")).index) == ["dice", "nsd", "hd95"]
+
+
+# ---------------------------------------------------------------------------------------- volumes
+
+EVERY_FUNCTION = [*metrics.LOSSES.values(), *metrics.TRAINING_METRICS]
+
+
+def random_targets(shape, channels, ignored=False):
+    """Truth and probabilities (…, K), and with `ignored` what does not count as a last channel."""
+    rng = np.random.default_rng(0)
+    truth = np.eye(channels, dtype=np.float32)[rng.integers(0, channels, shape)]
+    probs = rng.dirichlet(np.ones(channels), shape).astype(np.float32)
+    if channels == 2:
+        truth, probs = truth[..., 1:], probs[..., 1:]
+    if ignored:
+        truth = np.concatenate([truth, rng.integers(0, 2, (*shape, 1))], -1).astype(np.float32)
+    return truth, probs
+
+
+@pytest.mark.parametrize("function", EVERY_FUNCTION, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_volume_is_scored_like_its_slices_side_by_side(function, channels, ignored):
+    truth, probs = random_targets((2, 4, 6, 5), channels, ignored)
+    planes = [one.reshape(2, 24, 5, -1) for one in (truth, probs)]
+    values = np.asarray(function(truth, probs))
+    assert values.shape == (2,)
+    np.testing.assert_allclose(values, function(*planes), rtol=1e-5)
+    overlapping = metrics.per_class(function)
+    np.testing.assert_allclose(overlapping(truth, probs), overlapping(*planes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_pooled_metrics_are_those_of_one_big_image(channels, overlap, ignored):
+    """Batches one after the other score like all their pixels in one image; reset forgets."""
+    truth, probs = random_targets((6, 4, 6, 5), channels, ignored)
+    pooled = metrics.pooled_metrics(overlap)
+    assert [one.name for one in pooled] == ["dice", "iou", "precision", "recall"]
+    one_image = [one.reshape(1, 6 * 4, 6 * 5, -1) for one in (truth, probs)]
+    for metric, function in zip(pooled, metrics.TRAINING_METRICS, strict=True):
+        for _ in range(2):
+            metric.reset_state()
+            for start in range(0, 6, 2):
+                metric.update_state(truth[start : start + 2], probs[start : start + 2])
+            whole = metrics.per_class(function) if overlap else function
+            assert float(metric.result()) == pytest.approx(float(whole(*one_image)[0]), rel=1e-5)
+
+
+def test_pooled_metrics_weigh_images_and_score_absent_classes_one():
+    metric = metrics.pooled_metrics(False)[0]
+    metric.update_state(TRUTH, PROBS, sample_weight=np.array([1.0, 1, 0, 0]))
+    assert float(metric.result()) == pytest.approx(1 / 2)  # the false alarms weigh nothing
+    metric.reset_state()
+    metric.update_state(np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2, 1)))
+    assert float(metric.result()) == 1
+
+
+def test_pooled_metrics_in_a_training():
+    """The log names them as before; the last batch is smaller."""
+    truth, probs = random_targets((5, 4, 4, 4), 3)
+    inputs = keras.Input((4, 4, 4, 3))
+    model = keras.Model(inputs, keras.layers.Identity()(inputs))
+    model.compile(loss="mse", weighted_metrics=metrics.pooled_metrics(False), jit_compile=False)
+    log = model.evaluate(probs, truth, batch_size=2, return_dict=True, verbose=0)
+    whole = metrics.recall(truth.reshape(1, 20, 16, 3), probs.reshape(1, 20, 16, 3))
+    assert log["recall"] == pytest.approx(float(whole[0]), rel=1e-5)
+    history = model.fit(probs, truth, batch_size=2, epochs=2, validation_split=0.4, verbose=0)
+    assert {"dice", "val_dice", "val_precision"} <= set(history.history)
+
+
+# --------------------------------------------------------------------------------------- patients
+
+SLICES = pd.DataFrame(
+    {
+        "image": ["a0", "a1", "a2", "b0", "c0"],
+        "patient": ["a", "a", "a", "b", ""],
+        "dice": [1.0, 0.0, 0.5, 0.8, 0.0],
+        "true pixels": [10, 0, 2, 5, 0],
+        "found pixels": [10, 4, 2, 5, 3],
+        "shared pixels": [10, 0, 1, 4, 0],
+    }
+)
+
+
+def test_a_patients_slices_are_scored_as_one_stack():
+    """a: 12 true, 16 found, 11 shared; b: 5, 5, 4; c is nobody's: 0, 3, 0."""
+    patients = metrics.score_patients(SLICES)
+    assert patients["dice per patient"].tolist() == pytest.approx([22 / 28, 8 / 10, 0])
+    assert patients["iou per patient"].tolist() == pytest.approx([11 / 17, 4 / 6, 0])
+    summary = metrics.summarize(SLICES)
+    assert summary.index.tolist() == ["dice", "dice per patient", "iou per patient"]
+    assert summary.loc["dice", "mean"] == pytest.approx(2.3 / 5)
+    assert summary.loc["dice per patient", "mean"] == pytest.approx((22 / 28 + 0.8) / 3)
+
+
+def test_the_stack_of_several_classes_is_their_mean():
+    columns = {f"{name}: {part}": [0, 0] for name in metrics.PIXELS for part in ("rim", "core")}
+    table = pd.DataFrame(columns | {"patient": ["a", "a"]})
+    for name, counts in zip(metrics.PIXELS, ([4, 2], [1, 3], [1, 2]), strict=True):
+        table[f"{name}: rim"] = counts
+    patients = metrics.score_patients(table)
+    assert patients["dice per patient: rim"].tolist() == pytest.approx([6 / 10])
+    assert patients["dice per patient: core"].tolist() == [1]  # there is none, and none was found
+    assert patients["dice per patient"].tolist() == pytest.approx([0.8])
+    assert patients["iou per patient"].tolist() == pytest.approx([(3 / 7 + 1) / 2])
+
+
+def test_a_volumes_score_is_that_of_its_slices_stacked():
+    rng = np.random.default_rng(0)
+    truth, found = rng.integers(0, 3, (2, 6, 9, 8))
+    whole = metrics.score_classes(truth, found, ["rim", "core"])
+    slices = zip(truth, found, strict=True)
+    rows = [metrics.score_classes(*planes, ["rim", "core"]) for planes in slices]
+    patients = metrics.score_patients(pd.DataFrame(rows).assign(patient="a"))
+    for name in ("dice", "iou", "dice: rim", "iou: core"):
+        metric, _, part = name.partition(":")
+        column = f"{metric} per patient:{part}" if part else f"{metric} per patient"
+        assert patients[column].tolist() == pytest.approx([whole[name]])
+
+
+def test_patients_with_one_image_each_are_summarised_as_images():
+    alone = SLICES.assign(patient=["a", "b", "c", "", "d"])
+    assert metrics.summarize(alone).equals(metrics.summarize(SLICES.drop(columns="patient")))
+    assert metrics.summarize(alone).index.tolist() == ["dice"]
+    nobody = metrics.summarize(SLICES.assign(patient=None))  # a fold without patients, joined
+    assert nobody.equals(metrics.summarize(alone))
+    numbers = SLICES.assign(patient=[0, 0, 0, 1, np.nan])  # as pandas reads metrics.csv
+    assert metrics.summarize(numbers).equals(metrics.summarize(SLICES))
+
+
+def test_the_interval_draws_patients():
+    """Twenty slices of one patient that are all alike say no more than one."""
+    rng = np.random.default_rng(0)
+    patients = pd.DataFrame({"patient": [f"p{i}" for i in range(12)], "x": rng.normal(0, 1, 12)})
+    slices = patients.loc[patients.index.repeat(20)].reset_index(drop=True)
+    one, many = metrics.summarize(patients).loc["x"], metrics.summarize(slices).loc["x"]
+    assert many.tolist() == pytest.approx(one.tolist())
+    as_images = metrics.summarize(slices.drop(columns="patient")).loc["x"]
+    assert as_images.high - as_images.low < 0.4 * (many.high - many.low)
+    alone = metrics.summarize(slices.assign(patient="p")).loc["x"]
+    assert np.isnan(alone[["low", "high"]]).all() and alone["mean"] == pytest.approx(one["mean"])
+
+
+def test_the_interval_covers_the_truth_where_patients_differ():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(60):
+        sizes = rng.integers(1, 8, 40)
+        own = rng.normal(0.9, 0.05, 40).repeat(sizes)
+        table = pd.DataFrame({"patient": np.arange(40).repeat(sizes).astype(str)})
+        row = metrics.summarize(table.assign(x=own + rng.normal(0, 0.01, len(own)))).loc["x"]
+        inside += row["low"] <= 0.9 <= row["high"]
+    assert 50 <= inside <= 60
+
+
+def test_the_summary_says_over_how_many_patients():
+    text = metrics.format_summary(SLICES.assign(unit="pixels"))
+    assert "95 % interval over 3 patient(s)" in text and "dice per patient" in text
+    alone = metrics.format_summary(SLICES.assign(unit="pixels", patient="a"))
+    assert "over 1 patient(s)" in alone and "nan" not in alone
+    assert "patient" not in metrics.format_summary(SLICES.drop(columns="patient").assign(unit="mm"))
+
+
+def test_two_runs_are_compared_patient_by_patient(tmp_path, capsys):
+    """Six patients of ten slices; B is better by as much in each of a patient's slices."""
+    names = [f"{patient:03}" for patient in range(6) for _ in range(10)]
+    change = np.repeat([0.01, 0.02, -0.01, 0.03, 0.02, 0.04], 10)
+    one = pd.DataFrame(
+        {
+            "image": [f"{i}.png" for i in range(60)],
+            "patient": names,
+            "dice": 0.5,
+            "true pixels": 10,
+            "found pixels": 10,
+            "shared pixels": 5,
+        }
+    )
+    other = one.assign(dice=0.5 + change).assign(**{"shared pixels": 6})
+    one.to_csv(tmp_path / "a.csv", index=False)
+    # An older table, without patients: those of the other are taken.
+    other.sample(frac=1, random_state=0).drop(columns="patient").to_csv(
+        tmp_path / "b.csv", index=False
+    )
+    for paths in (("a.csv", "b.csv"), ("b.csv", "a.csv")):
+        table = metrics.compare(*(tmp_path / path for path in paths))
+        sign = 1 if paths[0] == "a.csv" else -1
+        assert table.loc["dice", "B - A"] == pytest.approx(sign * change.mean())
+        assert table.loc["dice", "p"] == pytest.approx(stats.wilcoxon(change[::10]).pvalue)
+        assert table.loc["dice", "low"] * table.loc["dice", "high"] > 0
+        assert table.loc["dice per patient", "B - A"] == pytest.approx(sign * 0.1)
+        assert "60 images of 6 patients" in capsys.readouterr().out
+    width = table.loc["dice", "high"] - table.loc["dice", "low"]
+    images = metrics.compare_tables(*(table.drop(columns="patient") for table in (one, other)))
+    assert width > 2 * (images.loc["dice", "high"] - images.loc["dice", "low"])

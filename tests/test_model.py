@@ -5,6 +5,7 @@ from keras import ops
 
 from benchmarks import figures
 from model import build_unet
+from utils import UserError
 
 
 def test_the_papers_size_has_the_papers_parameters():
@@ -39,6 +40,37 @@ def test_a_size_that_cannot_be_halved_is_a_clear_error(side):
 def test_any_size_may_be_left_open():
     model = build_unet((None, None, 1), filters=2, depth=2)
     assert model(np.zeros((1, 20, 36, 1), np.float32)).shape == (1, 20, 36, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "depth", "spacing", "bottom"),
+    [
+        ((16, 32, 32, 1), 4, None, (4, 2, 2)),
+        ((40, 56, 40, 2), 3, None, (5, 7, 5)),
+        ((24, 128, 128, 1), 4, (5, 1, 1), (6, 8, 8)),
+    ],
+)
+def test_volumes_are_halved_as_their_sizes_and_spacing_allow(shape, depth, spacing, bottom):
+    model = build_unet(shape, 3, filters=2, depth=depth, spacing=spacing)
+    assert model.get_layer("bottleneck_relu2").output.shape == (None, *bottom, 2 * 2**depth)
+    assert model.output.shape == (None, *shape[:-1], 3)
+    with pytest.raises(UserError, match="image size 24 is not a multiple of 16"):
+        build_unet((16, 24, 32, 1))
+
+
+def test_a_volume_of_equal_slices_is_segmented_like_its_slice():
+    """The 2-D network's kernels in the middle slice of the 3-D ones, thick slices: no slice sees
+    another one, and both give the same probabilities.
+    """
+    plane = build_unet((16, 16, 1), 2, filters=4, depth=2)
+    volume = build_unet((3, 16, 16, 1), 2, filters=4, depth=2, spacing=(99, 1, 1))
+    for one, other in zip(plane.layers, volume.layers, strict=True):
+        assert one.name == other.name
+        fitting = zip(one.get_weights(), other.get_weights(), strict=True)
+        other.set_weights([small.reshape(large.shape) for small, large in fitting])
+    x = np.random.default_rng(0).random((2, 3, 16, 16, 1), np.float32)
+    slices = plane.predict_on_batch(x.reshape(6, 16, 16, 1)).reshape(2, 3, 16, 16, 2)
+    np.testing.assert_allclose(volume.predict_on_batch(x), slices, atol=1e-5)
 
 
 def test_output_is_float32_in_mixed_precision():

@@ -5,12 +5,12 @@ import gzip
 import nibabel
 import numpy as np
 import pytest
+from conftest import prepare_to_fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imaging import formats, writing
 from imaging.alignment import check_alignment
-from imaging.preprocess import prepare_scan
 from utils import UserError
 
 AFFINE = np.diag([-0.5, -0.6, 2.0, 1.0])
@@ -159,9 +159,9 @@ def test_nan_is_background_without_a_say_in_grey_levels(tmp_path):
     scan = formats.read_scan(save(tmp_path / "b.nii", holes))
     assert scan.notes == ("NaN pixels are taken as background",)
     assert scan.pixels.min() == np.nanmin(holes)
-    prepared = prepare_scan(scan, (40, 40), 1)
+    prepared = prepare_to_fit(scan, (40, 40), 1)
     assert not prepared[:, :, :19].any()
-    expected = prepare_scan(whole, (40, 20), 1)
+    expected = prepare_to_fit(whole, (40, 20), 1)
     np.testing.assert_array_equal(prepared[:, :, 20:], expected)
     mask = np.where(np.isnan(holes), np.nan, 1).astype(np.float32)
     ids = formats.read_mask_scan(save(tmp_path / "m.nii", mask)).pixels[..., 0]
@@ -176,7 +176,7 @@ def test_fill_values_are_background_like_nan(tmp_path, fill):
         voxels[:20] = value
         scan = formats.read_scan(save(tmp_path / "a.nii", voxels))
         assert "are taken as background" in scan.notes[0]
-        pixels.append(prepare_scan(scan, (40, 40), 1))
+        pixels.append(prepare_to_fit(scan, (40, 40), 1))
     np.testing.assert_array_equal(*pixels)
 
 

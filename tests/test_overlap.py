@@ -61,7 +61,7 @@ def test_both_classes_keep_their_pixels(organs):
     assert (masks_of(dataset)[..., 0] >= masks_of(dataset)[..., 1]).all()
     assert dataset.info["share: organ"].mean() == pytest.approx(np.pi * 20**2 / 64**2, rel=0.02)
     assert dataset.truth(0)[0].dtype == BITS
-    _, targets = Batches(dataset, np.arange(12), 12)[0]
+    _, targets = Batches(dataset, dataset.cover(np.arange(12)), 12)[0]
     assert targets.shape == (12, 32, 32, 2) and targets.sum(-1).max() == 2
 
 
@@ -170,7 +170,7 @@ def test_measurements_and_run_lengths(tmp_path):
 @pytest.mark.slow
 def test_a_training_from_end_to_end(organs, tmp_path, script):
     flags = ["--classes", "organ,lesion", "--overlap", "--image-size", 32, "--filters", 4]
-    flags += ["--depth", 2, "--epochs", 60, "--epoch-images", 64, "--cache-dir", ""]
+    flags += ["--depth", 2, "--epochs", 60, "--epoch-images", 64]
     done = script(tmp_path, "train.py", "--data-dir", organs, *flags)
     assert done.returncode == 0, done.stderr
     done = script(tmp_path, "predict.py")

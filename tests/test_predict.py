@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,9 @@ import train
 import utils
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
-from imaging import formats, pictures, plots, preprocess
+from dataset.split_table import read_split, write_split
+from imaging import formats, pictures, plots
+from imaging.grid import resize
 from imaging.labels import Classes
 from imaging.scan import Scan
 from inference import postprocess, segment
@@ -47,7 +50,6 @@ def run(phantoms, tmp_path_factory):
             epochs=25,
             batch_size=8,
             precision="float32",
-            cache_dir="",
             out_dir=str(folder),
         )
     )
@@ -88,6 +90,38 @@ def test_scores_are_those_of_the_written_masks(run, phantoms, tmp_path):
         assert row.dice == pytest.approx(dice)
 
 
+def test_images_of_a_patient_are_also_scored_as_a_stack(own_run, tmp_path):
+    """The patients are those of split.csv; an older one, that names none, is read as ever."""
+    model, split = tmp_path / "run" / "model.h5", tmp_path / "run" / "split.csv"
+    pairs, _ = read_split(split)
+    assert "patient" not in predict.score_run(tmp_path / "run")
+    known = [replace(pair, patient="ab"[i % 2]) for i, pair in enumerate(pairs)]
+    write_split(split, known, ["test"] * 5 + ["train"] * (len(pairs) - 5))
+    table = predict.score_run(tmp_path / "run")
+    assert table.patient.tolist() == ["a", "b", "a", "b", "a"]
+    assert pd.read_csv(tmp_path / "run" / "metrics.csv").columns[:3].tolist() == [
+        "image",
+        "patient",
+        "dice",
+    ]
+    segmented = predict.segment_files(
+        [utils.load_model(model)], [pair.image for pair in pairs[:5]], tmp_path / "masks"
+    )
+    assert segmented == (5, [])
+    dice = {}
+    for patient in "ab":
+        own = [pair for pair in known[:5] if pair.patient == patient]
+        truth = [sum(cv2.imread(str(mask), 0).astype(int) for mask in p.masks) > 0 for p in own]
+        found = [cv2.imread(str(tmp_path / "masks" / f"{p.stem}.png"), 0) > 0 for p in own]
+        both = sum((one & other).sum() for one, other in zip(truth, found, strict=True))
+        dice[patient] = 2 * both / sum(mask.sum() for mask in (*truth, *found))
+    summary = metrics.summarize(table)
+    assert summary.loc["dice per patient", "mean"] == pytest.approx((dice["a"] + dice["b"]) / 2)
+    text = split.read_text().replace("subset,patient,", "subset,other,")
+    split.write_text(text)
+    assert "patient" not in predict.score_run(tmp_path / "run")
+
+
 @pytest.mark.parametrize("size", [(16, 16), (17, 301), (333, 100), (1000, 900)])
 def test_masks_have_the_images_own_size(run, tmp_path, size):
     members = [utils.load_model(run / "model.h5")]
@@ -104,12 +138,12 @@ def test_a_stretched_picture_gets_the_same_mask_stretched(run, phantoms):
     members = [utils.load_model(run / "model.h5")]
     image = formats.read_image(data.find_pairs(phantoms)[0][0].image)
     padded = np.pad(image, ((0, 0), (64, 64), (0, 0)))  # another aspect ratio, other letterbox
-    large = preprocess.resize(image, (512, 512))
+    large = resize(image, (512, 512))
     unclean = [(members[0][0], members[0][1] | {"clean": None})]
     results = segment.segment_scans(unclean, [scan(image), scan(large)])
     small_ids, large_ids = (result.ids[0] for result in results)
     assert small_ids.any()
-    enlarged = preprocess.resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
+    enlarged = resize(small_ids.astype(np.float32), (512, 512)) >= 0.5
     assert metrics.score_mask(enlarged, large_ids)["dice"] > 0.97
     assert probabilities(members, padded).shape == (256, 384, 1)
 
@@ -232,7 +266,6 @@ def test_several_classes_are_written_as_ids(phantoms, tmp_path):
         epochs=4,
         batch_size=2,
         precision="float32",
-        cache_dir="",
         out_dir=str(tmp_path),
     )
     train.train(config)
@@ -442,10 +475,15 @@ def test_mirroring_is_symmetric(tmp_path):
 def test_disagreement_is_one_minus_dice():
     votes = np.zeros((2, 4, 4, 1), np.float32)
     votes[0, :2] = 1.0
-    decided = np.zeros((4, 4), np.uint8)
+    decided = np.zeros((4, 4, 1), np.float32)
     decided[:1] = 1
-    assert segment.disagreement(votes, decided, 0.5) == pytest.approx(((1 - 2 * 4 / 12) + 1) / 2)
-    assert segment.disagreement(votes[1:], 0 * decided, 0.5) == 0
+    counter = segment.Disagreement(0.5, overlap=False)
+    for rows in (slice(0, 1), slice(1, 4)):
+        counter.add(0, votes[:, rows], decided[rows])
+    assert counter.mean == pytest.approx(((1 - 2 * 4 / 12) + 1) / 2)
+    empty = segment.Disagreement(0.5, overlap=False)
+    empty.add(0, votes[1:], 0 * decided)
+    assert empty.mean == 0
 
 
 @pytest.mark.slow
@@ -516,69 +554,8 @@ def test_models_that_do_not_fit_together_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------ tiles
 
 
-@pytest.fixture(scope="module")
-def translator(tmp_path_factory):
-    """A trained network for any size, and its twin for 64x64, which differs at the rim only."""
-    keras.utils.set_random_seed(0)
-    whole = build_unet((None, None, 1), filters=4, depth=2)
-    rng = np.random.default_rng(0)
-    x = rng.random((4, 64, 64, 1), np.float32)
-    whole.compile(keras.optimizers.AdamW(1e-2), metrics.bce_dice_loss, run_eagerly=True)
-    for _ in range(30):
-        whole.train_on_batch(x, (x > 0.6).astype(np.float32))
-    window = build_unet((64, 64, 1), filters=4, depth=2)
-    window.set_weights(whole.get_weights())
-    return whole, window
-
-
-@pytest.mark.parametrize("shape", [(192, 160), (64, 192)])
-def test_windows_leave_no_seam(translator, shape):
-    """Away from the rim, windows give a constant or periodic image the whole image's result."""
-    whole, window = translator
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    constant = np.full((1, *shape, 1), 180, np.uint8)
-    periodic = np.uint8(127 + 100 * np.sin(2 * np.pi * y / 8) * np.sin(2 * np.pi * x / 16))[
-        None, ..., None
-    ]
-    for image in (constant, periodic):
-        difference = np.abs(
-            segment.sliding_window(window, image, (64, 64)) - segment.run_network(whole, image)
-        )
-        assert difference[:, 16:-16, 16:-16].max() < 0.1 and difference.mean() < 0.01
-
-
-@pytest.mark.parametrize(
-    ("shape", "size"), [((64, 64), (64, 64)), ((20, 65), (64, 96)), ((200, 96), (224, 96))]
-)
-def test_windows_cover_exactly(shape, size):
-    assert segment.padded_size(shape, (64, 64)) == size
-
-
-def test_windows_of_a_network_that_looks_at_one_pixel_are_exact():
-    """For a 1x1 convolution, windows and the whole image give the same: nothing counts twice."""
-    inputs = keras.Input((None, None, 1))
-    pixel = keras.Model(
-        inputs, keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer="ones")(inputs)
-    )
-    image = np.random.default_rng(0).integers(0, 256, (2, 96, 72, 1), dtype=np.uint8)
-    np.testing.assert_allclose(
-        segment.sliding_window(pixel, image, (32, 48), 3),
-        segment.run_network(pixel, image),
-        atol=1e-5,
-    )
-
-
 def test_tiles_give_masks_of_the_images_own_size(tmp_path):
     make_member(tmp_path)
-    for shape in ((33, 33), (150, 90), (20, 90)):  # at its own resolution: no pixel is enlarged
-        members = [make_member(tmp_path)]
-        probs = probabilities(members, picture(shape=shape), tile=True)
-        padded = np.zeros((1, *segment.padded_size(shape, (32, 32)), 1), np.uint8)
-        padded[0, : shape[0], : shape[1]] = preprocess.prepare_image(picture(shape=shape), shape, 1)
-        direct = segment.sliding_window(make_member(tmp_path)[0], padded, (32, 32))[
-            0, : shape[0], : shape[1]
-        ]
-        np.testing.assert_allclose(probs, direct, atol=1e-5)
     pictures.write_picture(tmp_path / "in" / "large.png", picture(shape=(150, 90)))
     pictures.write_picture(tmp_path / "in" / "small.png", picture(shape=(20, 90)))
     config = predict.Config(

@@ -45,7 +45,6 @@ def test_a_short_training_prints_its_test_dice(phantoms, tmp_path, capsys):
         epochs=2,
         epoch_images=0,
         precision="float32",
-        cache_dir="",
         out_dir=str(tmp_path),
     )
     pytorch_unet.main(config)

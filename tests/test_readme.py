@@ -41,7 +41,14 @@ CONFIGS = (
 )
 COMMANDS = (data.check, data.download, data.phantoms, metrics.compare, *STUDIES, *SPEEDS)
 # Flags of every script of ours, of pip, of torchrun, and of Triton.
-OTHER_FLAGS = {"--help", "--verbose", "--dry-run", "--nproc-per-node", "--model-repository"}
+OTHER_FLAGS = {
+    "--help",
+    "--verbose",
+    "--distributed",
+    "--dry-run",
+    "--nproc-per-node",
+    "--model-repository",
+}
 
 pages = pytest.mark.parametrize("name", [path.name for path in PAGES])
 
@@ -163,7 +170,9 @@ def test_the_extensions_of_the_contributing_page_work():
         if "KerasTensor" in block:
             exec(block, vars(model) | vars(metrics), names)
     image = model.keras.Input((16, 16, 1))
-    features = names["dropout_unet"](image, model.Settings(4, 2, "batch", "none"))
+    features = names["dropout_unet"](
+        image, model.Settings(model.plan_levels((16, 16), 4, 2), "batch")
+    )
     assert features.shape == (None, 16, 16, 4)
     half = metrics.ops.full((2, 8, 8, 1), 0.5)
     assert metrics.ops.all(names["log_cosh_dice_loss"](half, half) < 1e-6)

@@ -71,7 +71,6 @@ def test_a_short_training_on_montgomery(real, tmp_path):
         folds=5,
         fold=0,
         precision="float32",
-        cache_dir=str(tmp_path / "cache"),
         out_dir=str(tmp_path / "run"),
     )
     summary = train.train(config)

@@ -63,14 +63,14 @@ def test_a_file_that_is_no_python_is_hashed_as_it_is(source):
     assert [name for name in after if after[name] != before[name]] == ["dataset/draft.py"]
 
 
-def test_new_and_removed_files_are_changes(source, monkeypatch):
+def test_new_and_removed_files_are_changes(source):
     then = run_identity.source_hashes(source)
     (source / "dataset" / "extra.py").write_text("x = 1")
     (source / "dataset" / "channels.py").unlink()
     now = run_identity.source_hashes(source)
-    monkeypatch.setattr(run_identity, "source_hashes", lambda: now)
-    assert run_identity.changed_source(then) == ["dataset/extra.py", "dataset/channels.py"]
-    assert run_identity.changed_source({}) == []  # a run of an earlier version
+    changed = run_identity.changed_source(then, now)
+    assert changed == ["dataset/extra.py", "dataset/channels.py"]
+    assert run_identity.changed_source({}, now) == []  # a run of an earlier version
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class Config:
 
     data_dir: str = ""
     out_dir: str = "files"
-    cache_dir: str = ""
     mirror: bool = False
-    distributed: bool = False
     image_size: int | str = 128
+    patch_size: str = ""
+    dimensions: str = "2"
+    spacing: str = ""
     epochs: int = 3
     ignore: str = ""
 
@@ -103,7 +104,7 @@ def test_settings_are_compared_by_their_meaning():
         config = dataclasses.replace(Config(), **change)
         assert run_identity.changed_fields(config, then) == expected
     old = {name: value for name, value in then.items() if name != "ignore"}
-    old |= {"image_size": 128, "memory_gb": 4.0}
+    old |= {"image_size": 128, "memory_gb": 4.0, "cache_dir": "x", "distributed": True}
     assert run_identity.changed_fields(Config(), old) == []
 
 
@@ -187,7 +188,8 @@ def test_a_table_of_version_1_names_the_first_mask_alone(phantoms, tmp_path):
 @pytest.mark.parametrize("name", ['a|b\\|c, "d"', "two\nlines", " spaces ", "心脏", "\\"])
 def test_any_name_comes_back(tmp_path, name):
     folder = tmp_path / name
-    pair = Pair(folder / "i.png", (folder / "m.png", folder / "n.png"), more_channels=(folder,))
+    masks = (folder / "m.png", folder / "n.png")
+    pair = Pair(folder / "i.png", masks, patient=name, more_channels=(folder,))
     write_split(tmp_path / "split.csv", [pair, pair], ["train", ""])
     assert read_split(tmp_path / "split.csv") == ([pair], ["train"])
 

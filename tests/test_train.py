@@ -34,8 +34,9 @@ from utils import UserError
 
 
 @pytest.fixture
-def small(discs, tmp_path):
+def small(discs, tmp_path, monkeypatch):
     """A config that trains in seconds."""
+    monkeypatch.setenv("UNET_CACHE", str(tmp_path / "cache"))
     return train.Config(
         data_dir=str(discs),
         image_size=32,
@@ -45,7 +46,6 @@ def small(discs, tmp_path):
         batch_size=4,
         precision="float32",
         epoch_images=0,
-        cache_dir=str(tmp_path / "cache"),
         out_dir=str(tmp_path / "run"),
     )
 
@@ -108,7 +108,7 @@ def test_the_best_epoch_is_kept_not_the_last(small, tmp_path, monkeypatch):
     pairs, subsets = read_split(tmp_path / "run" / "split.csv")
     dataset, _ = loading.load_pairs(pairs, Preprocessing(Classes("foreground"), Sampler((32, 32))))
     rows = np.flatnonzero(np.array(subsets) == "val")
-    x, y = Batches(dataset, rows, 4)[0]
+    x, y = Batches(dataset, dataset.cover(rows), 4)[0]
     dice = float(np.mean(train.metrics.dice(y, model(x))))
     assert (
         dice
@@ -433,6 +433,18 @@ def test_folds_are_trained_scored_and_summarised(small, tmp_path, capsys):
     assert "12 test images in 3 fold(s)" in capsys.readouterr().out
 
 
+def test_the_environment_names_the_cache(small, tmp_path, monkeypatch):
+    train.load_data(small)
+    assert any((tmp_path / "cache").iterdir())
+    monkeypatch.setenv("UNET_CACHE", "")
+    monkeypatch.chdir(tmp_path / "discs")
+    train.load_data(small)
+    assert not (tmp_path / "discs" / "files").exists()
+    monkeypatch.delenv("UNET_CACHE")
+    train.load_data(small)
+    assert (tmp_path / "discs" / "files" / "cache").is_dir()
+
+
 @pytest.mark.slow
 def test_two_classes(phantoms, small):
     config = dataclasses.replace(
@@ -457,6 +469,16 @@ def test_nan_stops_with_advice(small, monkeypatch):
         UserError, match=r"the loss became nan in epoch 1, step 1; try --learning-rate 0.0025 or"
     ):
         train.train(dataclasses.replace(small, loss="dice"))
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_nan_stops_where_the_loss_is_read_beside_the_steps(discs, tmp_path, script, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    flags = "--image-size 32 --filters 2 --depth 2 --epochs 2 --learning-rate 1e30"
+    done = script(tmp_path, "train.py", "--data-dir", discs, *flags.split())
+    assert done.returncode == 2 and "the loss became nan in epoch 1" in done.stderr, done.stderr
+    assert not (tmp_path / "files" / "model.h5").exists()
 
 
 @pytest.mark.parametrize(
@@ -510,8 +532,8 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
 
 def test_neighbours_are_for_grey_volumes(small, monkeypatch):
     monkeypatch.setattr(train, "detect_channels", lambda pairs: 3)
-    with pytest.raises(UserError, match="neighbours is 1; expected 0, because .* several channels"):
-        train.train(dataclasses.replace(small, neighbours=1))
+    with pytest.raises(UserError, match="the images have several channels"):
+        train.train(dataclasses.replace(small, dimensions="2.5"))
 
 
 def test_an_old_flag_still_works(monkeypatch):

@@ -90,19 +90,20 @@ def test_an_unknown_precision_is_refused():
     keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
 )
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_fused_normalization_trains_as_keras_does(tmp_path, precision):
+@pytest.mark.parametrize("shape", [(32, 32, 1), (4, 16, 16, 1)])
+def test_fused_normalization_trains_as_keras_does(tmp_path, precision, shape):
     """8 and 16 channels take different kernels. Losses, moving averages and the file are those of
     Keras's own.
     """
     keras.config.set_dtype_policy(precision)
     rng = np.random.default_rng(0)
-    x = rng.random((4, 32, 32, 1), np.float32)
+    x = rng.random((4, *shape), np.float32)
     y = np.float32(x > 0.5)
     results, averages = [], []
     try:
         for fuse in (False, True):
             keras.utils.set_random_seed(0)
-            model = build_unet((32, 32, 1), filters=8, depth=1)
+            model = build_unet(shape, filters=8, depth=1)
             trained = fuse_batch_norm(model) if fuse else model
             trained.compile(keras.optimizers.SGD(0.05), "binary_crossentropy", jit_compile=False)
             results.append([float(trained.train_on_batch(x, y)) for _ in range(5)])

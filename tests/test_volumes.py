@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import images_of, masks_of
+from conftest import images_of, masks_of, prepare_to_fit
 from nibabel import orientations
 from test_train import small  # noqa: F401 (a fixture)
 
@@ -18,7 +18,7 @@ from dataset import loading
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
 from dataset.reading import read_pair
-from imaging import formats, pictures, preprocess
+from imaging import formats, pictures
 from imaging.alignment import check_alignment
 from imaging.labels import Classes
 from inference import segment
@@ -80,7 +80,6 @@ def trained(volumes, tmp_path_factory):
         depth=3,
         epochs=40,  # at 25 one seed in twelve has not found the kidney yet, whichever normalization
         out_dir=str(folder / "run"),
-        cache_dir="",
     )
     train.train(config)
     return folder / "run"
@@ -203,7 +202,7 @@ def test_neighbours_are_the_slices_before_and_after(volumes):
 )
 def test_the_window_decides_what_is_distinguished(volumes, window, inside):
     scan = formats.read_scan(sorted((volumes / "images").iterdir())[0])
-    prepared = preprocess.prepare_scan(scan, (80, 96), 1, window)
+    prepared = prepare_to_fit(scan, (80, 96), 1, window)
     liver, tissue = (
         prepared[7][..., 0][np.abs(scan.pixels[7][..., 0] - level) < 10].mean()
         for level in (110, 30)
@@ -229,7 +228,7 @@ def test_sixteen_bits_find_what_eight_bits_lose(tmp_path):
     dice = {}
     for bits in (16, 8):
         out = tmp_path / f"run{bits}"
-        sizes = {"image_size": 64, "depth": 3, "epochs": 8, "cache_dir": ""}
+        sizes = {"image_size": 64, "depth": 3, "epochs": 8}
         train.train(train.Config(data_dir=str(tmp_path / f"{bits}"), out_dir=str(out), **sizes))
         pairs, _ = predict.pairs_to_score(predict.Config(model=str(out / "model.h5")))
         dice[bits] = predict.score_pairs(

@@ -13,7 +13,8 @@ import utils
 class FusedBatchNormalization(keras.layers.Layer):
     """Train a `keras.layers.BatchNormalization`, whose weights it uses, by the fused kernel.
 
-    (N, H, W, C) → (N, H, W, C). Outside of training it calls the layer itself.
+    (N, H, W, C) → (N, H, W, C); the slices of volumes are put one below the other for it. Outside
+    of training it calls the layer itself.
     """
 
     def __init__(self, layer: keras.layers.BatchNormalization) -> None:
@@ -33,8 +34,11 @@ class FusedBatchNormalization(keras.layers.Layer):
 
         # oneDNN's kernel for bfloat16 is slow unless the channels come in sixteens.
         dtype = inputs.dtype if inputs.shape[-1] % 16 == 0 else tf.float32
+        shape, planes = tf.shape(inputs), inputs
+        if inputs.shape.rank == 5:
+            planes = tf.reshape(inputs, (shape[0], shape[1] * shape[2], shape[3], shape[4]))
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=tf.cast(inputs, dtype),
+            x=tf.cast(planes, dtype),
             scale=layer.gamma.value,
             offset=layer.beta.value,
             mean=tf.zeros(0),
@@ -42,10 +46,10 @@ class FusedBatchNormalization(keras.layers.Layer):
             epsilon=layer.epsilon,
         )
         # The kernel divides by (count - 1), Keras by count.
-        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
+        count = tf.cast(tf.reduce_prod(shape[:-1]), tf.float32)
         self._update(layer.moving_mean, mean)
         self._update(layer.moving_variance, variance * (count - 1) / count)
-        return tf.cast(outputs, inputs.dtype)
+        return tf.reshape(tf.cast(outputs, inputs.dtype), shape)
 
     def _update(self, average: keras.Variable, new: KerasTensor) -> None:
         momentum = self.layer.momentum

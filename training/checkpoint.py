@@ -47,7 +47,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.config, self.folder, self.history = config, folder, history
         self.network, self.metadata = model, metadata
         # Taken now: a file that is edited while the training runs has no part in it.
-        self.source = run_identity.source_hashes()
+        self.source = run_identity.source_hashes(architecture=config.architecture)
         self.bar: tqdm | None = None
         self.last_save, self.saved_epoch = float("-inf"), len(history)
         # A finished epoch that is not written yet: its number and its variables.

@@ -10,6 +10,7 @@ from dataset.augmentation import STRENGTHS
 from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
 from imaging.scan import MAX_CHANNELS
+from networks.own import find_code, is_own
 from training.sampling import given_spacing, input_size
 from utils import ROOT, UserError, nearest, or_expected
 
@@ -17,21 +18,22 @@ SEEDS = range(2**32)
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def check_before_keras(config: Any) -> None:
+def check_before_keras(config: Any) -> Any:
     """Raise UserError for what is known to be wrong before Keras, which takes seconds, is loaded.
 
-    The names in model.py and metrics.py are read from their source.
+    The names in model.py and metrics.py are read from their source. Returns the config.
     """
     losses = keys_in_source(ROOT / "metrics.py", "LOSSES")
     backbones = keys_in_source(ROOT / "model.py", "BACKBONES")
     architectures = keys_in_source(ROOT / "model.py", "ARCHITECTURES", {"BACKBONES": backbones})
     check_values(config)
     check_name("loss", config.loss, losses)
-    check_name("architecture", config.architecture, architectures)
+    check_architecture(config.architecture, architectures)
     check_image_size(config, backbones)
     for folder in (config.data_dir, config.extra_dir):
         if folder:
             utils.check_folder(folder)
+    return config
 
 
 def check_config(config: Any) -> None:
@@ -41,8 +43,9 @@ def check_config(config: Any) -> None:
 
     check_values(config)
     check_name("loss", config.loss, metrics.LOSSES)
-    check_name("architecture", config.architecture, model.ARCHITECTURES)
-    model.check_names(config.architecture, config.normalization)
+    check_architecture(config.architecture, model.ARCHITECTURES)
+    if not is_own(config.architecture):
+        model.check_names(config.architecture, config.normalization)
     check_image_size(config, model.BACKBONES)
 
 
@@ -53,11 +56,20 @@ def check_name(field: str, name: str, known: Collection[str]) -> None:
         raise UserError(f"{field} is {name!r}{expected} one of {', '.join(known)}")
 
 
+def check_architecture(architecture: str, known: Collection[str]) -> None:
+    """Raise UserError unless an architecture is known, or its code is there; it is not run."""
+    if is_own(architecture):
+        find_code(architecture)
+    else:
+        check_name("architecture", architecture, known)
+
+
 def check_image_size(config: Any, backbones: Collection[str]) -> None:
     """Raise UserError for an image size that the network cannot halve as often as it does."""
     size = input_size(config)[-2:]
-    utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
     given_spacing(config)
+    if not is_own(config.architecture):
+        utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
 
 
 def keys_in_source(path: Path, name: str, parts: dict[str, list[str]] | None = None) -> list[str]:

@@ -9,7 +9,6 @@ import numpy as np
 import utils
 from dataset.cache import Dataset
 from imaging.labels import plane
-from imaging.preprocess import shares_to_ids
 from inference import postprocess
 from inference.segment import DEFAULT_OPTIONS, run_windows
 from inference.windows import Windows
@@ -44,13 +43,6 @@ def thin_out(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
     return pairs[:: -(-pixels // MAX_PIXELS)] if pixels else pairs
 
 
-def truth_of(dataset: Dataset, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Get a case's mask (D, H, W), ids or BITS, and which pixels do not count, if any may."""
-    shares, classes = dataset.cases[number].masks, dataset.classes
-    ignored = shares[..., -1] > 127 if classes.ignored else None
-    return shares_to_ids(shares[..., : len(classes.names)], classes.dtype), ignored
-
-
 def parts(array: np.ndarray, dataset: Dataset) -> Iterator[np.ndarray]:
     """Split a mask (D, H, W) into what is cleaned and scored at once: slices; in 3-D it is one."""
     return iter([array]) if dataset.sampler.dimensions == 3 else iter(array)
@@ -60,7 +52,7 @@ def count_components(dataset: Dataset, pairs: Sequence[int]) -> list[int]:
     """Count, for each class, the connected components that 95 % of the masks do not exceed."""
     counts: list[list[int]] = [[] for _ in dataset.classes.names]
     for number in pairs:
-        for mask in parts(truth_of(dataset, number)[0], dataset):
+        for mask in parts(dataset.truth(number)[0], dataset):
             for class_id, found in enumerate(counts, 1):
                 found.append(postprocess.count_components(plane(mask, class_id)))
     return [postprocess.usual_count(found) for found in counts]
@@ -79,7 +71,7 @@ def segment_case(model: keras.Model, dataset: Dataset, number: int, threshold: f
 
 def dice_of(found: np.ndarray, dataset: Dataset, number: int) -> list[float]:
     """Score a mask of a case: the Dice of its slices, or of the volume."""
-    truth, ignored = truth_of(dataset, number)
+    truth, ignored = dataset.truth(number)
     names, scores = dataset.classes.names, []
     hidden = [None] * len(truth) if ignored is None else list(parts(ignored, dataset))
     for one, other, out in zip(parts(truth, dataset), parts(found, dataset), hidden, strict=False):

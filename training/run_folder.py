@@ -21,7 +21,16 @@ from training import run_identity
 from utils import UserError, atomic
 
 STATE = "state.weights.h5"
-RUN_FILES = (STATE, "model.h5", "config.json", "split.csv", "log.csv", "curves.png", "metrics.csv")
+RUN_FILES = (
+    STATE,
+    "model.h5",
+    "model_network.py",
+    "config.json",
+    "split.csv",
+    "log.csv",
+    "curves.png",
+    "metrics.csv",
+)
 Epoch = dict[str, float]  # a row of log.csv
 
 
@@ -46,7 +55,8 @@ def read_history(
     is_finished = len(history) >= config.epochs
     changed = run_identity.changed_fields(config, progress["config"])
     if set(changed) <= run_identity.DATA_FIELDS:
-        changed += run_identity.changed_source(progress.get("source", {}))
+        now = run_identity.source_hashes(architecture=config.architecture)
+        changed += run_identity.changed_source(progress.get("source", {}), now)
     if set(changed) <= run_identity.DATA_FIELDS:
         changed = _changed_data(folder, find_pairs, changed, is_finished)
     if changed:

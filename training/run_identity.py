@@ -15,14 +15,24 @@ from typing import Any
 import utils
 from dataset.layouts import Pair
 from dataset.split_table import Row, files_of, make_rows
+from networks.own import find_code, is_own
 from utils import UserError
 
 # Fields that may change between a run and its continuation.
-NON_TRAINING_FIELDS = ("out_dir", "cache_dir", "mirror", "distributed")
+NON_TRAINING_FIELDS = ("out_dir", "mirror")
 # Fields that name the data, whose content is compared.
 DATA_FIELDS = {"data_dir", "extra_dir"}
 # The source that decides what a network learns, except files that only report or write.
-SOURCE = ("train.py", "model.py", "metrics.py", "data.py", "dataset", "imaging", "training")
+SOURCE = (
+    "train.py",
+    "model.py",
+    "metrics.py",
+    "data.py",
+    "dataset",
+    "imaging",
+    "networks",
+    "training",
+)
 NOT_DECISIVE = {
     "dataset/download.py",
     "dataset/fingerprints.py",
@@ -71,12 +81,16 @@ def changed_fields(config: Any, then: dict[str, Any]) -> list[str]:
 # ---------------------------------------------------------------------------------------- source
 
 
-def source_hashes(root: Path = utils.ROOT) -> dict[str, str]:
+def source_hashes(root: Path = utils.ROOT, architecture: str = "") -> dict[str, str]:
     """Return a hash of each source file, by its path; comments and docstrings do not count.
 
-    The defaults in `train.Config` do not count either: they are settings.
+    architecture: its file counts, too, if it is the user's own. The defaults in `train.Config` do
+    not count: they are settings.
     """
     hashes = {}
+    if is_own(architecture):
+        code = find_code(architecture)
+        hashes[code.name] = hashlib.sha256(code.read_bytes()).hexdigest()[:16]
     for path in _source_files(root):
         name = path.relative_to(root).as_posix()
         content = path.read_bytes()
@@ -109,11 +123,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def changed_source(then: dict[str, str]) -> list[str]:
+def changed_source(then: dict[str, str], now: dict[str, str]) -> list[str]:
     """Name the source files that differ from those of the run; none if the run is an older one."""
     if not then:
         return []
-    now = source_hashes()
     return [name for name in now | then if now.get(name) != then.get(name)]
 
 

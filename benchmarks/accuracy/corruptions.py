@@ -12,7 +12,8 @@ from functools import partial
 import cv2
 import numpy as np
 
-from imaging import grid, preprocess
+from imaging import preprocess
+from imaging.grid import resize
 
 Corrupted = tuple[np.ndarray, np.ndarray]
 Rng = np.random.Generator
@@ -41,7 +42,7 @@ def coarsen(image: np.ndarray, ids: np.ndarray, rng: Rng) -> Corrupted:
     """Shrink to a thumbnail of 96 pixels and enlarge it again."""
     scale = 96 / max(image.shape)
     size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
-    return grid.resize(grid.resize(image, size), image.shape), ids
+    return resize(resize(image, size), image.shape), ids
 
 
 def compress(image: np.ndarray, ids: np.ndarray, rng: Rng) -> Corrupted:
@@ -105,7 +106,7 @@ def narrow(image: np.ndarray, ids: np.ndarray, rng: Rng) -> Corrupted:
     """Shrink to 80 % of the width: pixels that are not square, or a slim patient."""
     height, width = image.shape[0], round(0.8 * image.shape[1])
     ids = cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST)
-    return grid.resize(image, (height, width)), ids
+    return resize(image, (height, width)), ids
 
 
 def add_markers(image: np.ndarray, ids: np.ndarray, rng: Rng) -> Corrupted:

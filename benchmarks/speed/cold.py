@@ -19,18 +19,18 @@ def cold(
     flags: str = "",
     torch_flags: str = "",
     rounds: int = 3,
-    cache_dir: str = "files/cache",
 ) -> None:
     """Measure a whole training of fold 0 of 5, and its test Dice.
+
+    The first run fills the cache of decoded images, UNET_CACHE.
 
     Args:
         data_dir: the data set
         flags: of train.py, as in --flags="--epochs 40"
         torch_flags: of benchmarks.pytorch_unet; those of train.py by default
         rounds: how often each is run
-        cache_dir: of the decoded images, which the first run fills
     """
-    common = ["--data-dir", data_dir, "--folds", "5", "--fold", "0", "--cache-dir", cache_dir]
+    common = ["--data-dir", data_dir, "--folds", "5", "--fold", "0"]
     keras_flags = [*common, *shlex.split(flags)]
     pytorch_flags = [*common, *shlex.split(torch_flags or flags)]
     run_keras([*keras_flags, "--epochs", "2"])  # fills the cache, and the disk's

@@ -1,5 +1,6 @@
 """Measure the peak memory of a training on a large data set."""
 
+import os
 import resource
 import subprocess
 import tempfile
@@ -40,12 +41,12 @@ def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> None:
         folder = Path(name)
         make_images(folder / "data", count)
         flags = ["--data-dir", f"{name}/data", "--out-dir", f"{name}/run"]
-        flags += ["--cache-dir", f"{name}/cache"]
         flags += f"--image-size {SIZE} --filters 2 --depth 2 --epochs 1".split()
         # Not run_script: the user wants to see what takes so long.
         # Half of the free memory is used.
         command = python_command("-c", SCRIPT, str(2 * memory_gb * 2**30), *flags)
-        done = subprocess.run(command, cwd=utils.ROOT, check=False)
+        environment = os.environ | {"UNET_CACHE": f"{name}/cache"}
+        done = subprocess.run(command, cwd=utils.ROOT, check=False, env=environment)
         if done.returncode:
             raise UserError("the training failed; its message is above")
         decoded = sum(path.stat().st_size for path in (folder / "cache").iterdir()) / 2**30

@@ -53,7 +53,7 @@ def epoch_rows(folder: Path, size: int, rounds: int) -> list[dict]:
     config = train.Config(image_size=size)
     pairs = data.find_pairs(folder)[0]
     dataset, _ = loading.load_pairs(pairs, Preprocessing(CLASSES, Sampler((size, size))))
-    examples = dataset.examples(range(len(pairs)))
+    examples = dataset.cover(range(len(pairs)))
     count = len(examples)
     batches = Batches(dataset, examples, config.batch_size, config.augmentation)
     model = training_model(config)
@@ -99,9 +99,9 @@ def decode_seconds(pairs: list[Pair]) -> float:
 
 def load_seconds(pairs: list[Pair], cache_dir: Path | str) -> float:
     """Time the loading of a data set as a training does it."""
-    sampler = Sampler(utils.parse_size(train.Config.image_size))
+    size = utils.parse_size(train.Config.image_size)
     start = time.perf_counter()
-    loading.load_pairs(pairs, Preprocessing(CLASSES, sampler), cache_dir)
+    loading.load_pairs(pairs, Preprocessing(CLASSES, Sampler(size)), cache_dir)
     return time.perf_counter() - start
 
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from benchmarks.scripts import python_command
 from benchmarks.table import make_row, write_rows
 from dataset.phantoms import draw_phantom
-from imaging import formats, grid
+from imaging import formats
+from imaging.grid import resize
 from inference.exported_model import load_exported
 from utils import UserError
 
@@ -35,7 +36,7 @@ def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: flo
         seconds: of each measurement with several clients
     """
     picture = draw_phantom(np.random.default_rng(0))[0]
-    content = cv2.imencode(".png", grid.resize(picture, (SIZE, SIZE)))[1].tobytes()
+    content = cv2.imencode(".png", resize(picture, (SIZE, SIZE)))[1].tobytes()
     rows = [latency_row(model, content, repeats)]
     for clients in CLIENTS:
         rows += load_rows(model, content, clients, seconds)

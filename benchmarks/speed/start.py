@@ -11,7 +11,8 @@ from benchmarks.scripts import run_script
 from benchmarks.table import make_row, write_rows
 from benchmarks.timing import run_interleaved
 from dataset.phantoms import draw_phantom
-from imaging import grid, pictures
+from imaging import pictures
+from imaging.grid import resize
 from inference.models import BUNDLED_MODEL
 
 SIZE = 512  # pixels of the image
@@ -26,7 +27,7 @@ def start(*, rounds: int = 7) -> None:
     with tempfile.TemporaryDirectory() as name:
         image = Path(name) / "one.png"
         picture = draw_phantom(np.random.default_rng(0))[0]
-        pictures.write_picture(image, grid.resize(picture, (SIZE, SIZE)))
+        pictures.write_picture(image, resize(picture, (SIZE, SIZE)))
         one_image = ["--model", str(utils.ROOT / BUNDLED_MODEL), "--input", str(image)]
         one_image += ["--output", f"{name}/out"]
         commands = {

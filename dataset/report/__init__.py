@@ -1,37 +1,27 @@
-"""Describe a data set before the training: lines of text, and the hyperparameters that follow.
+"""Describe a data set before the training: lines of text, and the command that trains on it.
 
-`python data.py check DIR` prints them; report_page.py makes its page. That hyperparameters follow
-from a data set's fingerprint is the idea of nnU-Net (Isensee et al. 2021).
+`python data.py check DIR` prints them; report_page.py makes its page. fingerprint.py measures the
+masks, plan.py proposes hyperparameters, consequences.py says what the data ask for.
 """
 
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dataset.cache import Dataset
 from dataset.layouts import Pair
+from dataset.report.fingerprint import Fingerprint, resampled_ceiling
+from dataset.report.plan import Proposal, ceiling_sizes, floor_dice, working_spacing
+from imaging.labels import Classes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MIN_OBJECT_PIXELS = 12  # size of the smallest objects in the network's input
-SIZES = (128, 512)  # pixels; the least and the most that is proposed
-SIZE_STEP = 32  # so that the image can be halved five times
-HOUNSFIELD_BELOW = -200  # only CT has grey levels below: air is -1000
-RARE = 0.002  # share of the pixels
-REASONS = {
-    "image_size": f"nine of ten objects measure {MIN_OBJECT_PIXELS} pixels or more at this size",
-    "channels": "most images are grey (1), in colour (3) or have as many channels",
-    "batch_size": "less for larger images, to stay within a few GB",
-    "window": "CT, as grey levels are negative: the objects' range and a margin on both sides",
-    "loss": "the objects are less than 0.2 % of the pixels: missed pixels count more",
-}
-
-
-# ----------------------------------------------------------------------------------- description
+MAX_CHANNELS = 8  # whose grey levels are told
 
 
 def describe(pairs: Sequence[Pair], dataset: Dataset, names: Sequence[str]) -> list[str]:
@@ -48,6 +38,7 @@ def describe(pairs: Sequence[Pair], dataset: Dataset, names: Sequence[str]) -> l
             lines.append(_line(column, _most_common(counts, 6)))
     said = {1: "no, so 1", 3: "yes, so 3"}.get(dataset.channels, f"{dataset.channels} channels")
     lines.append(_line("colour", f"{said} to train with (--channels)"))
+    lines += _describe_levels(info)
     for name in names:
         share = info[f"share: {name}"]
         empty = f"empty in {(share == 0).sum()} of {len(share)} masks"
@@ -59,6 +50,54 @@ def describe(pairs: Sequence[Pair], dataset: Dataset, names: Sequence[str]) -> l
     return lines + _odd_files(info)
 
 
+def describe_objects(fingerprint: Fingerprint, ceilings: dict[str, np.ndarray]) -> list[str]:
+    """Describe the objects in lines of text: number, size, thickness, and ceilings.
+
+    ceilings: the Dice (K,) that masks keep when they are scaled to each size and back.
+    """
+    lines = []
+    for class_id, name in enumerate(fingerprint.names, 1):
+        diameters = fingerprint.diameters(class_id)
+        if not len(diameters):
+            continue
+        small, usual = np.quantile(diameters, (0.1, 0.5))
+        count = len(diameters) / fingerprint.slices(class_id)
+        text = f"{count:.3g} a slice, {usual:.0f} pixels across (median), one in ten below"
+        lines.append(_line("objects", f"{name}: {text} {small:.0f}"))
+        half, tenth = (fingerprint.width(class_id, share) for share in (0.5, 0.1))
+        if np.isfinite(half):
+            text = f"half of it is thinner than {half:.0f} pixels, a tenth than {tenth:.0f}"
+            lines.append(_line("thickness", f"{name}: {text}"))
+        found = [f"{floor_dice(dice[class_id - 1])} at {size}" for size, dice in ceilings.items()]
+        lines.append(_line("ceiling", f"{name}: Dice {', '.join(found)} (scaled there and back)"))
+    return lines
+
+
+def measure_ceilings(
+    pairs: Sequence[Pair],
+    info: "pd.DataFrame",
+    fingerprint: Fingerprint,
+    proposals: Sequence[Proposal],
+    classes: Classes,
+) -> dict[str, np.ndarray]:
+    """Give each class's ceiling (K,) at the size that is proposed, and at the next smaller one."""
+    fields = {name for name, _, _ in proposals}
+    ceilings = {}
+    if "patch_size" in fields:
+        ceilings["their own resolution"] = np.ones(len(classes.names))
+    if spacing := working_spacing(info, proposals):
+        name = " x ".join(f"{one:.3g}" for one in spacing) + " mm"
+        ceilings = {name: resampled_ceiling(pairs, info, classes, spacing)}
+    for size in ceiling_sizes(proposals):
+        ceilings[f"{size} pixels"] = fingerprint.ceiling(size)
+    return ceilings if fingerprint.pairs else {}
+
+
+def describe_proposals(proposals: Sequence[Proposal]) -> list[str]:
+    """List the proposed hyperparameters with their reasons."""
+    return [_line("proposed", f"{name} {value}: {reason}") for name, value, reason in proposals]
+
+
 def _line(title: str, text: Any) -> str:
     return f"{title:10} {text}"
 
@@ -67,6 +106,22 @@ def _most_common(counts: Counter, most: int) -> str:
     """List the most common values with their counts."""
     shown = ", ".join(f"{value} ({count})" for value, count in counts.most_common(most))
     return shown + (f", … {len(counts)} kinds" if len(counts) > most else "")
+
+
+def _describe_levels(info: "pd.DataFrame") -> list[str]:
+    """Give the grey levels of each channel, medians of the files, where there are several."""
+    channels = info["channels"].mode().iloc[0]
+    alike = info[info["channels"] == channels]
+    if not 1 < channels <= MAX_CHANNELS:
+        return []
+    found = []
+    for channel in range(channels):
+        levels = alike["quantiles"]
+        if channel:
+            levels = alike["more_quantiles"].str[channel - 1]
+        low, middle, high = np.median(np.array(levels.tolist())[:, [1, 10, 19]], axis=0)
+        found.append(f"{low:.4g} … {middle:.4g} … {high:.4g}")
+    return [_line("levels", f"{'; '.join(found)} (5, 50 and 95 % of each channel's pixels)")]
 
 
 def _odd_files(info: "pd.DataFrame") -> list[str]:
@@ -83,57 +138,20 @@ def _odd_files(info: "pd.DataFrame") -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------------------- hyperparameters
+def train_command(fields: dict[str, Any], report: Path | None = None) -> str:
+    """Write the command that trains with these fields of `train.Config`.
 
-
-def suggest(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
-    """Propose fields of `train.Config`; the reasons are in REASONS. Nothing for no images."""
-    info = dataset.info
-    if not len(info):
-        return {}
-    size = _suggest_size(info, names)
-    batch_size = int(np.clip(4 * (8 * 128**2 // size**2), 2, 8))
-    chosen = {"image_size": size, "channels": dataset.channels, "batch_size": batch_size}
-    if window := _suggest_window(dataset):
-        chosen["window"] = window
-    shares = info[[f"share: {name}" for name in names]].to_numpy()
-    if shares.any() and np.median(shares[shares > 0]) < RARE:
-        chosen["loss"] = "tversky"
-    return chosen
-
-
-def _suggest_size(info: "pd.DataFrame", names: Sequence[str]) -> int:
-    """Choose the image size at which nine of ten objects are large enough."""
-    extents = info[[f"extent: {name}" for name in names]].to_numpy()
-    small = np.quantile(extents[extents > 0], 0.1) if extents.any() else 1.0
-    sides = [max(map(int, size.split("x"))) for size in info["size"]]
-    largest = np.clip(np.median(sides), *SIZES)
-    size = int(np.clip(MIN_OBJECT_PIXELS / small, SIZES[0], largest))
-    return SIZE_STEP * -(-size // SIZE_STEP)  # rounded up
-
-
-def _suggest_window(dataset: Dataset) -> str:
-    """Choose the grey levels of CT that hold the objects, with a margin; "" for other images."""
-    info = dataset.info
-    objects = np.concatenate([np.ravel(levels) for levels in info["object"]])
-    lowest = min(levels[0] for levels in info["quantiles"])
-    if not len(objects) or lowest >= HOUNSFIELD_BELOW or dataset.channels == 3:
-        return ""
-    low, high = np.percentile(objects, (0.5, 99.5))
-    margin = max(50.0, 0.25 * (high - low))
-    return f"{(low + high) / 2:.0f},{high - low + 2 * margin:.0f}"
-
-
-def train_command(fields: dict[str, Any]) -> str:
-    """Write the command that trains with these fields of `train.Config`."""
-    words = ["python", "train.py"]
+    report: the file that holds them; the shorter one of both commands is given.
+    """
+    words = []
     for name, value in fields.items():
-        is_default = name == "channels" or (name, value) == ("classes", "foreground")
-        is_default |= value is False or value == ""
-        if not is_default:  # train.py looks at the images for the number of channels
-            flag = f"--{name.replace('_', '-')}"
-            # A value such as -600,1500 would be read as a flag if it stood alone.
-            words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
-            if value is True:
-                words.pop()
-    return shlex.join([*words, "--out-dir", "files/mine"])
+        if value is False or value == "" or (name, value) == ("classes", "foreground"):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        # A value such as -600,1500 would be read as a flag if it stood alone.
+        words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+        if value is True:
+            words.pop()
+    if report and len(shlex.join(words)) > len(f"--from-report {report}"):
+        words = ["--from-report", str(report)]
+    return shlex.join(["python", "train.py", *words, "--out-dir", "files/mine"])

@@ -12,8 +12,9 @@ import numpy as np
 from dataset.cache import Dataset
 from dataset.layouts import Pair
 from dataset.loading import Preprocessing
-from dataset.report import REASONS, charts, thumbnails, train_command
+from dataset.report import charts, thumbnails, train_command
 from dataset.report.oddities import find_oddities
+from dataset.report.plan import Proposal
 from dataset.report.report_charts import draw_charts
 from dataset.report.thumbnails import Thumbnail
 from imaging.plots import COLOURS
@@ -36,13 +37,16 @@ def write_report(
     preprocessing: Preprocessing,
     lines: Sequence[str],
     problems: Sequence[str],
-    fields: dict[str, Any],
+    given: dict[str, Any],
+    proposals: Sequence[Proposal],
 ) -> Path:
     """Write report.html and report.json into `folder`; return the page.
 
     lines: what `check` prints; notes and warnings are shown above the others.
-    fields: of `train.Config`: data_dir, classes, and what `suggest` proposes.
+    given: fields of `train.Config` that say which data these are: data_dir, classes …
+    proposals: further fields, with their reasons.
     """
+    fields = given | {name: value for name, value, _ in proposals}
     names, info = preprocessing.classes.names, dataset.info
     title = html.escape(f"Check of {fields['data_dir']}")
     notes, facts = split_notes(lines)
@@ -50,7 +54,7 @@ def write_report(
         f"<h1>{title}</h1>",
         _problems(problems),
         _list("What you should know", notes, "note"),
-        _command(fields, bool(problems)),
+        _command(train_command(fields, folder / "report.json"), proposals, bool(problems)),
         f"<h2>What was found</h2><pre>{html.escape(chr(10).join(facts))}</pre>",
     ]
     if pairs:
@@ -116,17 +120,16 @@ def _list(title: str, lines: Sequence[str], kind: str) -> str:
     return f'<section class="{kind}"><h2>{title}</h2><ul>{"".join(shown)}</ul>{folded}</section>'
 
 
-def _command(fields: dict[str, Any], is_blocked: bool) -> str:
+def _command(command: str, proposals: Sequence[Proposal], is_blocked: bool) -> str:
     """Show the command to copy, and why it has these hyperparameters."""
     rows = ""
-    for name, reason in REASONS.items():
-        if name in fields:
-            value = html.escape(str(fields[name]))
-            rows += f"<tr><th scope=row>{name}<td>{value}<td>{reason}"
+    for name, value, reason in proposals:
+        why = html.escape(reason)
+        rows += f"<tr><th scope=row>{name}<td>{html.escape(str(value))}<td>{why}"
     when = "Then train with" if is_blocked else "Next: train with"
     return (
-        f"<h2>{when}</h2><p>A click selects the whole line.</p>"
-        f'<pre class="command">{html.escape(train_command(fields))}</pre>'
+        f"<h2>{when}</h2><p>A click selects the whole line. Further flags win over it.</p>"
+        f'<pre class="command">{html.escape(command)}</pre>'
         f"<table><tr><th>setting<th>proposed<th>why{rows}</table>"
     )
 

@@ -97,18 +97,24 @@ def read_series(files: Sequence[Path], max_bytes: int) -> Scan:
     order = sort_slices(headers)
     files, headers = [files[i] for i in order], [headers[i] for i in order]
     check_declared_bytes(max_bytes, sum(map(dicom_file.declared_bytes, headers)))
-    slices = []
-    for file, header in zip(files, headers, strict=True):
+    slices, pixels = [], None
+    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
         with name_in_errors(file.name):
-            slices.append(dicom.decode_header(header, headers[0]))
-    return _join(slices, [file.name for file in files])
+            one = dicom.decode_header(header, headers[0])
+        if pixels is None:
+            pixels = np.empty((len(files), *one.pixels.shape[1:]), one.pixels.dtype)
+        if one.pixels.shape[1:] != pixels.shape[1:] or len(one.pixels) > 1:
+            raise UserError("the files of the series have different numbers of frames or colours")
+        pixels = pixels.astype(np.promote_types(pixels.dtype, one.pixels.dtype), copy=False)
+        pixels[number] = one.pixels[0]
+        # The slices are not held twice.
+        slices.append(replace(one, pixels=one.pixels[:0].copy()))
+    return _join(slices, pixels, [file.name for file in files])
 
 
-def _join(slices: Sequence[Scan], names: Sequence[str]) -> Scan:
-    """Make one volume of sorted slices."""
+def _join(slices: Sequence[Scan], pixels: np.ndarray, names: Sequence[str]) -> Scan:
+    """Make one volume of sorted slices, whose pixels are (S, H, W, C)."""
     first = slices[0]
-    if any(one.pixels.shape != first.pixels.shape for one in slices):
-        raise UserError("the files of the series have different numbers of frames or colours")
     headers = tuple(one.header[0] for one in slices)
     positions = positions_mm(headers) or []
     step_mm, spacing = usual_step_mm(positions), first.spacing_mm
@@ -116,7 +122,6 @@ def _join(slices: Sequence[Scan], names: Sequence[str]) -> Scan:
         spacing = (step_mm, *spacing[1:])
     # Each note once.
     notes = dict.fromkeys(note for one in slices for note in one.notes)
-    pixels = np.concatenate([one.pixels for one in slices])
     fill_empty_slices(pixels)
     return replace(
         first,

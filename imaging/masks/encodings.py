@@ -21,7 +21,7 @@ from imaging.masks.mask_colours import (
     only_colour,
 )
 from imaging.masks.soft_masks import GREY_TOLERANCE, cut_soft_edges
-from imaging.preprocess import prepare_mask, prepare_planes
+from imaging.preprocess import prepare_mask, prepare_plane
 from imaging.scan import Scan
 from utils import UserError
 
@@ -53,7 +53,7 @@ class Truth:
         shares = prepare_mask(self.mask, grid, len(classes.names))
         if self.ignored is None:
             return shares
-        return np.concatenate([shares, prepare_planes([self.ignored], grid)], axis=-1)
+        return np.concatenate([shares, prepare_plane(self.ignored, grid)[..., None]], axis=-1)
 
 
 class Decoded(NamedTuple):

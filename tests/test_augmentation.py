@@ -1,0 +1,189 @@
+"""Images and volumes are augmented from one description."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from dataset.augmentation import AMOUNTS, basic_steps, build_augmentation, own_transforms
+from imaging.labels import Classes
+from utils import UserError
+
+A = pytest.importorskip("albumentations")
+
+SIZE = (24, 40, 32)
+
+
+def ball(centre, radius, size=SIZE):
+    """A ball with a soft border: float (D, H, W) in [0, 1]."""
+    place = np.stack(np.mgrid[tuple(slice(side) for side in size)], axis=-1)
+    return 1 / (1 + np.exp(2 * (np.linalg.norm(place - centre, axis=-1) - radius)))
+
+
+def phantom(count):
+    """Balls in a volume: image (D, H, W, count), a ball bright in each channel, and its masks."""
+    centres = np.random.default_rng(0).uniform(0.4, 0.6, (count, 3)) * SIZE
+    balls = np.stack([ball(centre, 7) for centre in centres], axis=-1)
+    return np.uint8(40 + 160 * balls), np.uint8(255 * balls)
+
+
+# Mean grey levels of the first seeds, as they were before volumes were augmented.
+EARLIER = {
+    ("mild", "lung"): [28.1, 10.4, 32.4, 53.0, 3.3, 18.2],
+    ("mild", "left,right"): [35.6, 12.0, 41.3, 64.0, 4.1, 26.8],
+    ("mild", "left"): [49.0, 28.8, 87.4, 24.4, 71.2, 39.6],
+    ("strong", "lung"): [40.2, 230.7, 53.1, 18.0, 55.3, 135.8],
+    ("free", "lung"): [20.3, 3.8, 26.2, 37.8, 1.6, 17.5],
+    ("free", "a,b,c,d,e,f"): [32.8, 8.0, 45.3, 55.5, 3.4, 36.1],
+}
+
+
+@pytest.mark.parametrize(("strength", "names"), EARLIER)
+def test_images_are_augmented_as_before(strength, names):
+    y, x = np.mgrid[:64, :96].astype(np.float32)
+    classes = Classes(names)
+    channels = {1: 1, 2: 3, 6: 6}[len(classes.names)]
+    discs = [255 / (1 + np.exp(np.hypot(x - 30 - 8 * i, y - 28) - 14)) for i in range(6)]
+    grey = 40 + 0.4 * discs[0] + 20 * np.sin(x / 9) * np.cos(y / 7)
+    image = np.uint8(np.stack([grey + 10 * i for i in range(channels)], axis=-1))
+    masks = np.uint8(np.stack(discs[: len(classes.names)], axis=-1))
+    augment = build_augmentation(classes, strength)
+    found = [augment(image, masks, seed)[0].mean() for seed in range(6)]
+    np.testing.assert_allclose(found, EARLIER[strength, names], atol=0.3)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("isotropic", [False, True])
+@pytest.mark.parametrize("strength", AMOUNTS)
+def test_masks_follow_a_volume_of_many_channels(strength, isotropic, patches):
+    image, masks = phantom(6)
+    augment = build_augmentation(Classes("a,b,c,d,e,f"), strength, 3, isotropic, patches)
+    moved = 0
+    for seed in range(12):
+        found, where = augment(image, masks, seed)
+        assert found.shape == image.shape and where.shape == masks.shape
+        assert found.dtype == where.dtype == np.uint8
+        for channel in range(6):
+            bright = ndimage.uniform_filter(found[..., channel].astype(float), 3)
+            inside, outside = where[..., channel] > 200, where[..., channel] < 50
+            middle = (bright[inside].mean() + bright[outside].mean()) / 2
+            right = np.mean(bright[inside] > middle), np.mean(bright[outside] < middle)
+            assert min(right) > 0.9, (seed, channel, right)
+        moved += np.mean(np.abs(where.astype(int) - masks) > 99) > 0.003
+    assert moved > 5
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_a_mirrored_left_side_becomes_a_right_one(isotropic):
+    left, right = (ball((12, 20, x), 6) for x in (23, 8))
+    image = np.uint8(30 + 60 * left + 180 * right)[..., None]
+    masks = np.uint8(255 * np.stack([left, right], axis=-1))
+    augment = build_augmentation(Classes("left,right"), "mild", 3, isotropic)
+    mirrored = 0
+    for seed in range(24):
+        found, where = augment(image, masks, seed)
+        places = [np.argwhere(where[..., k] > 127)[:, 2].mean() for k in range(2)]
+        assert places[0] > places[1]
+        mirrored += found[..., 16:, 0].mean() > found[..., :16, 0].mean()
+    assert 6 < mirrored < 18
+
+
+def edges_seen(strength, classes):
+    """Say along which axes (depth, height, width) a volume gets mirrored."""
+    gradient = np.stack(np.mgrid[tuple(slice(side) for side in SIZE)], axis=-1) * 5
+    volume = np.uint8(gradient)
+    augment = build_augmentation(Classes(classes), strength, 3, patches=True)
+    seen = set()
+    for seed in range(24):
+        changed, _ = augment(volume, np.zeros((*SIZE, len(Classes(classes).names)), np.uint8), seed)
+        for axis, side in enumerate(SIZE):
+            first, last = (np.take(changed[..., axis], i, axis).mean() for i in (0, side - 1))
+            if last < first:
+                seen.add(axis)
+    return seen
+
+
+def test_free_volumes_without_sides_are_mirrored_along_each_axis():
+    assert 0 in edges_seen("free", "tumour")
+    assert 0 not in edges_seen("free", "left,right")
+    assert edges_seen("mild", "tumour") == {2}
+    assert edges_seen("mild", "left") == set()
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_result_follows_from_the_seed_alone(dimensions):
+    image, masks = (array[12] if dimensions == 2 else array for array in phantom(2))
+    augment = build_augmentation(Classes("a,b"), "free", dimensions, isotropic=True)
+    before = image.copy()
+    first = [augment(image, masks, seed) for seed in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        again = list(pool.map(lambda seed: augment(image, masks, seed), reversed(range(6))))
+    for one, other in zip(first, reversed(again), strict=True):
+        for part, same in zip(one, other, strict=True):
+            np.testing.assert_array_equal(part, same)
+    assert len({found.tobytes() for found, _ in first}) == 6
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_every_step_changes_images_and_volumes(number):
+    _, noise, _ = own_transforms(Classes("a"))
+    step = basic_steps(AMOUNTS["free"], noise, cv2.BORDER_CONSTANT)[number]
+    image, masks = phantom(1)
+    pipeline = A.Compose([step], seed=1, mask_interpolation=cv2.INTER_LINEAR)
+    changed = pipeline(images=image, masks=masks)
+    while np.array_equal(changed["images"], image):  # each step has its probability
+        changed = pipeline(images=image, masks=masks)
+    same = np.array_equal(changed["masks"], masks)
+    assert same == (number > 1), "the first two steps move things"
+    step.p, found = 1, image[12]
+    while np.array_equal(found, image[12]):
+        found = pipeline(image=image[12], mask=masks[12])["image"]
+
+
+def test_each_slice_has_noise_of_its_own():
+    _, noise, _ = own_transforms(Classes("a"))
+    flat = np.full((*SIZE, 2), 128, np.uint8)
+    found = A.Compose([noise((0.05, 0.05), p=1)])(images=flat)["images"].astype(float) - 128
+    assert 11 < found.std() < 14
+    assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("strength", ["mild", "free", "strong"])
+def test_a_reflection_comes_into_patches_and_black_into_whole_images(strength, dimensions):
+    if (strength, dimensions) == ("strong", 3):
+        return
+    full = np.full((*SIZE, 1), 255, np.uint8)
+    full = full[0] if dimensions == 2 else full
+    least = {}
+    for patches in (False, True):
+        augment = build_augmentation(Classes("a"), strength, dimensions, patches=patches)
+        least[patches] = min(augment(full, full, seed)[1].min() for seed in range(12))
+    assert least == {False: 0, True: 255}
+
+
+def test_cubes_are_turned_about_every_axis():
+    top = np.zeros((*SIZE, 1), np.uint8)
+    top[:12] = 255
+    changed = {}
+    for isotropic in (False, True):
+        augment = build_augmentation(Classes("left"), "free", 3, isotropic, patches=True)
+        found = [augment(top, top, seed)[1] for seed in range(12)]
+        changed[isotropic] = [np.abs(one.astype(int) - top).mean() > 5 for one in found]
+    assert not any(changed[False])
+    assert 4 <= sum(changed[True]) <= 11
+
+
+def test_strengths_that_are_not_for_volumes_or_change_nothing():
+    with pytest.raises(UserError, match="expected none, mild or free for volumes"):
+        build_augmentation(Classes("a"), "strong", 3)
+    image, masks = phantom(1)
+    for augment in (
+        build_augmentation(Classes("a"), "none", 3),
+        build_augmentation(Classes("a"), "none"),
+    ):
+        for part, same in zip(augment(image, masks, 1), (image, masks), strict=True):
+            np.testing.assert_array_equal(part, same)

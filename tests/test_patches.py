@@ -1,0 +1,239 @@
+"""Training on patches: how they are drawn, kept in the cache, and trained on in 2-D and 3-D."""
+
+import dataclasses
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+import data
+import predict
+import train
+import utils
+from dataset import loading
+from dataset.batches import Batches
+from dataset.cache import MAX_PLACES, Case, Dataset, find_places
+from dataset.frame import detect_frame
+from dataset.loading import Preprocessing
+from imaging import formats, pictures
+from imaging.labels import Classes
+from inference.sampler import Sampler
+from training.sampling import make_sampler
+from utils import UserError
+
+
+def make_case(shape, where, classes=1):
+    """A case of zeros whose class 1 is in one box; each voxel of the image is its own number."""
+    image = np.arange(np.prod(shape), dtype=np.uint32).astype(np.uint8).reshape(*shape, 1)
+    masks = np.zeros((*shape, classes), np.uint8)
+    masks[(*where, 0)] = 255
+    return Case(image, masks, find_places(masks))
+
+
+def make_dataset(cases, sampler, classes="x"):
+    return Dataset(cases, sampler, 1, Classes(classes), pd.DataFrame())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "shape"),
+    [
+        (Sampler((16, 16), patches=True), (1, 200, 150)),
+        (Sampler((16, 16), patches=True), (9, 60, 70)),
+        (Sampler((4, 16, 16), patches=True), (20, 60, 70)),
+    ],
+)
+def test_a_third_of_the_patches_show_the_object(sampler, shape):
+    """By chance hardly any would: the object is 2 x 2 pixels in one slice."""
+    where = (slice(0, 1), slice(30, 32), slice(40, 42))
+    dataset = make_dataset([make_case(shape, where)], sampler)
+    rng = np.random.default_rng(0)
+    [example] = dataset.examples([0])
+    drawn = np.array([dataset.draw(example, rng) for _ in range(600)])
+    shown = dataset.take(drawn)[1].any(axis=tuple(range(1, sampler.dimensions + 2)))
+    assert 0.28 < shown.mean() < 0.42
+    assert (drawn[:, 1:] >= 0).all()
+    assert (drawn[:, 1:] + sampler.window <= shape).all()
+    assert len(np.unique(drawn[:, 2])) > 20
+
+
+def test_the_rare_class_is_shown_as_often():
+    case = make_case((1, 200, 200), (slice(0, 1), slice(0, 100), slice(0, 200)), classes=2)
+    case.masks[0, 150, 150, 1] = 255
+    case = case._replace(places=find_places(case.masks))
+    dataset = make_dataset([case], Sampler((16, 16), patches=True), "a,b")
+    rng = np.random.default_rng(0)
+    drawn = np.array([dataset.draw(dataset.examples([0])[0], rng) for _ in range(600)])
+    rare = dataset.take(drawn)[1][..., 1].any((1, 2)).mean()
+    assert rare == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_places_are_pixels_of_the_class():
+    masks = np.zeros((2, 50, 60, 2), np.uint8)
+    masks[1, 10:40, 20:50, 0] = 255
+    places = find_places(masks)
+    assert places.shape == (2, MAX_PLACES) and (places[1] == -1).all()
+    assert masks[..., 0].ravel()[places[0]].all() and len(set(places[0])) == MAX_PLACES
+
+
+def test_a_case_smaller_than_a_patch_lies_in_its_middle():
+    case = make_case((3, 10, 12), (slice(1, 2), slice(5, 6), slice(5, 6)))
+    dataset = make_dataset([case], Sampler((8, 16, 16), patches=True))
+    [example] = dataset.examples([0])
+    drawn = dataset.draw(example, np.random.default_rng(0))
+    image, mask = (array[0] for array in dataset.take([drawn]))
+    np.testing.assert_array_equal(image[2:5, 3:13, 2:14], case.image)
+    assert mask.sum() == 255 and mask[3, 8, 7] == 255
+    np.testing.assert_array_equal(drawn, dataset.cover([0])[0])
+
+
+def test_validation_windows_cover_a_case_once():
+    dataset = make_dataset([make_case((1, 50, 33), ())] * 2, Sampler((16, 16), patches=True))
+    windows = dataset.cover([1])
+    assert len(windows) == 4 * 3 and set(windows[:, 0]) == {1}
+    covered = np.zeros((50, 33), int)
+    for _, _, y, x in windows:
+        covered[y : y + 16, x : x + 16] += 1
+    assert covered.min() == 1
+
+
+def test_patches_follow_from_seed_and_epoch_alone():
+    case = make_case((4, 60, 60), (slice(0, 1), slice(0, 9), slice(0, 9)))
+    dataset = make_dataset([case] * 3, Sampler((16, 16), patches=True))
+    one, two = (
+        Batches(dataset, dataset.examples(range(3)), 4, "mild", seed=3, at_least=10)
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(one[1][0], two[1][0])
+    assert not np.array_equal(one[0][0], one[1][0])
+
+
+# ----------------------------------------------------------------------------------------- cache
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Ten NIfTI volumes of several spacings with a ball of the same size in mm."""
+    folder = tmp_path / "volumes"
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(10):
+        rng = np.random.default_rng(i)
+        spacing = np.array([1.0, 1.0, 2.0]) if i % 5 else np.array([1.25, 1.0, 2.5])
+        shape = tuple(np.round(np.array([44, 48, 40]) / spacing).astype(int))
+        middle = np.array(shape) * rng.uniform(0.4, 0.6, 3)
+        places = np.stack(np.mgrid[tuple(slice(side) for side in shape)], axis=-1)
+        ball = (((places - middle) * spacing) ** 2).sum(-1) < 12**2
+        image = (rng.normal(100, 20, shape) + 80 * ball).astype(np.float32)
+        affine = np.diag([*spacing, 1.0])
+        for kind, voxels in (("images", image), ("masks", ball.astype(np.uint8))):
+            path = folder / kind / f"v{i}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return folder
+
+
+def test_the_frame_is_what_most_volumes_have(volumes, discs):
+    frame = detect_frame(data.find_pairs(volumes)[0])
+    assert frame.spacing == (2.0, 1.0, 1.0) and frame.orientation == "SPL"
+    assert detect_frame(data.find_pairs(discs)[0]) == (None, "")
+
+
+def test_a_cache_of_patches_serves_every_patch_size(volumes, tmp_path, monkeypatch):
+    pairs, _ = data.find_pairs(volumes)
+    config = train.Config(data_dir=str(volumes), dimensions="3", patch_size="8,16,16", depth=2)
+    cases = {}
+    for size in ("8,16,16", "16,32,32"):
+        sampler = make_sampler(dataclasses.replace(config, patch_size=size), pairs)
+        preprocessing = Preprocessing(Classes("ball"), sampler)
+        dataset, problems = loading.load_pairs(pairs, preprocessing, tmp_path / "cache")
+        assert not problems
+        cases[size] = dataset.cases
+        monkeypatch.setattr(loading, "read_pair", None)  # nothing is decoded again
+    assert len(list((tmp_path / "cache").glob("*.cases"))) == 1
+    for one, other in zip(*cases.values(), strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+    # All at the median spacing: 40 mm in slices of 2 mm.
+    assert {case.image.shape[:3] for case in cases["8,16,16"]} == {(20, 48, 44)}
+    assert isinstance(cases["8,16,16"][0].image.base, np.ndarray)
+
+
+def test_what_a_sampler_cannot_be(volumes):
+    config = train.Config(data_dir=str(volumes))
+    for change, message in [
+        ({"dimensions": "3"}, "dimensions is 3 and patch_size is empty; expected --patch-size"),
+        ({"dimensions": "4"}, "dimensions is '4'; expected 2, 2.5, 3"),
+        ({"patch_size": "1,2,3"}, "patch_size is '1,2,3'; expected pixels such as 128, or height"),
+        ({"patch_size": "8,8", "dimensions": "3"}, "expected .* slices, rows and columns"),
+        ({"patch_size": "100"}, "image size 100 is not a multiple of 16"),
+        ({"spacing": "1"}, "spacing is '1'; expected none without --patch-size"),
+        ({"spacing": "0", "patch_size": "32"}, "spacing is '0'; expected mm"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            train.train(dataclasses.replace(config, **change))
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+def tiny(folder, tmp_path, **more):
+    return train.Config(
+        data_dir=str(folder),
+        out_dir=str(tmp_path / "run"),
+        filters=4,
+        depth=2,
+        epochs=6,
+        epoch_images=32,
+        batch_size=4,
+        **more,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_volumes_are_trained_and_predicted_in_three_dimensions(volumes, tmp_path):
+    train.train(tiny(volumes, tmp_path, dimensions="3", patch_size="16,32,32"))
+    metadata = utils.load_metadata(tmp_path / "run" / "model.h5")
+    assert metadata["sampler"] == {
+        "size": [16, 32, 32],
+        "patches": True,
+        "neighbours": 0,
+        "spacing": [2.0, 1.0, 1.0],
+        "orientation": "SPL",
+    }
+    table = predict.score_run(tmp_path / "run")
+    assert table.dice.min() > 0.8
+    config = predict.Config(
+        model=str(tmp_path / "run" / "model.h5"),
+        input=str(volumes / "images" / "v0.nii.gz"),
+        output=str(tmp_path / "out"),
+    )
+    predict.main(config)
+    found, image = (
+        nibabel.load(path)
+        for path in (tmp_path / "out" / "v0.nii.gz", volumes / "images" / "v0.nii.gz")
+    )
+    np.testing.assert_array_equal(found.affine, image.affine)
+    assert found.shape == image.shape
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_small_objects_in_large_images_are_found_by_patches(tmp_path):
+    for i in range(8):
+        rng = np.random.default_rng(i)
+        mask = np.zeros((320, 256), bool)
+        for y, x in rng.integers(6, 250, (12, 2)):
+            mask[y - 4 : y + 4, x - 4 : x + 4] = True
+        image = np.clip(rng.normal(80, 10, mask.shape) + 100 * mask, 0, 255).astype(np.uint8)
+        pictures.write_picture(tmp_path / "set" / "images" / f"{i}.png", image)
+        pictures.write_picture(tmp_path / "set" / "masks" / f"{i}.png", 255 * np.uint8(mask))
+    config = tiny(tmp_path / "set", tmp_path, patch_size="64")
+    log = train.train(config)
+    assert log.val_dice.max() > 0.8
+    table = predict.score_run(tmp_path / "run")
+    assert table.dice.mean() > 0.8
+    # The same command finds it finished; a stopped one goes on.
+    again = train.train(dataclasses.replace(config, epochs=7))
+    assert again.epoch.tolist() == list(range(1, 8))
+    scan = formats.read_scan(tmp_path / "set" / "images" / "0.png")
+    assert scan.pixels.shape[1:3] == (320, 256)
