@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imaging import formats, pictures, preprocess
+from imaging import formats, lazy, pictures, preprocess
 from imaging.grid import Grid
 from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
@@ -102,7 +102,7 @@ class ExportedModel:
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
         case = preprocess.prepare_scan(scan, grid, self.metadata["channels"], window)
-        windows = Windows(case, sampler)
+        windows = Windows(lazy.in_memory(case), sampler)
         if len(windows) > MAX_WINDOWS:
             raise ImageTooLargeError(f"{len(windows)} windows; expected at most {MAX_WINDOWS}")
         empty = replace(scan, pixels=scan.pixels[:0].copy(), padding=None, voi_curve=None)

@@ -11,6 +11,7 @@ import numpy as np
 from imaging import preprocess
 from imaging.grid import Grid
 from imaging.labels import Classes, mirrored_outputs
+from imaging.lazy import part_of
 from imaging.scan import Scan
 from inference import postprocess
 from inference.sampler import Sampler
@@ -101,7 +102,7 @@ def take_middle(
             start = (length - most) // 2
             chosen[axis] = slice(start, start + most)
     padding = None if scan.padding is None else scan.padding[tuple(chosen)]
-    return replace(scan, pixels=scan.pixels[tuple(chosen)], padding=padding)
+    return replace(scan, pixels=part_of(scan.pixels, tuple(chosen)), padding=padding)
 
 
 # ------------------------------------------------------------------------- running the network

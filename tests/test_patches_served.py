@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -196,6 +197,16 @@ def test_a_large_picture_is_answered_like_any_other(service, exported, sampler):
         "/v1/segment", content=png, headers={"Accept": "application/json"}
     ).json()
     assert shown["classes"][0]["area_pixels"] == expected.sum() and 0.5 < shown["confidence"] <= 1
+
+
+def test_a_picture_that_is_prepared_in_parts_can_be_sent_to_a_worker(exported, monkeypatch):
+    model, run = load_exported(exported / "export" / "unet.onnx", 1, "onnxruntime", "float32")
+    content = draw_volume(2).to_bytes()
+    prepared = model.read(content, max_slices=99)
+    monkeypatch.setattr("imaging.lazy.LARGE_SLICE", 100)
+    in_parts = pickle.loads(pickle.dumps(model.read(content, max_slices=99)))
+    assert np.array_equal(in_parts.windows.case, prepared.windows.case)
+    assert np.array_equal(model.predict(in_parts, run).ids, model.predict(prepared, run).ids)
 
 
 def test_tensors_have_the_networks_dimensions(service, exported, sampler):
