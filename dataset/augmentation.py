@@ -11,6 +11,7 @@ To add a step, put it into `basic_steps`, with its strengths in AMOUNTS. It must
 import os
 import random
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -164,7 +165,13 @@ def strong_steps(noise: Any, opacity: Any, border: int, patches: bool) -> list[A
     ]
 
 
-def make_pipeline(classes: Classes, strength: str, dimensions: int, patches: bool) -> Any:
+def make_pipeline(
+    classes: Classes,
+    strength: str,
+    dimensions: int,
+    patches: bool,
+    mirrored_axes: Sequence[int],
+) -> Any:
     """Make albumentations' pipeline; a volume is mirrored before."""
     # Without this its import asks the internet for a newer version.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -176,8 +183,10 @@ def make_pipeline(classes: Classes, strength: str, dimensions: int, patches: boo
         steps = strong_steps(noise, opacity, border, patches)
     else:
         steps = basic_steps(AMOUNTS[strength], noise, border)
-    if dimensions == 2:
-        steps.insert(0, mirror(p=0 if mirrored_planes(classes) is None else 0.5))
+    if dimensions == 2 and 1 in mirrored_axes:
+        steps.insert(0, A.VerticalFlip(p=0.5))
+    if dimensions == 2 and 2 in mirrored_axes:
+        steps.insert(0, mirror(p=0.5))
     return A.Compose(steps, mask_interpolation=cv2.INTER_LINEAR)
 
 
@@ -188,20 +197,24 @@ class Augmentation(threading.local):
     """
 
     def __init__(
-        self, classes: Classes, strength: str, dimensions: int, isotropic: bool, patches: bool
+        self,
+        classes: Classes,
+        strength: str,
+        dimensions: int,
+        isotropic: bool,
+        patches: bool,
+        mirrored_axes: Sequence[int],
     ) -> None:
         self.classes, self.strength, self.dimensions = classes, strength, dimensions
         self.isotropic, self.patches = isotropic, patches
-        self.order = mirrored_planes(classes)
-        self.mirrored_axes: tuple[int, ...] = ()  # of a volume
-        if self.order is not None:
-            sided = (self.order != np.arange(len(self.order))).any()
-            self.mirrored_axes = (0, 1, 2) if strength == "free" and not sided else (2,)
+        self.order, self.mirrored_axes = mirrored_planes(classes), mirrored_axes
 
     @cached_property
     def pipeline(self) -> Any:
         """This thread's pipeline."""
-        return make_pipeline(self.classes, self.strength, self.dimensions, self.patches)
+        return make_pipeline(
+            self.classes, self.strength, self.dimensions, self.patches, self.mirrored_axes
+        )
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray, seed: int
@@ -232,6 +245,7 @@ def build_augmentation(
     dimensions: int = 2,
     isotropic: bool = False,
     patches: bool = False,
+    mirrored_axes: Sequence[int] = (2,),
 ) -> Augmentation:
     """Build `augment(image, masks, seed)` → (image, masks), uint8, for any number of channels.
 
@@ -248,6 +262,7 @@ def build_augmentation(
     isotropic: a volume's voxels are cubes, or nearly; it is turned about any axis, not only about
         that across its slices.
     patches: the images are pieces of larger ones, so a reflection comes in from outside, not black.
+    mirrored_axes: 0 slices, 1 rows, 2 columns; the last never if a class has one side only.
 
     Raises UserError for a strength that is not for volumes.
     """
@@ -256,4 +271,6 @@ def build_augmentation(
             "augmentation is strong, which is for X-rays; expected none, mild or free for volumes "
             "with dimensions 3"
         )
-    return Augmentation(classes, strength, dimensions, isotropic, patches)
+    if mirrored_planes(classes) is None:
+        mirrored_axes = [axis for axis in mirrored_axes if axis != 2]
+    return Augmentation(classes, strength, dimensions, isotropic, patches, mirrored_axes)

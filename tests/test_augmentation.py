@@ -90,11 +90,11 @@ def test_a_mirrored_left_side_becomes_a_right_one(isotropic):
     assert 6 < mirrored < 18
 
 
-def edges_seen(strength, classes):
+def edges_seen(classes, axes):
     """Say along which axes (depth, height, width) a volume gets mirrored."""
     gradient = np.stack(np.mgrid[tuple(slice(side) for side in SIZE)], axis=-1) * 5
     volume = np.uint8(gradient)
-    augment = build_augmentation(Classes(classes), strength, 3, patches=True)
+    augment = build_augmentation(Classes(classes), "mild", 3, patches=True, mirrored_axes=axes)
     seen = set()
     for seed in range(24):
         changed, _ = augment(volume, np.zeros((*SIZE, len(Classes(classes).names)), np.uint8), seed)
@@ -105,11 +105,10 @@ def edges_seen(strength, classes):
     return seen
 
 
-def test_free_volumes_without_sides_are_mirrored_along_each_axis():
-    assert 0 in edges_seen("free", "tumour")
-    assert 0 not in edges_seen("free", "left,right")
-    assert edges_seen("mild", "tumour") == {2}
-    assert edges_seen("mild", "left") == set()
+def test_volumes_are_mirrored_along_the_axes_that_are_named():
+    for axes in ((), (0,), (1, 2), (0, 1, 2)):
+        assert edges_seen("tumour", axes) == set(axes)
+    assert edges_seen("left", (0, 2)) == {0}
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import images_of, masks_of
 
-from dataset.batches import Batches
+from dataset.batches import Batches, mirrored_axes
 from dataset.cache import Case, Dataset, find_places
 from imaging.labels import Classes, mirrored_channels
 from inference.sampler import Sampler
@@ -76,6 +76,21 @@ def test_a_mirrored_left_lung_becomes_a_right_one():
         assert left > right, "the left lung must stay on the image's right"
         mirrored += image[:, :16].mean() > image[:, 16:].mean()
     assert 8 < mirrored < 32
+
+
+def test_only_what_lies_alike_on_both_sides_is_mirrored():
+    """Objects above the middle, on either side of it: images are mirrored left to right alone."""
+    ids = []
+    for x in (8, 16, 24, 16):
+        y, columns = np.mgrid[:32, :32]
+        ids.append(((y - 8) ** 2 + (columns - x + 0.5) ** 2 < 25).astype(np.uint8))
+    dataset = make_dataset(np.zeros((4, 32, 32, 1)), ids)
+    assert mirrored_axes(dataset, range(4)) == (0, 2)  # a slice has no sides
+    assert mirrored_axes(dataset, [0]) == (0,)
+    assert mirrored_axes(dataset, []) == (0, 1, 2)
+    lungs = np.zeros((2, 32, 32), np.uint8)
+    lungs[:, 4:28, 3:12], lungs[:, 4:28, 20:29] = 1, 2
+    assert mirrored_axes(make_dataset(np.zeros((2, 32, 32, 1)), lungs), [0, 1]) == (0, 1, 2)
 
 
 def test_what_a_mirror_makes_of_class_names():

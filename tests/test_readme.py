@@ -42,6 +42,7 @@ CONFIGS = (
 COMMANDS = (data.check, data.download, data.phantoms, metrics.compare, *STUDIES, *SPEEDS)
 # Flags of every script of ours, of pip, of torchrun, and of Triton.
 OTHER_FLAGS = {
+    "--from-report",
     "--help",
     "--verbose",
     "--distributed",

@@ -282,7 +282,7 @@ def test_a_changed_source_starts_anew_and_names_the_file(small, tmp_path, capsys
     train.train(config)
     hashes = run_identity.source_hashes()
     changed = hashes | {"model.py": "edited"}
-    monkeypatch.setattr(run_identity, "source_hashes", lambda: changed)
+    monkeypatch.setattr(run_identity, "source_hashes", lambda **_: changed)
     train.train(dataclasses.replace(config, epochs=2))  # more epochs do not hide it
     out = capsys.readouterr().out
     assert "model.py changed; a new run starts, the old one is kept" in out

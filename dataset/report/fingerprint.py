@@ -15,8 +15,9 @@ import numpy as np
 
 from dataset.pairs import Pair
 from dataset.reading import read_truth
+from dataset.symmetry import alike, small_mask, symmetry
 from imaging import preprocess
-from imaging.grid import Grid, fit_grid, resize
+from imaging.grid import Grid, fit_grid
 from imaging.labels import BITS, Classes, plane
 from utils import UserError, cores
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
 # Pixels: how much of an object is thinner is measured for each.
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24)
-POSE_SIZE = 32  # pixels of the small masks that tell whether objects lie alike
 MIN_POSES = 3  # masks, to tell it
 # The cost is bounded: so many pairs, slices of each, and pixels of a slice's side are measured.
 MAX_PAIRS = 48
@@ -46,7 +46,7 @@ class Measured:
     background_thinner: np.ndarray  # (widths,) the same of what is no class
     slices: list[int]  # that were measured and hold each class
     diameters: list[np.ndarray]  # of each class's objects, in pixels, of a disc of their area
-    pose: np.ndarray  # (K, 1 or POSE_SIZE, POSE_SIZE, POSE_SIZE): shares, the image stretched
+    pose: np.ndarray  # see `symmetry.small_mask`
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,11 @@ class Fingerprint:
         counts = [sum(map(len, one.diameters)) / max(one.slices) for one in self.pairs]
         return float(np.median(counts)) if counts else 0.0
 
-    def _poses(self) -> np.ndarray:
-        """Stack the small masks (N, K, d, h, w), of volumes or of slices, whichever are more."""
-        flat = [one.pose for one in self.pairs if one.pose.shape[1] == 1]
-        deep = [one.pose for one in self.pairs if one.pose.shape[1] > 1]
-        chosen = flat if len(flat) >= len(deep) else deep
-        return np.array(chosen)
-
     def pose_agreement(self) -> float:
         """Say how alike the objects lie in all images: Dice of each mask with the others' mean."""
         if len(self.pairs) < MIN_POSES:
             return 0.0
-        poses = self._poses().max(1) > 0.5
+        poses = alike([one.pose for one in self.pairs]).max(1) > 0.5
         poses = poses.reshape(len(poses), -1).astype(np.float32)
         poses = poses[poses.any(1)]
         if len(poses) < MIN_POSES:
@@ -118,18 +111,8 @@ class Fingerprint:
         return float(dice.mean())
 
     def symmetry(self, axis: int) -> float:
-        """Say how symmetric the mean mask is: its overlap with its mirror image, the least class's.
-
-        axis: 0 slices, 1 rows, 2 columns.
-        """
-        if not self.pairs:
-            return 1.0
-        found = []
-        for mean in self._poses().mean(0):
-            mirrored = np.flip(mean, axis)
-            if mean.any():
-                found.append(np.minimum(mean, mirrored).sum() / mean.sum())
-        return float(min(found, default=1.0))
+        """Say how symmetric the mean mask is, see `symmetry.symmetry`."""
+        return symmetry([one.pose for one in self.pairs], axis)
 
 
 def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -262,17 +245,6 @@ def _fullest_part(one: np.ndarray) -> np.ndarray:
     )
     y, x = (max(0, min(best[i], one.shape[i] - MAX_SIDE)) for i in (0, 1))
     return one[y : y + MAX_SIDE, x : x + MAX_SIDE]
-
-
-def small_mask(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Stretch a mask (S, H, W) to POSE_SIZE, slices too: shares (K, 1 or POSE_SIZE, h, w)."""
-    count = POSE_SIZE if len(mask) > 1 else 1
-    places = np.linspace(0, len(mask) - 1, count).round().astype(int)
-    planes = []
-    for class_id in range(1, classes + 1):
-        shares = (plane(mask[place], class_id).astype(np.float32) for place in places)
-        planes.append(np.stack([resize(one, (POSE_SIZE, POSE_SIZE)) for one in shares]))
-    return np.stack(planes)
 
 
 def compare_with_scaled(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dataset.report.fingerprint import SIZES, Fingerprint
+from dataset.symmetry import SYMMETRIC
 from imaging.grid import SAME
 from utils import cores, free_memory_bytes
 
@@ -30,7 +31,7 @@ MIN_BOTTOM = 4  # pixels of the lowest level
 USUAL_BATCH, MAX_BATCH = 8, 64
 STEP_VOXELS = 2**19  # of a batch of volumes
 PATCH_VOXELS = 2**17
-VOLUME_FILTERS = 16
+PATCH_FILTERS = 16
 STEPS_PER_EPOCH = 12
 BYTES_PER_PIXEL = 2000  # of a training step with 8 filters
 MEMORY_SHARE = 0.25  # of the free memory that a step may take
@@ -43,7 +44,6 @@ DIFFERENT_SIZES = 2.0  # between large and small images
 MANY_OBJECTS = 10  # of an image
 COLOUR_SHARE = 0.03  # of the images that must be in colour
 ALIKE = 0.55  # Dice with the other masks' mean, from which on objects have one place and pose
-SYMMETRIC = 0.7  # overlap of the mean mask with its mirror image: nothing tells its sides apart
 HOUNSFIELD_BELOW = -200  # only CT has grey levels below: air is -1000
 RARE = 0.002  # share of the pixels
 
@@ -74,8 +74,8 @@ class Computer(NamedTuple):
 
     @property
     def max_voxels(self) -> float:
-        """How many voxels a step may have: a network of volumes has more filters."""
-        return self.max_pixels * USUAL_FILTERS / VOLUME_FILTERS
+        """How many pixels a step of patches may have: their network has more filters."""
+        return self.max_pixels * USUAL_FILTERS / PATCH_FILTERS
 
 
 class Geometry(NamedTuple):
@@ -169,7 +169,7 @@ def _input(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> 
         return chosen + _volume_patch(geometry, computer)
     whole = choose_whole(geometry, fingerprint, computer)
     if whole:
-        return chosen + [whole, *_batch(whole.value, whole.value, computer)]
+        return chosen + [whole, *_batch(whole.value, whole.value, computer.max_pixels)]
     return chosen + _patch(geometry, fingerprint, computer)
 
 
@@ -197,14 +197,14 @@ def choose_whole(
 def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> list[Proposal]:
     """Choose the size of patches of slices at their own resolution."""
     scale = max(
-        min(_usual(fingerprint.diameters(k)), OBJECT_WIDTHS * fingerprint.width(k, 0.5))
+        min(_usual_diameter(fingerprint.diameters(k)), OBJECT_WIDTHS * fingerprint.width(k, 0.5))
         for k in range(1, len(fingerprint.names) + 1)
     )
     most = min(PATCHES[1], _round_up(min(geometry.shape[1:]), PATCH_STEP))
     size = int(
         np.clip(_round_up(OBJECTS_PER_PATCH * scale, PATCH_STEP), min(PATCHES[0], most), most)
     )
-    while size > 2 * PATCH_STEP and 2 * size**2 > computer.max_pixels:
+    while size > 2 * PATCH_STEP and 2 * size**2 > computer.max_voxels:
         size -= PATCH_STEP
     tried = max(one for one in SIZES if one <= MAX_WHOLE)
     why = f"a Dice of {floor_dice(fingerprint.least_ceiling(tried))} at most"
@@ -214,22 +214,26 @@ def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> 
             f"patches at the images' own resolution: many small objects "
             f"({fingerprint.objects_per_image():.0f} an image) in images of different sizes"
         )
-    return [Proposal("patch_size", str(size), reason), *_batch(size, size, computer)]
+    why = "patches are small, so more filters cost little"
+    return [
+        Proposal("patch_size", str(size), reason),
+        Proposal("filters", PATCH_FILTERS, why),
+        *_batch(size, size, computer.max_voxels),
+    ]
 
 
-def _batch(height: int, width: int, computer: Computer) -> list[Proposal]:
+def _batch(height: int, width: int, max_pixels: float) -> list[Proposal]:
     """Choose how many slices a step has; small ones need many, or overhead takes the time."""
     pixels, usual = height * width, USUAL_BATCH * USUAL_SIZE**2
     batch = usual / pixels if pixels <= USUAL_SIZE**2 else 4 * (usual // pixels)
     most = MAX_BATCH if pixels < USUAL_SIZE**2 else USUAL_BATCH
-    batch = int(np.clip(batch, 2, min(most, max(2, computer.max_pixels / pixels))))
+    fits = max(2, int(max_pixels / pixels))
+    batch = int(np.clip(batch, 2, min(most, fits)))
     reason = "the usual one: more would mean fewer steps"
     if batch > USUAL_BATCH:
         reason = "small images: a step of fewer is bound by overhead"
-    elif batch < USUAL_BATCH and batch >= int(computer.max_pixels / pixels):
-        reason = f"what fits into {computer.memory_bytes / 2**30:.1f} GB of free memory"
     elif batch < USUAL_BATCH:
-        reason = "less for large images, to stay within a few GB"
+        reason = "what the free memory holds" if batch == fits else "less for large images"
     return [
         Proposal("batch_size", batch, reason),
         *_depth((height, width)),
@@ -324,7 +328,7 @@ def _volume_patch(geometry: Geometry, computer: Computer) -> list[Proposal]:
     chosen = [
         Proposal("patch_size", text, f"slices, rows, columns: {share:.0%} of the median volume"),
         Proposal("batch_size", batch, f"patches of {np.prod(patch):,} voxels fill the memory soon"),
-        Proposal("filters", VOLUME_FILTERS, why),
+        Proposal("filters", PATCH_FILTERS, why),
     ]
     if depth != USUAL_DEPTH:
         why = f"{min(patch[1:])} pixels halved more often are too few to see"
@@ -408,8 +412,13 @@ def _round_up(value: float, step: int) -> int:
     return int(step * np.ceil(value / step))
 
 
-def _usual(values: np.ndarray) -> float:
-    return float(np.median(values)) if len(values) else 0.0
+def _usual_diameter(diameters: np.ndarray) -> float:
+    """Give the diameter of the object that a pixel usually belongs to: specks have no say."""
+    if not len(diameters):
+        return 0.0
+    ordered = np.sort(diameters)
+    areas = np.cumsum(ordered**2)
+    return float(ordered[np.searchsorted(areas, areas[-1] / 2)])
 
 
 def floor_dice(value: float) -> str:
