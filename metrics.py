@@ -39,6 +39,7 @@ DISTANCES = ("nsd", "hd95", "assd")  # they depend on the unit, pixels or mm
 METRICS = (*OVERLAPS, *DISTANCES)
 # How much there is, was found, and is both: what the scores of a patient's images are made of.
 PIXELS = ("true pixels", "found pixels", "shared pixels")
+SMOOTHING = 0.01  # pixels, of Dice and Tversky
 NSD_TOLERANCE = 2.0  # by so many pixels, or mm, a border may be off and still counts as right
 
 
@@ -122,8 +123,9 @@ def tversky_loss(
 
     alpha weights false positives, beta false negatives. A pixel's hit is the smaller of truth and
     prediction: their product where the truth is 0 or 1, and elsewhere the loss is still least
-    where they are equal (Wang et al. 2023). One pixel is added to both sides of the fraction, so
-    that an empty image has a gradient and no division by zero.
+    where they are equal (Wang et al. 2023). Where a class is absent, one pixel is added to both
+    sides of the fraction: it has a gradient and no division by zero. Elsewhere that would reward
+    an empty mask, by a third of the Dice if the object has 4 pixels.
     """
     y_true, y_pred, counts = split_valid(y_true, y_pred)
     y_true, y_pred = _foreground(y_true), _foreground(y_pred)
@@ -132,7 +134,9 @@ def tversky_loss(
     hits = _sum_pixels(ops.minimum(y_true, y_pred))
     extra = _sum_pixels(y_pred) - hits
     missed = _sum_pixels(y_true) - hits
-    return 1 - ops.mean((hits + 1) / (hits + alpha * extra + beta * missed + 1), axis=-1)
+    added = ops.where(hits + missed > 0, SMOOTHING, 1.0)
+    index = (hits + added) / (hits + alpha * extra + beta * missed + added)
+    return 1 - ops.mean(index, axis=-1)
 
 
 def dice_loss(y_true: KerasTensor, y_pred: KerasTensor) -> KerasTensor:

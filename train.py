@@ -47,7 +47,7 @@ class Config:
     fold: int = -1  # trains this fold alone; -1 trains them all
 
     # Model
-    architecture: str = "unet"  # or residual, attention, unet++, unet3+, resnet50v2, … (model.py)
+    architecture: str = "unet"  # or residual, attention, unet++, resnet50v2, my_net.py:build …
     filters: int = 8  # channels of the first level; they double at each level below
     depth: int = 4  # how often the image is halved
     normalization: str = "batch"  # or group, instance, none
@@ -101,6 +101,7 @@ from training.checks import check_config, print_device_hint
 from training.cleanup import choose_cleanup
 from training.cross_validation import cross_validate
 from training.optimizer import make_optimizer
+from training.prior import class_shares, start_at_shares
 from training.sampling import make_sampler
 from utils import UserError
 
@@ -161,6 +162,10 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         print(", ".join(f"{len(dataset.examples(numbers[name]))} {name}" for name in SUBSETS))
         for note in describe_subsets(dataset, numbers["val"]):
             print(f"note: {note}")
+
+        if not history and not utils.is_model_file(config.init_weights):
+            shares = class_shares(dataset.info.iloc[numbers["train"]], dataset.classes.names)
+            start_at_shares(model, shares)
 
         # Compile: loss and metrics are computed per image and averaged over images.
         train_batches, val_batches = make_batches(config, dataset, numbers)

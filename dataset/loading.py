@@ -168,7 +168,7 @@ def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[Case, dict
     classes, window = preprocessing.classes, preprocessing.window
     scan, truth = read_as_stored(pair, preprocessing)
     grid = preprocessing.sampler.grid(scan)
-    image = preprocess.prepare_scan(scan, grid, preprocessing.channels, window)
+    image = np.asarray(preprocess.prepare_scan(scan, grid, preprocessing.channels, window))
     if window and np.ptp(image) == 0 < np.ptp(scan.pixels):
         levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"
         raise UserError(

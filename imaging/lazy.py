@@ -1,12 +1,16 @@
 """Pixels that are decoded when they are needed, and how large arrays are walked over in bands."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
+from math import ceil
 from typing import Any
 
 import numpy as np
 
 # Files whose pixels take more are decoded region by region.
 LARGE_BYTES = 2**28
+# Of more values no second array is made: what is derived from them is computed when it is needed.
+LARGE_ARRAY = 2**26
 # A slice of more pixels is never copied whole.
 LARGE_SLICE = 2**25
 # So many pixels are looked at together.
@@ -53,8 +57,11 @@ class LazyPixels:
         return np.zeros([part.stop - part.start for part in box], self.dtype)[*rest]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Decode all of it."""
-        return self[:].astype(dtype or self.dtype, copy=False)
+        """Decode all of it, band by band."""
+        whole = np.empty(self.shape, dtype or self.dtype)
+        for band in bands(self.shape):
+            whole[band] = self[band]
+        return whole
 
     def view(self, key: Any) -> "LazyPixels":
         """Give a part that is not decoded yet. key: slices with a step of 1, and an ellipsis."""
@@ -154,11 +161,13 @@ def sampling_step(count: int) -> int:
 
 def _sample_squares(pixels: LazyPixels) -> np.ndarray:
     """Decode evenly spaced squares, so that most of a file need not be decoded."""
-    slices, height, width, channels = pixels.shape
+    slices, *sides, channels = pixels.shape
     count = max(1, round((DECODED / (slices * channels)) ** 0.5 / SQUARE))
+    rows, columns = (
+        np.linspace(0, max(0, side - SQUARE), min(count, ceil(side / SQUARE)), dtype=int)
+        for side in sides
+    )
     found = []
-    for number in range(slices):
-        for y in np.linspace(0, max(0, height - SQUARE), count, dtype=int):
-            for x in np.linspace(0, max(0, width - SQUARE), count, dtype=int):
-                found.append(pixels[number, y : y + SQUARE, x : x + SQUARE].reshape(-1, channels))
+    for number, y, x in product(range(slices), rows, columns):
+        found.append(pixels[number, y : y + SQUARE, x : x + SQUARE].reshape(-1, channels))
     return np.concatenate(found)[None, None]

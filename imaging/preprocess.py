@@ -104,8 +104,8 @@ def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> Pix
     resolution is read when it is needed. Raises UserError.
     """
     colours, change = grid.orient(scan.colours), partial(to_channels, channels=channels)
-    is_large = isinstance(colours, LazyPixels) or prod(grid.inner[1:]) > lazy.LARGE_SLICE
-    if is_large and grid.is_native and scan.padding is None:
+    is_large = prod(grid.inner) * channels > lazy.LARGE_ARRAY
+    if (is_large or isinstance(colours, LazyPixels)) and grid.is_native and scan.padding is None:
         if not isinstance(colours, LazyPixels):
             colours = LazyPixels(colours.shape, colours.dtype, colours.__getitem__)
         changed = colours.map(lambda part: np.stack([change(one) for one in part]))

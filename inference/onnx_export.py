@@ -29,6 +29,7 @@ def write_onnx(network: Any, metadata: dict[str, Any], path: Path) -> None:
         for value in (model.graph.input[0], model.graph.output[0]):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         rename_output(model.graph, "probabilities")
+        replace_erfc(model.graph)
         properties = {name: json.dumps(value) for name, value in metadata.items()}
         onnx.helper.set_model_props(model, properties)
         onnx.checker.check_model(model, full_check=True)
@@ -41,6 +42,26 @@ def rename_output(graph: Any, name: str) -> None:
     graph.output[0].name = name
     for node in graph.node:
         node.output[:] = [name if output == old else output for output in node.output]
+
+
+def replace_erfc(graph: Any) -> None:
+    """Write each Erfc as 1 - Erf: TensorFlow's exact GELU has it, and ONNX does not."""
+    import onnx
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Erfc":
+            nodes.append(node)
+            continue
+        one, erf = f"{node.output[0]}_one", f"{node.output[0]}_erf"
+        number = onnx.helper.make_tensor(one, onnx.TensorProto.FLOAT, (), [1.0])
+        nodes += [
+            onnx.helper.make_node("Constant", [], [one], value=number),
+            onnx.helper.make_node("Erf", node.input, [erf]),
+            onnx.helper.make_node("Sub", [one, erf], node.output),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def write_int8(source: Path, path: Path, images: Iterable[np.ndarray]) -> None:

@@ -1,7 +1,11 @@
 """Large files: what is decoded region by region is what is decoded whole; bands and samples."""
 
+import csv
 import io
+import tracemalloc
 
+import cv2
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -9,9 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from imaging import formats, lazy, tiff_regions
+from imaging import formats, grid, labels, lazy, nifti, plots, preprocess, tiff_regions, writing
 from imaging.lazy import LazyPixels
+from imaging.scan import Scan
+from inference import inputs, postprocess
 from inference.components import Components
+from inference.measurements import measure_classes
+from inference.sampler import Sampler
+from inference.segment import Options
+from inference.segment_files import segment_files
 from utils import UserError
 
 RNG = np.random.default_rng(0)
@@ -213,3 +223,202 @@ def test_samples_of_few_pixels_are_all_of_them(monkeypatch):
         part = lazy.sample(source)
         assert 2 < pixels.size / part.size < 50
         np.testing.assert_allclose(np.percentile(part, [0.5, 50, 99.5]), [1, 127, 253], atol=6)
+
+
+# ------------------------------------------------------------------------------ on the whole way
+
+
+def lazily(array: np.ndarray) -> LazyPixels:
+    return LazyPixels(array.shape, array.dtype, lambda box: array[box].copy())
+
+
+SMALL = cv2.GaussianBlur(RNG.integers(0, 255, (180, 262, 3)).astype(np.float32), (0, 0), 4)
+LARGE = np.uint8(np.clip(3 * (SMALL - 100), 0, 255))[None]
+
+
+@pytest.fixture
+def in_bands(monkeypatch):
+    monkeypatch.setattr(lazy, "LARGE_SLICE", 100)
+    monkeypatch.setattr(postprocess, "LARGE_SLICE", 100)
+    monkeypatch.setattr(lazy, "BAND_PIXELS", 2000)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (60, 90), (17, 23), (180, 262), (300, 400)])
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_resizing_by_bands_is_resizing(in_bands, size, kind):
+    image = LARGE[0].astype(kind)
+    parts = list(grid.resize_bands(image.__getitem__, image.shape[:2], size))
+    assert len(parts) > 3
+    joined = np.concatenate([rows for _, rows in parts])
+    assert [row for row, _ in parts] == np.cumsum([0, *map(len, dict(parts).values())])[
+        :-1
+    ].tolist()
+    most = 1 if kind == np.uint8 else 1e-3
+    np.testing.assert_allclose(joined, grid.resize(image, size), atol=most)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("sampler", [Sampler((64, 80)), Sampler((64, 80), patches=True)])
+def test_a_lazy_scan_is_prepared_as_an_array(monkeypatch, channels, sampler):
+    scan = Scan(LARGE)
+    place = sampler.grid(scan)
+    expected = preprocess.prepare_scan(scan, place, channels)
+    for name in ("LARGE_SLICE", "LARGE_ARRAY"):
+        monkeypatch.setattr(lazy, name, 100)
+    monkeypatch.setattr(lazy, "BAND_PIXELS", 2000)
+    for pixels in (LARGE, lazily(LARGE)):
+        found = preprocess.prepare_scan(Scan(pixels), place, channels)
+        assert isinstance(found, LazyPixels) == sampler.patches
+        assert found.shape == expected.shape and found.dtype == np.uint8
+        # Samples are some of the pixels.
+        most = 6 if sampler.patches else 1
+        np.testing.assert_allclose(np.int32(np.asarray(found)), expected, atol=most)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_volume"), [((1, 40, 53), False), ((3, 30, 24), False), ((9, 30, 24), True)]
+)
+@pytest.mark.parametrize("kind", [np.uint8, labels.BITS])
+def test_masks_are_cleaned_by_bands_as_whole(in_bands, shape, is_volume, kind):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        noise = ndimage.gaussian_filter(rng.random(shape), (0, 1.5, 1.5))
+        ids = np.digitize(noise, np.quantile(noise, [0.5, 0.8])).astype(kind)
+        found = postprocess.clean(ids, [3, 2], is_volume)
+        if is_volume:
+            expected = clean_whole(ids, [3, 2])
+        else:
+            expected = np.stack([postprocess.clean_mask(one, [3, 2]) for one in ids])
+        # Which of two components of the same size stays is not said.
+        if are_sizes_unique(ids, is_volume):
+            np.testing.assert_array_equal(found, expected)
+
+
+def clean_whole(ids, components):
+    cleaned = ids.copy()
+    for class_id, count in enumerate(components, 1):
+        parts, _ = ndimage.label(labels.plane(ids, class_id))
+        sizes = np.bincount(parts.ravel())[1:]
+        small = 1 + np.argsort(-sizes, kind="stable")[count:]
+        labels.remove_class(cleaned, class_id, np.isin(parts, small))
+    for class_id in range(1, len(components) + 1):
+        filled = ndimage.binary_fill_holes(labels.plane(cleaned, class_id))
+        if ids.dtype != labels.BITS:
+            filled &= cleaned == 0
+        labels.add_class(cleaned, class_id, filled)
+    return cleaned
+
+
+def are_sizes_unique(ids, is_volume):
+    corners = np.pad(np.ones((1, 3, 3)), ((1, 1), (0, 0), (0, 0)))
+    for class_id in (1, 2):
+        for part in [ids] if is_volume else np.split(ids, len(ids)):
+            inside = labels.plane(part, class_id)
+            parts = ndimage.label(inside, None if is_volume else corners)[0]
+            sizes = np.sort(np.bincount(parts.ravel())[1:])[::-1][:4].tolist()
+            if len(set(sizes)) < len(sizes):
+                return False
+    return True
+
+
+class Threshold:
+    """A network that looks at each pixel: bright ones are of the class."""
+
+    def predict_on_batch(self, images):
+        return images.mean(-1, keepdims=True)
+
+
+METADATA = {"classes": ["a"], "channels": 3, "threshold": 0.5, "image_size": [64, 64]}
+# The levels of percentiles would be those of a sample.
+METADATA["window"] = "85,120"
+
+
+@pytest.mark.parametrize("clean", [None, [2]])
+@pytest.mark.parametrize("tile", [False, True])
+def test_a_large_file_is_segmented_as_a_small_one(tmp_path, monkeypatch, tile, clean):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, LARGE[0], photometric="rgb", tile=(64, 64), compression="deflate")
+    members = [(Threshold(), METADATA | {"clean": clean})]
+    options = Options(tile=tile)
+    monkeypatch.setattr(lazy, "LARGE_BYTES", 2**28)
+    assert segment_files(members, [path], tmp_path / "small", options) == (1, [])
+    monkeypatch.setattr(lazy, "LARGE_BYTES", 1)
+    monkeypatch.setattr(lazy, "LARGE_SLICE", 100)
+    monkeypatch.setattr(postprocess, "LARGE_SLICE", 100)
+    monkeypatch.setattr(lazy, "BAND_PIXELS", 2000)
+    assert segment_files(members, [path], tmp_path / "large", options) == (1, [])
+    masks = [tifffile.imread(tmp_path / name / "a.tif") for name in ("small", "large")]
+    assert 0.03 < (masks[0] > 0).mean() < 0.8 and masks[0].shape == LARGE.shape[1:3]
+    assert (masks[0] == masks[1]).mean() > (0.9999 if tile else 0.99)
+    panels = [cv2.imread(tmp_path / name / "panels" / "a.png") for name in ("small", "large")]
+    assert np.abs(np.int32(panels[0]) - panels[1]).mean() < 3
+    rows = []
+    for name in ("small", "large"):
+        with (tmp_path / name / inputs.MEASUREMENTS).open() as file:
+            rows.append(next(csv.DictReader(file)))
+    assert float(rows[0]["mean_grey"]) == pytest.approx(float(rows[1]["mean_grey"]), abs=2)
+    if clean:
+        assert rows[0]["components"] == rows[1]["components"]
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+
+def peak_bytes(work) -> int:
+    """The peak of what NumPy and Python allocate."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_mask_is_measured_cleaned_and_written_without_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(lazy, "LARGE_SLICE", 2**20)
+    monkeypatch.setattr(postprocess, "LARGE_SLICE", 2**20)
+    monkeypatch.setattr(lazy, "BAND_PIXELS", 2**18)
+    side = 6000
+    ids = np.zeros((1, side, side), np.uint8)
+    for y in range(100, side, 500):
+        cv2.circle(ids[0], (y, y), 200, 1, cv2.FILLED)
+        cv2.circle(ids[0], (y, y), 20, 0, cv2.FILLED)
+
+    def read(box):
+        return np.full([part.stop - part.start for part in box], 7, np.uint8)
+
+    scan = Scan(LazyPixels((1, side, side, 3), np.uint8, read), format="TIFF")
+    rows = []
+    size = peak_bytes(lambda: rows.extend(measure_classes(ids, ["a"], scan)))
+    assert size < ids.nbytes / 2 and rows[0]["components"] == 12 and rows[0]["mean_grey"] == 7
+    assert peak_bytes(lambda: writing.write_mask(tmp_path / "a", ids, ["a"], scan)) < ids.nbytes / 4
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), 255 * ids[0])
+    panel = tmp_path / "a.png"
+    assert peak_bytes(lambda: plots.draw_panel(panel, scan, ids, ["a"], "a")) < ids.nbytes / 2
+    assert peak_bytes(lambda: postprocess.clean(ids, [20])) < 1.5 * ids.nbytes
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_a_volume_is_read_without_a_copy(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(nifti, "PIECE", 2**16)
+    voxels = np.arange(128 * 128 * 150, dtype=np.int16).reshape(128, 128, 150)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / f"a.{ending}")
+    scans = []
+    size = peak_bytes(
+        lambda: scans.append(formats.read_scan(tmp_path / f"a.{ending}", is_lazy=True))
+    )
+    assert size < 1.2 * scans[0].pixels.nbytes
+    whole = formats.read_scan(tmp_path / f"a.{ending}")
+    np.testing.assert_array_equal(scans[0].pixels, whole.pixels)
+
+
+def test_scaled_voxels_are_those_of_nibabel(tmp_path, monkeypatch):
+    monkeypatch.setattr(nifti, "PIECE", 1000)
+    for kind in (np.uint8, np.int16, np.int32, np.float32, np.float64):
+        voxels = RNG.integers(0, 200, (20, 30, 16)).astype(kind)
+        image = nibabel.Nifti1Image(voxels, np.diag([-1, -1, 1, 1]))
+        image.header.set_slope_inter(0.3, -7)
+        nibabel.save(image, tmp_path / "a.nii")
+        expected = np.asarray(nibabel.load(tmp_path / "a.nii").dataobj, np.float32)
+        scan = formats.read_scan(tmp_path / "a.nii", is_lazy=True)
+        np.testing.assert_array_equal(scan.pixels[..., 0], expected.transpose(2, 1, 0))

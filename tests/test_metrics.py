@@ -41,22 +41,30 @@ def test_several_channels_leave_the_background_out():
     truth, probs = (np.eye(3, dtype=np.float32)[x] for x in (ids, found))
     assert float(metrics.dice(truth, probs)[0]) == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert float(metrics.iou(truth, probs)[0]) == pytest.approx(0.5)
-    assert float(metrics.dice_loss(truth, probs)[0]) == pytest.approx(1 - (1 + 1) / (1 + 0.5 + 1))
+    assert float(metrics.dice_loss(truth, probs)[0]) == pytest.approx(1 - 1.01 / 1.51)
 
 
 def test_losses_on_literal_arrays():
     truth = np.array([1, 0], np.float32).reshape(1, 1, 2, 1)
     probs = np.array([0.8, 0.4], np.float32).reshape(1, 1, 2, 1)
     entropy = -(np.log(0.8) + np.log(0.6)) / 2
-    dice = 1 - (0.8 + 1) / (0.8 + 0.5 * 0.4 + 0.5 * 0.2 + 1)
+    dice = 1 - (0.8 + 0.01) / (0.8 + 0.5 * 0.4 + 0.5 * 0.2 + 0.01)
     expected = {
         "bce_dice": entropy + dice,
         "dice": dice,
         "focal": -(0.2**2 * np.log(0.8) + 0.4**2 * np.log(0.6)) / 2,
-        "tversky": 1 - (0.8 + 1) / (0.8 + 0.3 * 0.4 + 0.7 * 0.2 + 1),
+        "tversky": 1 - (0.8 + 0.01) / (0.8 + 0.3 * 0.4 + 0.7 * 0.2 + 0.01),
     }
     for name, value in expected.items():
         assert float(metrics.LOSSES[name](truth, probs)[0]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_an_empty_mask_is_no_reward_where_there_is_an_object():
+    truth, empty = np.zeros((2, 64, 64, 1), np.float32), np.zeros((2, 64, 64, 1), np.float32)
+    truth[0, 5:7, 5:7] = 1
+    found = np.asarray(metrics.dice_loss(truth, empty))
+    assert found[0] > 0.99 and found[1] == 0
+    assert np.asarray(metrics.dice_loss(truth, empty + 0.001))[1] > 0.5  # it has a gradient
 
 
 @pytest.mark.parametrize("name", metrics.LOSSES)

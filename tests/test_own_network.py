@@ -1,12 +1,14 @@
 """A network of the user's own: built, trained, saved with its code, loaded, exported."""
 
 import dataclasses
+import importlib.util
 import shutil
 
 import keras
 import numpy as np
 import pytest
 
+import metrics
 import model
 import train
 import utils
@@ -49,7 +51,7 @@ def build(input_shape, outputs):
     inputs = Input(input_shape)
     conv = layers.Conv2D if len(input_shape) == 3 else layers.Conv3D
     x = conv(4, 3, padding="same")(inputs)
-    x = Scale(Size(4))(ops.relu(x)) + 1
+    x = Scale(Size(4))(ops.gelu(x, approximate=False)) + 1
     return Model(inputs, conv(outputs, 1)(layers.BatchNormalization()(x)))
 """
 HEAD = "from keras import Input, Model, Sequential, layers\n"
@@ -232,9 +234,7 @@ def test_a_network_of_a_package_is_loaded_from_there(write, tmp_path, monkeypatc
     loaded, _ = utils.load_model(tmp_path / "run" / "model.h5")
     np.testing.assert_allclose(loaded(x), network(x), atol=1e-6)
     monkeypatch.undo()
-    with pytest.raises(
-        UserError, match="needs the code of its network.* no module my_package.nets"
-    ):
+    with pytest.raises(UserError, match="needs the code of its network.* no module my_pack"):
         utils.load_model(tmp_path / "run" / "model.h5")
 
 
@@ -277,3 +277,26 @@ def test_it_is_exported_to_onnx(write, tmp_path, shape):
     session = engines.open_onnxruntime((tmp_path / "net.onnx").read_bytes())
     x = np.random.default_rng(0).random((2, *shape), np.float32)
     np.testing.assert_allclose(session.predict_on_batch(x), network(x), atol=1e-5)
+
+
+# One of medicai's (PyPI, Apache-2.0). Its layers are not registered with Keras.
+MEDICAI = """
+from medicai.models import SegFormer
+
+def build(input_shape, outputs):
+    return SegFormer(encoder_name="mit_b0", input_shape=input_shape, num_classes=outputs)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("medicai") is None, reason="medicai is not installed: pip install it"
+)
+@pytest.mark.parametrize("shape", [(64, 64, 1), (32, 32, 32, 1)])
+def test_a_segformer_of_medicai_is_trained_and_saved(write, tmp_path, shape):
+    network = model.build_unet(shape, 2, architecture=write(MEDICAI))
+    network.compile("adam", metrics.bce_dice_loss, run_eagerly=True)
+    x = np.random.default_rng(0).random((1, *shape), np.float32)
+    assert np.isfinite(network.train_on_batch(x, np.concatenate([x > 0.5, x <= 0.5], -1)))
+    save(network, tmp_path / "run" / "model.h5", "my_net.py:build")
+    loaded, _ = utils.load_model(tmp_path / "run" / "model.h5")
+    np.testing.assert_allclose(loaded(x), network(x), atol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 from test_volumes import ct
 
 import data
+import train
 from dataset import copies, loading, report
 from dataset.channels import detect_channels
 from dataset.loading import Preprocessing
@@ -18,6 +19,7 @@ from imaging import pictures
 from imaging.grid import fit_grid
 from imaging.labels import Classes
 from inference.sampler import Sampler
+from training import checks
 
 GB = 2**30
 COMPUTER = plan.Computer(16 * GB, 2)
@@ -40,7 +42,10 @@ def proposed(folder: Path, classes: str = "foreground", computer=COMPUTER) -> di
     _, info, taken, channels = measured(folder, classes)
     proposals = plan.suggest(info, taken, channels, computer)
     assert all(reason for _, _, reason in proposals)
-    return {name: value for name, value, _ in proposals}
+    found = {name: value for name, value, _ in proposals}
+    checks.check_values(train.Config(**found))
+    checks.check_image_size(train.Config(**found), [])
+    return found
 
 
 def write_masks(folder: Path, masks, colour=lambda i: (1, 1, 1)) -> Path:
@@ -190,7 +195,8 @@ def test_few_of_many_pairs_are_read(tmp_path):
 
 def test_one_large_disc_needs_a_small_image(tmp_path):
     found = proposed(write_masks(tmp_path, draw_discs(1024, 200)))
-    assert found["image_size"] == 128 and found["batch_size"] == 8 and found["channels"] == 1
+    assert 128 <= found["image_size"] <= 192
+    assert found["batch_size"] == 8 and found["channels"] == 1
     assert found["augmentation"] == "free"  # a disc has no upper side
     assert not {"patch_size", "dimensions", "loss", "window", "depth"} & set(found)
 
@@ -323,7 +329,7 @@ def test_many_images_get_fewer_epochs(tmp_path):
     _, info, taken, _ = measured(write_masks(tmp_path, draw_discs(128, 30)))
     many = pd.concat([info] * 2000, ignore_index=True)
     found = {one.name: one.value for one in plan.suggest(many, taken, 1, COMPUTER)}
-    assert found["epochs"] == plan.MIN_EPOCHS
+    assert plan.MIN_EPOCHS <= found["epochs"] < 20
     assert "epochs" not in proposed(tmp_path)
 
 

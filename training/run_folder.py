@@ -158,5 +158,12 @@ def archive_previous_run(folder: Path) -> None:
 
 
 def best_epoch(history: list[Epoch]) -> int:
-    """Number of the epoch with the highest validation Dice, from 1; the last one if none has it."""
-    return max(history, key=lambda row: row.get("val_dice", row["epoch"]))["epoch"]
+    """Number of the epoch with the highest validation Dice, from 1; the last one if none has it.
+
+    Among equals it is the one with the lowest loss: while all masks are empty, each Dice is 0.
+    """
+    return max(history, key=_merit)["epoch"]
+
+
+def _merit(epoch: Epoch) -> tuple[float, float]:
+    return epoch.get("val_dice", epoch["epoch"]), -epoch.get("val_loss", 0.0)

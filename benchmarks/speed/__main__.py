@@ -8,6 +8,7 @@
     python -m benchmarks.speed service                serve.py: latency and images per second
     python -m benchmarks.speed archive                a Ray cluster of two nodes on this machine
     python -m benchmarks.speed memory                 peak memory of a training on 10,000 images
+    python -m benchmarks.speed large                  peak memory of predicting slides and volumes
 
 What is compared runs in turn. Each figure is a row of results/benchmark.csv with its median, range,
 date and hardware. PyTorch and OpenVINO are optional: pip install torch openvino.
@@ -24,6 +25,7 @@ if __name__ == "__main__":
 
 from benchmarks.speed.archive import archive
 from benchmarks.speed.cold import cold
+from benchmarks.speed.large import large
 from benchmarks.speed.memory import memory
 from benchmarks.speed.pipeline import pipeline
 from benchmarks.speed.prediction import prediction
@@ -31,7 +33,7 @@ from benchmarks.speed.service import service
 from benchmarks.speed.start import start
 from benchmarks.speed.training import training
 
-COMMANDS = (training, pipeline, prediction, start, cold, service, archive, memory)
+COMMANDS = (training, pipeline, prediction, start, cold, service, archive, memory, large)
 
 if __name__ == "__main__":
     utils.run_commands({command.__name__: command for command in COMMANDS}, __doc__)

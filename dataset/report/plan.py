@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # The ceiling (see fingerprint.py): what a size should reach, and what it must.
-GOOD_CEILING, MIN_CEILING = 0.998, 0.99
+GOOD_CEILING, MIN_CEILING = 0.9988, 0.99
 MIN_LOW_CEILING = 0.98  # of nine images in ten
 USUAL_SIZE, MAX_WHOLE = 128, 256  # pixels: whole images are scaled to fit sizes in between
 PATCHES = (128, 256)  # pixels of a patch's sides, the least and the most
 PATCH_STEP = 32
 OBJECTS_PER_PATCH = 4  # sides of a patch, in objects' diameters
 OBJECT_WIDTHS = 8  # an object of a network of lines counts as so many widths long
-USUAL_DEPTH, USUAL_FILTERS, USUAL_EPOCHS, USUAL_EPOCH = 4, 8, 80, 96
+USUAL_DEPTH, USUAL_EPOCHS, USUAL_EPOCH = 4, 80, 96
+FILTERS = 16
 MIN_BOTTOM = 4  # pixels of the lowest level
 # A step on four cores or fewer.
 USUAL_BATCH, MAX_BATCH = 8, 64
-STEP_VOXELS = 2**19  # of a batch of volumes
+STEP_VOXELS = 2**18  # of a batch of volumes
 PATCH_VOXELS = 2**17
-PATCH_FILTERS = 16
 STEPS_PER_EPOCH = 12
-BYTES_PER_PIXEL = 2000  # of a training step with 8 filters
+BYTES_PER_PIXEL = 4000  # of a training step with FILTERS
 MEMORY_SHARE = 0.25  # of the free memory that a step may take
-PIXELS_PER_CORE = 1e9  # that a training shows: about an hour
+PIXELS_PER_CORE = 1.5e9  # that a training shows: about half an hour
 TRAINED_SHARE, MIN_EPOCHS = 0.68, 10
 MIN_SLICES = 16  # of a volume, for a network in three dimensions
 ANISOTROPIC = 3.0  # between the distances of slices and of pixels
@@ -70,12 +70,7 @@ class Computer(NamedTuple):
     @property
     def patch_voxels(self) -> float:
         """How many voxels a patch of a volume may have."""
-        return min(PATCH_VOXELS * max(1, self.cores / 4), self.max_voxels / 2)
-
-    @property
-    def max_voxels(self) -> float:
-        """How many pixels a step of patches may have: their network has more filters."""
-        return self.max_pixels * USUAL_FILTERS / PATCH_FILTERS
+        return min(PATCH_VOXELS * max(1, self.cores / 4), self.max_pixels / 2)
 
 
 class Geometry(NamedTuple):
@@ -108,6 +103,8 @@ def suggest(
     computer = computer or Computer(free_memory_bytes(), cores())
     geometry = measure_geometry(info)
     chosen = _input(geometry, fingerprint, computer)
+    why = "they see more than 8 do, and take a third to a half longer"
+    chosen.append(Proposal("filters", FILTERS, why))
     chosen += _epochs(info, chosen, computer)
     chosen += [
         _channels(info, channels),
@@ -180,6 +177,8 @@ def choose_whole(
     if geometry.size_ratio > DIFFERENT_SIZES and fingerprint.objects_per_image() >= MANY_OBJECTS:
         return None
     own = next((size for size in SIZES if size >= geometry.side), SIZES[-1])
+    if own <= MAX_WHOLE and 2 * own**2 <= computer.max_pixels:
+        return Proposal("image_size", own, "whole images at about their own size lose nothing")
     fits = [size for size in SIZES if min(USUAL_SIZE, own) <= size <= min(MAX_WHOLE, own)]
     fits = [size for size in fits if size == fits[0] or 2 * size**2 <= computer.max_pixels]
     for size in fits:
@@ -189,8 +188,6 @@ def choose_whole(
     if ceiling < MIN_CEILING or fingerprint.low_ceiling(size) < MIN_LOW_CEILING:
         return None
     reason = f"masks scaled to {size} pixels and back keep a Dice of {floor_dice(ceiling)}"
-    if size == own and size <= USUAL_SIZE:
-        reason = "whole images at about their own size"
     return Proposal("image_size", size, reason)
 
 
@@ -204,7 +201,7 @@ def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> 
     size = int(
         np.clip(_round_up(OBJECTS_PER_PATCH * scale, PATCH_STEP), min(PATCHES[0], most), most)
     )
-    while size > 2 * PATCH_STEP and 2 * size**2 > computer.max_voxels:
+    while size > 2 * PATCH_STEP and 2 * size**2 > computer.max_pixels:
         size -= PATCH_STEP
     tried = max(one for one in SIZES if one <= MAX_WHOLE)
     why = f"a Dice of {floor_dice(fingerprint.least_ceiling(tried))} at most"
@@ -214,11 +211,9 @@ def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> 
             f"patches at the images' own resolution: many small objects "
             f"({fingerprint.objects_per_image():.0f} an image) in images of different sizes"
         )
-    why = "patches are small, so more filters cost little"
     return [
         Proposal("patch_size", str(size), reason),
-        Proposal("filters", PATCH_FILTERS, why),
-        *_batch(size, size, computer.max_voxels),
+        *_batch(size, size, computer.max_pixels),
     ]
 
 
@@ -271,7 +266,7 @@ def _epochs(info: "pd.DataFrame", chosen: Sequence[Proposal], computer: Computer
     epochs = int(PIXELS_PER_CORE * computer.cores / (shown * pixels))
     if epochs >= USUAL_EPOCHS:
         return []
-    why = f"{shown:,.0f} images or patches in each: more would take hours on {computer.cores} cores"
+    why = f"{shown:,.0f} images or patches in each: more takes too long on {computer.cores} cores"
     return [Proposal("epochs", max(MIN_EPOCHS, epochs), why)]
 
 
@@ -323,12 +318,10 @@ def _volume_patch(geometry: Geometry, computer: Computer) -> list[Proposal]:
     patch = shrink_patch([_round_up(side, 2**depth) for side in shape], spacing, depth, computer)
     share = min(1.0, float(np.prod(np.minimum(np.divide(patch, shape), 1))))
     text = ",".join(map(str, patch))
-    batch = int(np.clip(min(STEP_VOXELS, computer.max_voxels) // np.prod(patch), 2, 4))
-    why = "in three dimensions the lower levels have few voxels, so filters cost less"
+    batch = int(np.clip(min(STEP_VOXELS, computer.max_pixels) // np.prod(patch), 2, 4))
     chosen = [
         Proposal("patch_size", text, f"slices, rows, columns: {share:.0%} of the median volume"),
-        Proposal("batch_size", batch, f"patches of {np.prod(patch):,} voxels fill the memory soon"),
-        Proposal("filters", PATCH_FILTERS, why),
+        Proposal("batch_size", batch, "many small steps learn more than few of many volumes"),
     ]
     if depth != USUAL_DEPTH:
         why = f"{min(patch[1:])} pixels halved more often are too few to see"
