@@ -8,7 +8,8 @@
     export/unet-int8.onnx   the same in 8-bit integers, calibrated on training images
     export/unet/1/          SavedModel for TensorFlow Serving, with two signatures. serving_default
                             takes prepared images and returns probabilities; encoded takes image
-                            files (PNG, JPEG, BMP) and returns masks as PNG
+                            files (PNG, JPEG, BMP) and returns masks as PNG. A network of patches
+                            has the first alone
     export/unet/1/model.onnx, export/unet/config.pbtxt, labels.txt
                             the network for NVIDIA's Triton
     export/manifest.json    metadata, checksums, the share of pixels that agree with the model
@@ -21,6 +22,7 @@ Needs `pip install -r requirements-export.txt` and the TensorFlow backend.
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -34,7 +36,7 @@ import numpy as np
 import utils
 from exporting.agreement import measure_agreement
 from exporting.images import choose_images, read_prepared
-from exporting.saved_model import write_saved_model
+from exporting.saved_model import why_not_encoded, write_saved_model
 from exporting.triton import write_triton_config
 from imaging.labels import mirrored_outputs
 from inference import engines, precision_check
@@ -83,8 +85,9 @@ def export(config: Config) -> dict[str, Any]:
         shutil.copyfile(onnx_file, folder / "model.onnx")
     exact = engines.open_onnxruntime(onnx_file.read_bytes())
     write_triton_config(out_dir / "unet", exact, metadata)
-    prepared = [read_prepared(path, metadata) for path in images.calibration]
-    write_int8(onnx_file, out_dir / "unet-int8.onnx", prepared)
+    prepared = (read_prepared(path, metadata) for path in images.calibration)
+    windows = itertools.chain.from_iterable(prepared)
+    write_int8(onnx_file, out_dir / "unet-int8.onnx", windows)
 
     # Check.
     saved_model = out_dir / "unet" / str(version)
@@ -105,6 +108,11 @@ def export(config: Config) -> dict[str, Any]:
         "version": version,
         "model_sha256": file_sha256(Path(config.model)),
         "sha256": checksums(out_dir),
+        # Of the SavedModel.
+        "signatures": {
+            "serving_default": "prepared images to probabilities",
+            "encoded": why_not_encoded(metadata) or "image files to masks",
+        },
         "agreement": {"images": len(images.agreement), **agreement},
         "precisions": {utils.kind_of_cpu(): {**precisions, "images": f"{count}, {images.source}"}},
     }
@@ -158,7 +166,7 @@ def with_mirror(model: "keras.Model", metadata: dict[str, Any]) -> "keras.Model"
     inputs = keras.Input(model.input_shape[1:], name="image")
     probs = model(inputs)
     if metadata.get("mirror"):
-        mirrored = ops.flip(model(ops.flip(inputs, axis=2)), axis=2)
+        mirrored = ops.flip(model(ops.flip(inputs, axis=-2)), axis=-2)
         order = mirrored_outputs(metadata)
         if len(order) > 1:  # left and right are exchanged
             mirrored = ops.take(mirrored, order.astype("int32"), axis=-1)

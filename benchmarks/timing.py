@@ -10,11 +10,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 import train
+from dataset.cache import Dataset
 from imaging.labels import Classes
 from training.batch_norm import fuse_batch_norm
+from training.sampling import make_sampler
 
 REST_S = 0.5  # before each measurement, so that the threads of the previous one sleep
 
@@ -65,7 +68,8 @@ def steps_per_second(step: Callable[[], object], count: int) -> float:
 
 def training_model(config: train.Config) -> keras.Model:
     """Build and compile the network as train.py does, for one class of grey images."""
-    twin = fuse_batch_norm(train.build_network(config, 1, Classes()))
+    dataset = Dataset([], make_sampler(config, []), 1, Classes(), pd.DataFrame())
+    twin = fuse_batch_norm(train.build_network(config, dataset))
     train.compile_model(twin, config, steps=10_000)
     return twin
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from exporting.images import prepare, read_few_slices
+from exporting.images import read_middle
 from inference import engines, postprocess
-from inference.sampler import Sampler
 from inference.segment import Options, segment_scans
 
 if TYPE_CHECKING:
@@ -33,24 +32,39 @@ def measure_agreement(
     import tensorflow as tf
 
     saved = tf.saved_model.load(saved_model)
-    onnx = engines.open_onnxruntime(onnx_file.read_bytes())
-    shares: dict[str, list[float]] = {"saved_model": [], "onnx": []}
+    formats = {
+        "saved_model": SavedModel(saved),
+        "onnx": engines.open_onnxruntime(onnx_file.read_bytes()),
+    }
+    # They average with the mirrored image themselves.
+    facts = metadata | {"mirror": False}
+    shares: dict[str, list[float]] = {name: [] for name in formats}
     for path in paths:
-        scan = read_few_slices(path, metadata)
-        grid = Sampler.from_metadata(metadata).grid(scan.slice(0))
+        scan = read_middle(path, metadata)
         options = Options(batch_size=1, probabilities=True)
         expected = segment_scans([(model, metadata)], [scan], options)[0]
-        for i, image in enumerate(prepare(scan, metadata)):
-            answer = saved.signatures["serving_default"](images=tf.constant(image[None]))
-            found = {"saved_model": answer["probabilities"].numpy(), "onnx": onnx.run(image[None])}
-            for name, values in found.items():
-                ids = postprocess.decide(next(grid.restore(values)), metadata)
-                shares[name].append(float(np.mean(ids == expected.ids[i])))
+        for name, network in formats.items():
+            ids = segment_scans([(network, facts)], [scan], Options(batch_size=1))[0].ids
+            shares[name].append(float(np.mean(ids == expected.ids)))
         if "encoded" in saved.signatures and path.suffix.lower() in PICTURES:
             plain = postprocess.decide(expected.probs[0], metadata | {"clean": None})
             ids = read_encoded(saved, path, len(metadata["classes"]))
             shares.setdefault("saved_model, encoded", []).append(float(np.mean(ids == plain)))
     return {name: float(np.mean(values)) for name, values in shares.items()}
+
+
+class SavedModel:
+    """A SavedModel, which computes probabilities as a Keras model does."""
+
+    def __init__(self, saved: Any) -> None:
+        self.saved = saved
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        """Turn windows (N, …, C) float32 into probabilities (N, …, K)."""
+        import tensorflow as tf
+
+        answer = self.saved.signatures["serving_default"](images=tf.constant(images))
+        return answer["probabilities"].numpy()
 
 
 def read_encoded(saved: Any, path: Path, num_classes: int) -> np.ndarray:

@@ -10,10 +10,12 @@ from dataset.phantoms import make_phantoms
 from dataset.split_table import read_split
 from imaging.scan import Scan
 from inference.inputs import list_inputs, read_one
-from inference.segment import prepare_inputs
+from inference.precision_check import MAX_WINDOWS
+from inference.segment import prepare, take_middle
 from utils import UserError
 
 MAX_SLICES = 8  # of a volume
+NUM_CALIBRATING = 8  # windows of an image
 
 
 class Images(NamedTuple):
@@ -86,20 +88,13 @@ class Sources(NamedTuple):
         return paths
 
 
-def read_few_slices(path: Path, metadata: dict[str, Any]) -> Scan:
-    """Read an image; of a volume some slices in its middle."""
-    scan = read_one(path, metadata)
-    start = max(0, (len(scan.pixels) - MAX_SLICES) // 2)
-    return scan.slices(start, start + MAX_SLICES)
+def read_middle(path: Path, metadata: dict[str, Any]) -> Scan:
+    """Read an image; of a volume, or of a large image, what is in its middle."""
+    return take_middle(read_one(path, metadata), metadata, MAX_WINDOWS, MAX_SLICES)
 
 
-def prepare(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:
-    """Prepare a scan's slices: (S, h, w, C) float32 in [0, 1]."""
-    return prepare_inputs(scan, metadata).astype(np.float32) / 255
-
-
-def read_prepared(path: Path, metadata: dict[str, Any]) -> np.ndarray:
-    """Read an image, of a volume the slice in its middle, and prepare it: (1, h, w, C) float32."""
-    prepared = prepare(read_few_slices(path, metadata), metadata)
-    middle = len(prepared) // 2
-    return prepared[middle : middle + 1]
+def read_prepared(path: Path, metadata: dict[str, Any]) -> list[np.ndarray]:
+    """Read an image and prepare some of its windows, drawn: each (1, …, C) float32."""
+    _, windows = prepare(read_middle(path, metadata), metadata)
+    numbers = np.random.default_rng(0).permutation(len(windows))[:NUM_CALIBRATING]
+    return [windows[i][None].astype(np.float32) / 255 for i in numbers]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from imaging import preprocess
 from imaging.labels import Classes
+from inference.sampler import Sampler
 
 if TYPE_CHECKING:
     import keras
@@ -16,7 +17,7 @@ GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as in OpenCV
 
 
 def write_saved_model(network: "keras.Model", metadata: dict[str, Any], path: Path) -> None:
-    """Write both signatures to the folder `path`."""
+    """Write the signatures to the folder `path`; see also `why_not_encoded`."""
     import keras
     import tensorflow as tf
 
@@ -34,14 +35,23 @@ def write_saved_model(network: "keras.Model", metadata: dict[str, Any], path: Pa
     archive.track(network)
     images = tf.TensorSpec(network.input_shape, tf.float32, name="images")
     archive.add_endpoint("serving_default", serving_default, [images])
-    # Only DICOM files propose a window, and TensorFlow does not read them. Classes that overlap do
-    # not fit into one PNG.
-    is_picture = metadata["channels"] in (1, 3) and metadata.get("window") != "file"
-    is_picture &= not metadata.get("channel_endings")
-    if is_picture and not Classes.from_metadata(metadata).overlap:
+    if not why_not_encoded(metadata):
         contents = tf.TensorSpec([None], tf.string, name="image_bytes")
         archive.add_endpoint("encoded", encoded, [contents])
     archive.write_out(str(path), verbose=False)
+
+
+def why_not_encoded(metadata: dict[str, Any]) -> str:
+    """Say why the signature `encoded` does not fit a network; "" if it does."""
+    if Sampler.from_metadata(metadata).patches:
+        return "the network takes patches, which the client cuts and blends"
+    if metadata.get("window") == "file":
+        return "only DICOM files propose a window, and TensorFlow does not read them"
+    if metadata["channels"] not in (1, 3) or metadata.get("channel_endings"):
+        return "the channels of an image are no grey or colour picture"
+    if Classes.from_metadata(metadata).overlap:
+        return "classes that overlap do not fit into one PNG"
+    return ""
 
 
 def prepare_in_graph(content: Any, metadata: dict[str, Any]) -> tuple[Any, Any]:
@@ -65,7 +75,7 @@ def prepare_in_graph(content: Any, metadata: dict[str, Any]) -> tuple[Any, Any]:
     end = tf.constant(size) - inner - start
     padded = tf.pad(rounded, [[start[0], end[0]], [start[1], end[1]], [0, 0]])
     # A single image stands for the slices before and after it, too.
-    slices = 1 + 2 * metadata.get("neighbours", 0)
+    slices = 1 + 2 * Sampler.from_metadata(metadata).neighbours
     repeated = tf.tile(padded, [1, 1, slices])
     return tf.ensure_shape(repeated, (*size, channels * slices)), shape
 

@@ -36,16 +36,16 @@ dynamic_batching {{ }}
 
 def write_triton_config(folder: Path, network: Engine, metadata: dict[str, Any]) -> None:
     """Write config.pbtxt and labels.txt to the folder of a model, in which versions lie."""
-    height, width, channels = network.input_shape
+    *sides, channels = network.input_shape
     outputs = network.output_channels
     text = CONFIG.format(
         folder=folder.parent,
         name=folder.name,
         max_batch=MAX_BATCH,
         input_name=network.input_name,
-        input_dims=f"{height}, {width}, {channels}",
+        input_dims=", ".join(map(str, (*sides, channels))),
         output_name=network.output_name,
-        output_dims=f"{height}, {width}, {outputs}",
+        output_dims=", ".join(map(str, (*sides, outputs))),
         labels=LABELS,
     )
     lines = "".join(f"{label}\n" for label in output_labels(metadata["classes"], outputs))

@@ -38,6 +38,11 @@ class Grid:
     canvas: Shape
 
     @property
+    def shape(self) -> Shape:
+        """The file's own slices, rows and columns."""
+        return tuple(self.oriented[self.axes.index(axis)] for axis in range(3))
+
+    @property
     def is_native(self) -> bool:
         """Whether the array's voxels are the file's own."""
         return self.oriented == self.inner == self.canvas

@@ -126,6 +126,16 @@ def part_of(pixels: Any, key: Any) -> Any:
     return pixels.view(key) if isinstance(pixels, LazyPixels) else pixels[key]
 
 
+def in_memory(pixels: Any) -> np.ndarray:
+    """Decode pixels (S, H, W, C) that are not decoded yet, band by band."""
+    if not isinstance(pixels, LazyPixels):
+        return pixels
+    decoded = np.empty(pixels.shape, pixels.dtype)
+    for band in bands(pixels.shape):
+        decoded[band] = pixels[band]
+    return decoded
+
+
 def bands(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
     """Cut (S, H, W …) into bands of about BAND_PIXELS pixels: some slices, or some rows of all."""
     axis = int(shape[1] > shape[0])

@@ -8,7 +8,8 @@ Run it in the repository's folder. Other machines need the repository at the sam
 them `pip install -r requirements-archive.txt`.
 
 A mask is a PNG (0/255 for one class, else class ids) at the image's place: ward1/a.dcm becomes
-ward1/a.png below the output. The same command goes on where it was stopped. If a worker or a
+ward1/a.png below the output. A mask of a NIfTI, NRRD or MetaImage file is of the same kind and has
+all slices: ward1/b.nii.gz. The same command goes on where it was stopped. If a worker or a
 machine dies, others do its images. Images that cannot be segmented are listed in problems.csv
 there; the exit code is then 2.
 """
@@ -33,9 +34,11 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from imaging import pictures
+from imaging import formats, pictures
 from imaging.files import is_image, is_litter
 from imaging.formats import SUFFIXES
+from imaging.labels import Classes
+from imaging.scan import Mask
 from inference import engines
 from inference.exported_model import load_exported
 from inference.inputs import describe_passed_over
@@ -46,6 +49,9 @@ from utils import UserError, first_line
 FILES_AT_ONCE = 8
 # Note in the output: whose masks these are.
 NOTE = "archive.json"
+# Files of these kinds are volumes, and so are their masks.
+VOLUMES = (formats.NIFTI, formats.NRRD, formats.METAIMAGE)
+MAX_SLICES = 65_535  # of a volume
 # Names that `utils.atomic` gives.
 UNFINISHED = re.compile(r"(^|/)\.\d+\.[^/]+$")
 # Retries of a task whose worker died. An image that kills its worker must not do so for ever.
@@ -122,11 +128,18 @@ def plan_masks(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         path = PurePosixPath(name)
         if not is_image(path):
             continue
-        ending = ".nii.gz" if name.lower().endswith(".nii.gz") else path.suffix
-        mask = f"{name[: -len(ending)]}.png"
+        volume = volume_format(name)
+        endings = volume.suffixes if volume else (path.suffix.lower(),)
+        ending = max((one for one in endings if name.lower().endswith(one)), key=len)
+        mask = name[: -len(ending)] + (volume.mask_suffix if volume else ".png")
         if images.setdefault(mask, name) != name:
             problems[name] = f"{images[mask]} has the same name, and gets the mask"
     return images, problems
+
+
+def volume_format(name: str) -> formats.Format | None:
+    """Return the format of a file that holds a volume, by its name; None for a picture."""
+    return next((form for form in VOLUMES if name.lower().endswith(form.suffixes)), None)
 
 
 def passed_over(names: Sequence[str]) -> list[PurePosixPath]:
@@ -207,10 +220,16 @@ class Worker:
         content = self.source.read(image)
         # Many files are read and written at once, but the CPUs are for one computation.
         with self.computing:
-            prepared = self.model.read(content)
-            found = self.model.decide(self.run(prepared.batch), prepared)
-            png = pictures.mask_to_png(found.ids, self.model.metadata["classes"])
-        self.target.write(mask, png)
+            volume = volume_format(image)
+            prepared = self.model.read(content, max_slices=MAX_SLICES if volume else 1)
+            ids = self.model.predict(prepared, self.run).ids
+            names = self.model.metadata["classes"]
+            if volume:
+                levels = Classes.from_metadata(self.model.metadata).levels
+                written = volume.encode_mask(Mask(ids, names, levels), prepared.scan())
+            else:
+                written = pictures.mask_to_png(ids[0], names)
+        self.target.write(mask, written)
 
 
 def segment_missing(

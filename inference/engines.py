@@ -36,10 +36,10 @@ class Engine:
 
     engine: str
     precision: str
-    # Images (N, h, w, C) float32 in [0, 1] → probabilities (N, h, w, K).
+    # Images (N, …, C) float32 in [0, 1] → probabilities (N, …, K).
     run: Callable[[np.ndarray], np.ndarray]
     input_name: str
-    input_shape: tuple[int, ...]  # (h, w, C)
+    input_shape: tuple[int, ...]  # (h, w, C), or (d, h, w, C) of a 3-D network
     output_name: str
     output_channels: int
 

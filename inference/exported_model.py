@@ -1,21 +1,25 @@
 """Segment files with an exported network: decode and prepare a file, decide its mask."""
 
+import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from imaging import formats, pictures
-from imaging.grid import fit_grid
+from imaging import formats, lazy, pictures, preprocess
+from imaging.grid import Grid
 from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
-from inference import engines, postprocess, segment
+from inference import engines, segment
+from inference.sampler import Sampler
+from inference.windows import Band, Windows
 from utils import UserError
 
 MAX_SIDE = 65_535  # pixels; PNG files end at a million
+MAX_WINDOWS = 2**16  # of one image
 
 
 class ImageTooLargeError(UserError):
@@ -28,8 +32,8 @@ class Prepared(NamedTuple):
     Its own pixels may be a hundred times as many.
     """
 
-    images: np.ndarray  # (S, h, w, C) uint8, 255 is 1.0; a plain picture has one slice
-    shape: tuple[int, int]  # (H, W) of the image
+    windows: Windows  # what the network takes, uint8, 255 is 1.0; of a plain picture one
+    grid: Grid  # how the file's voxels lie in what the windows cover
     spacing_mm: tuple[float, float, float] | None
     format: str  # see `formats.FORMATS`
     has_place: bool  # whether the file says where the image lies in space
@@ -37,21 +41,31 @@ class Prepared(NamedTuple):
     source: bytes  # the scan without its pixels, which only the workers unpack
 
     @property
-    def batch(self) -> np.ndarray:
-        """All slices as the network takes them: (S, h, w, C) float32 in [0, 1]."""
-        return self.images.astype(np.float32) / 255
+    def num_slices(self) -> int:
+        """How many slices the file has."""
+        return self.grid.shape[0]
+
+    def batch(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return some windows as the network takes them: (N, …, C) float32 in [0, 1]."""
+        stop = len(self.windows) if stop is None else min(stop, len(self.windows))
+        chosen = np.stack([self.windows[number] for number in range(start, stop)])
+        return chosen.astype(np.float32) / 255
 
     def scan(self) -> Scan:
         """Return the scan without its pixels: the headers that a mask refers to."""
         return pickle.loads(self.source)
 
+    def without_pixels(self) -> "Prepared":
+        """Leave out what only the network needs."""
+        empty = Windows(self.windows.case[:0, :0, :0], self.windows.sampler)
+        return self._replace(windows=empty)
+
 
 class Prediction(NamedTuple):
     """What is found in one image."""
 
-    ids: np.ndarray  # (H, W) uint8 class ids, at the image's own size
+    ids: np.ndarray  # (S, H, W) uint8 class ids or BITS, at the image's own size
     confidence: float  # mean probability of the decided classes, before cleaning
-    spacing_mm: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -63,9 +77,14 @@ class ExportedModel:
     engine: str  # see `engines.choose_engine`
     precision: str
     input_name: str
-    input_shape: tuple[int, ...]  # (h, w, C)
+    input_shape: tuple[int, ...]  # (h, w, C), or (d, h, w, C) of a 3-D network
     output_name: str
     output_channels: int
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The probabilities of one window: (h, w, K) or (d, h, w, K)."""
+        return (*self.input_shape[:-1], self.output_channels)
 
     def read(self, content: bytes, max_bytes: int = MAX_BYTES, max_slices: int = 1) -> Prepared:
         """Decode an image file of at most `max_slices` slices and prepare it.
@@ -74,41 +93,94 @@ class ExportedModel:
         """
         check_declared_pixels(content, max_bytes)
         scan = formats.decode_scan(content, max_bytes)
-        shape, window = scan.pixels.shape[1:3], self.metadata.get("window", "")
+        sampler, window = Sampler.from_metadata(self.metadata), self.metadata.get("window", "")
         check_slices(len(scan.pixels), max_slices)
-        if max(shape) > MAX_SIDE:
-            raise UserError(f"{shape[0]}x{shape[1]} pixels; expected at most {MAX_SIDE} a side")
-        # The memory that its mask needs: probabilities in float32, and copies of them.
-        check_declared_bytes(max_bytes, *shape, 4 * max(4, 2 * self.output_channels + 2))
+        if len(scan.pixels) == 1 and sampler.dimensions == 3:
+            raise UserError("one slice; this network takes volumes")
+        grid = sampler.grid(scan)
+        self._check_size(grid, sampler, max_bytes)
         if window == "file" and scan.window is None:
             raise UserError("its header proposes no window, which this model asks for")
-        images = segment.prepare_inputs(scan, self.metadata)
+        case = preprocess.prepare_scan(scan, grid, self.metadata["channels"], window)
+        windows = Windows(lazy.in_memory(case), sampler)
+        if len(windows) > MAX_WINDOWS:
+            raise ImageTooLargeError(f"{len(windows)} windows; expected at most {MAX_WINDOWS}")
         empty = replace(scan, pixels=scan.pixels[:0].copy(), padding=None, voi_curve=None)
         source = pickle.dumps(empty)
         has_place = scan.affine is not None
-        spacing = scan.spacing_mm
-        return Prepared(images, shape, spacing, scan.format, has_place, scan.notes, source)
+        return Prepared(windows, grid, scan.spacing_mm, scan.format, has_place, scan.notes, source)
 
-    def decide(self, probs: np.ndarray, prepared: Prepared) -> Prediction:
-        """Decide an image's mask by its probabilities (1, h, w, K)."""
-        ids, confidence = self.decide_slices(probs, prepared.shape)
-        return Prediction(ids[0], confidence[0], prepared.spacing_mm)
+    def _check_size(self, grid: Grid, sampler: Sampler, max_bytes: int) -> None:
+        """Raise UserError, ImageTooLargeError if a scan would take too much memory."""
+        height, width = grid.shape[1:]
+        if max(height, width) > MAX_SIDE:
+            raise UserError(f"{height}x{width} pixels; expected at most {MAX_SIDE} a side")
+        # What is held of the probabilities: float32, and copies of them.
+        copies = 4 * max(4, 2 * self.output_channels + 2)
+        check_declared_bytes(max_bytes, *grid.oriented[1:], copies)
+        depth = min(sampler.window[0], grid.canvas[0])
+        layer = depth * grid.canvas[1] * grid.canvas[2] * copies
+        # A file's spacing may ask for any size at working resolution.
+        case = math.prod(grid.canvas) * self.metadata["channels"]
+        if max(layer, case) > max_bytes:
+            shown = "x".join(map(str, grid.canvas))
+            raise ImageTooLargeError(
+                f"{shown} voxels at the network's resolution; expected fewer (--max-megapixels)"
+            )
 
-    def decide_slices(
-        self, probs: np.ndarray, shape: tuple[int, int]
-    ) -> tuple[np.ndarray, list[float]]:
-        """Decide slices (H, W) by their probabilities (N, h, w, K).
+    def decide(self, probs: Iterable[np.ndarray], prepared: Prepared) -> Prediction:
+        """Decide an image's mask by the probabilities (…, K) of its windows, in their order.
 
-        Returns their masks (N, H, W), ids or BITS, and their confidence.
+        The mask is not cleaned yet, see `clean`.
         """
-        grid = fit_grid((len(probs), *shape), probs.shape[1:3])
-        threshold, ids, confidence = self.metadata["threshold"], [], []
-        overlap = Classes.from_metadata(self.metadata).overlap
-        for one, restored in zip(probs, grid.restore(probs), strict=True):
-            ids.append(postprocess.decide(restored, self.metadata))
-            inside = one[grid.rows, grid.columns]
-            confidence.append(mean_confidence(inside, threshold, overlap))
-        return np.stack(ids), confidence
+        metadata, confidence = self.metadata | {"clean": None}, Confidence(self.metadata)
+        bands = confidence.measure(prepared.windows.blend(iter(probs)), prepared.grid)
+        found = segment.decide_scan(((band,) for band in bands), 1, prepared.grid, metadata)
+        return Prediction(found.ids, confidence.mean)
+
+    def clean(self, ids: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Clean class ids (S, H, W), as the model file says."""
+        return segment.clean(ids, prepared.grid, self.metadata)
+
+    def predict(
+        self, prepared: Prepared, run: Callable[[np.ndarray], np.ndarray], batch_size: int = 8
+    ) -> Prediction:
+        """Segment a prepared image by `run`, which `load_exported` returned."""
+
+        def compute() -> Iterator[np.ndarray]:
+            for start in range(0, len(prepared.windows), batch_size):
+                yield from run(prepared.batch(start, start + batch_size))
+
+        found = self.decide(compute(), prepared)
+        return found._replace(ids=self.clean(found.ids, prepared))
+
+
+class Confidence:
+    """The mean probability of what is decided, over the pixels of an image."""
+
+    def __init__(self, metadata: dict[str, Any]) -> None:
+        self.threshold = metadata["threshold"]
+        self.overlap = Classes.from_metadata(metadata).overlap
+        self.sum, self.count = 0.0, 0
+
+    def measure(self, bands: Iterator[Band], grid: Grid) -> Iterator[Band]:
+        """Pass bands on, and add up what they say of the image, without the padding around it."""
+        for band in bands:
+            first, last = (
+                min(max(0, side - band.row), len(band.probs))
+                for side in (grid.rows.start, grid.rows.stop)
+            )
+            inside = band.probs[first:last, grid.columns]
+            count = inside.shape[0] * inside.shape[1]
+            if count:
+                self.sum += count * mean_confidence(inside, self.threshold, self.overlap)
+                self.count += count
+            yield band
+
+    @property
+    def mean(self) -> float:
+        """The mean of all bands."""
+        return self.sum / self.count
 
 
 def check_slices(count: int, most: int) -> None:
@@ -142,8 +214,7 @@ def load_exported(
 ) -> tuple[ExportedModel, Callable[[np.ndarray], np.ndarray]]:
     """Load what `export.py` wrote, see `engines.load_engine`.
 
-    Returns also the function that computes probabilities (N, h, w, K) of prepared images
-    (N, h, w, C) float32.
+    Returns also the function that computes probabilities (N, …, K) of windows (N, …, C) float32.
     """
     opened, metadata, sha256 = engines.load_engine(path, engine, precision, threads)
     model = ExportedModel(

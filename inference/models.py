@@ -8,6 +8,7 @@ from pathlib import Path
 import utils
 from imaging.labels import Classes, mirrored_channels
 from inference.engines import Engine, load_engine
+from inference.sampler import Sampler
 from inference.segment import Member
 from utils import UserError
 
@@ -109,9 +110,10 @@ def load_members(
     else:
         members = [load_keras_model(path, engine, precision) for path in paths]
     metadata = [one for _, one in members]
-    for name in ("classes", "channels", "image_size", "window", "neighbours"):
+    described = [one | Sampler.from_metadata(one).metadata for one in metadata]
+    for name in ("classes", "channels", "image_size", "window", "sampler"):
         # Older files lack some of these.
-        values = {json.dumps(one.get(name) or None) for one in metadata}
+        values = {json.dumps(one.get(name) or None) for one in described}
         if len(values) > 1:
             found = " and ".join(sorted(values))
             raise UserError(f"the models' {name} are {found}; an ensemble needs the same")

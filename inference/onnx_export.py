@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,10 @@ def replace_erfc(graph: Any) -> None:
     graph.node.extend(nodes)
 
 
-def write_int8(source: Path, path: Path, images: Sequence[np.ndarray]) -> None:
+def write_int8(source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
     """Quantize an ONNX file to 8-bit integers.
 
-    images: calibrate the ranges of the integers, prepared, each (1, h, w, C) float32.
+    images: calibrate the ranges of the integers, prepared, each (1, …, C) float32.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

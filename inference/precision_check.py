@@ -20,11 +20,14 @@ import utils
 from imaging.files import is_image
 from imaging.labels import plane
 from imaging.scan import Scan
-from inference import engines, postprocess
+from inference import engines
 from inference.inputs import read_one
 from inference.sampler import Sampler
-from inference.segment import prepare_inputs
+from inference.segment import Options, segment_scans, take_middle
 from utils import UserError, atomic
+
+# Of a network of patches, along each side of an image: its middle is enough.
+MAX_WINDOWS = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def measure_precisions(
     scores = []
     for path in paths:
         try:
-            scan = read_one(path, metadata)
+            scan = take_middle(read_one(path, metadata), metadata, MAX_WINDOWS)
             scores.append(compare_masks(scan, metadata, reference, list(networks.values())))
         except UserError as error:
             print(f"{error}; left out" if str(path) in str(error) else f"{path}: {error}; left out")
@@ -102,28 +105,29 @@ def compare_masks(
 ) -> list[float]:
     """Return the Dice of each network's masks with the reference's, averaged over the slices.
 
-    Slices in which neither finds anything do not count. Raises UserError if the reference finds
-    nothing in the whole scan.
+    Slices in which neither finds anything do not count. Of a 3-D network the whole masks are
+    compared. Raises UserError if the reference finds nothing in the whole scan.
     """
-    grid = Sampler.from_metadata(metadata).grid(scan.slice(0))
-    num_classes = len(metadata["classes"])
+    # The exported network averages with the mirrored image itself.
+    facts = metadata | {"mirror": False}
+    is_3d = Sampler.from_metadata(metadata).dimensions == 3
 
-    def find(network: engines.Engine, image: np.ndarray) -> np.ndarray:
-        return postprocess.decide(next(grid.restore(network.run(image))), metadata)
+    def find(network: engines.Engine) -> Sequence[np.ndarray]:
+        ids = segment_scans([(network, facts)], [scan], Options(batch_size=1))[0].ids
+        return [ids] if is_3d else ids
 
-    rows, is_empty = [], True
-    for prepared in prepare_inputs(scan, metadata):
-        image = prepared[None].astype(np.float32) / 255
-        truth = find(reference, image)
-        is_empty = is_empty and not truth.any()
-        rows.append([mean_dice(truth, find(one, image), num_classes) for one in networks])
-    if is_empty:
+    truth = find(reference)
+    if not np.any(truth):
         raise UserError("nothing is found in it")
-    return np.nanmean(rows, axis=0).tolist()
+    columns = []
+    for network in networks:
+        pairs = zip(truth, find(network), strict=True)
+        columns.append([mean_dice(*pair, len(metadata["classes"])) for pair in pairs])
+    return np.nanmean(columns, axis=1).tolist()
 
 
 def mean_dice(truth: np.ndarray, found: np.ndarray, num_classes: int) -> float:
-    """Average the Dice of masks (H, W) over the classes that occur; NaN if none does.
+    """Average the Dice of masks over the classes that occur; NaN if none does.
 
     `metrics.py` has the same, but needs Keras.
     """

@@ -1,8 +1,9 @@
 """Segment decoded images with one model or several: from a `Scan` to class ids on its own grid."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from imaging import preprocess
 from imaging.grid import Grid
 from imaging.labels import Classes, mirrored_outputs
+from imaging.lazy import part_of
 from imaging.scan import Scan
 from inference import postprocess
 from inference.sampler import Sampler
@@ -76,6 +78,31 @@ def prepare(scan: Scan, metadata: dict[str, Any], tile: bool = False) -> tuple[G
 def prepare_inputs(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:
     """Make all network inputs of a scan: its windows (N, …, C), uint8."""
     return np.stack(list(prepare(scan, metadata)[1]))
+
+
+def take_middle(
+    scan: Scan, metadata: dict[str, Any], max_windows: int, max_slices: int | None = None
+) -> Scan:
+    """Take what is in the middle of a scan, where checks need no more.
+
+    max_windows: along each side, of a network of patches. max_slices: of a network of slices.
+    """
+    sampler = Sampler.from_metadata(metadata)
+    grid = sampler.grid(scan)
+    chosen = [slice(None)] * 3
+    for number, axis in enumerate(grid.axes):
+        length = grid.oriented[number]
+        most = None
+        if number == 0 and sampler.dimensions == 2:
+            most = max_slices
+        elif sampler.patches:
+            voxels = sampler.window[number] * length / grid.inner[number]
+            most = math.ceil(max_windows * voxels)
+        if most and most < length:
+            start = (length - most) // 2
+            chosen[axis] = slice(start, start + most)
+    padding = None if scan.padding is None else scan.padding[tuple(chosen)]
+    return replace(scan, pixels=part_of(scan.pixels, tuple(chosen)), padding=padding)
 
 
 # ------------------------------------------------------------------------- running the network
@@ -149,13 +176,23 @@ def decide_scan(
             spread[number, rows] = values[..., count]
         if kept is not None:
             kept[number, rows] = values[..., :count]
-    if metadata.get("clean"):
-        is_volume = Sampler.from_metadata(metadata).dimensions == 3
-        ids = postprocess.clean(ids, metadata["clean"], is_volume)
     ids, spread, kept = (
         array if array is None else grid.restore_orientation(array) for array in (ids, spread, kept)
     )
+    ids = clean(ids, grid, metadata)
     return Prediction(ids, spread, counter.mean if counter else float("nan"), kept)
+
+
+def clean(ids: np.ndarray, grid: Grid, metadata: dict[str, Any]) -> np.ndarray:
+    """Clean class ids (S, H, W) on the file's own grid, as the model file says.
+
+    The network's slices one by one, or the volume if the network is 3-D.
+    """
+    if not metadata.get("clean"):
+        return ids
+    is_volume = Sampler.from_metadata(metadata).dimensions == 3
+    cleaned = postprocess.clean(grid.orient(ids), metadata["clean"], is_volume)
+    return grid.restore_orientation(cleaned)
 
 
 def average(

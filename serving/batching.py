@@ -14,7 +14,7 @@ from serving.errors import Problem
 class Waiting(NamedTuple):
     """Images that wait for the model, and the future of their probabilities."""
 
-    images: np.ndarray  # (N, H, W, C) float32
+    images: np.ndarray  # (N, …, C) float32
     result: asyncio.Future
 
 
@@ -34,7 +34,7 @@ class Batcher:
     ) -> None:
         """Keep the settings.
 
-        run: computes probabilities (N, H, W, K) of images (N, H, W, C).
+        run: computes probabilities (N, …, K) of images (N, …, C).
         max_pending: images that may wait or be computed; more are refused.
         on_batch: is called with the size and the seconds of every batch.
         """
@@ -62,7 +62,7 @@ class Batcher:
         self.thread.shutdown(wait=False)
 
     async def predict(self, images: np.ndarray) -> np.ndarray:
-        """Compute probabilities (N, H, W, K) of images (N, H, W, C). Raises Problem 503."""
+        """Compute probabilities (N, …, K) of images (N, …, C). Raises Problem 503."""
         if self.pending and self.pending + len(images) > self.max_pending:
             raise Problem(503, "too many images are waiting; try again", Retry_After="1")
         waiting = Waiting(images, asyncio.get_running_loop().create_future())
@@ -73,10 +73,11 @@ class Batcher:
         finally:
             self.pending -= len(images)
 
-    async def wait_for_room(self, count: int) -> None:
-        """Wait until so many images can be added, for work that need not be refused."""
-        while self.pending and self.pending + count > self.max_pending:
+    async def predict_with_room(self, images: np.ndarray) -> np.ndarray:
+        """Compute as `predict` does, but wait until there is room, instead of being refused."""
+        while self.pending and self.pending + len(images) > self.max_pending:
             await asyncio.sleep(0.01)
+        return await self.predict(images)
 
     async def _compute_batches(self) -> None:
         while True:

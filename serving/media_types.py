@@ -35,14 +35,14 @@ def offers(prepared: Prepared) -> list[str]:
     others = (
         [NIFTI, TIFF, NRRD, METAIMAGE] if prepared.has_place else [TIFF, NIFTI, NRRD, METAIMAGE]
     )
-    if len(prepared.images) == 1:
+    if prepared.num_slices == 1:
         return list(dict.fromkeys([PNG, JSON, GEOJSON, *in_kind, *others]))
     return list(dict.fromkeys([*in_kind, *others, JSON]))
 
 
 def choose(accepted: list[str], prepared: Prepared) -> list[str]:
     """List the offered types that a client accepts, the best first. Raises Problem 406."""
-    offered, num_slices = offers(prepared), len(prepared.images)
+    offered, num_slices = offers(prepared), prepared.num_slices
     chosen = []
     for media_type in accepted:
         kind, _, name = media_type.partition("/")

@@ -22,7 +22,7 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 class InferenceRequest(NamedTuple):
     """What a client sends."""
 
-    batch: np.ndarray  # (N, H, W, C) float32
+    batch: np.ndarray  # (N, …, C) float32
     id: str
     binary: bool  # whether the answer's tensor is sent as raw bytes
 
@@ -33,32 +33,30 @@ class InferenceRequest(NamedTuple):
 def metadata(network: ExportedModel) -> dict[str, Any]:
     """Describe the model as the protocol does."""
 
-    def tensor(name: str, channels: int) -> list[dict[str, Any]]:
-        shape = [-1, *network.input_shape[:2], channels]
-        return [{"name": name, "datatype": "FP32", "shape": shape}]
+    def tensor(name: str, sides: tuple[int, ...]) -> list[dict[str, Any]]:
+        return [{"name": name, "datatype": "FP32", "shape": [-1, *sides]}]
 
     return {
         "name": MODEL,
         "versions": [VERSION],
         "platform": PLATFORM,
-        "inputs": tensor(network.input_name, network.input_shape[2]),
-        "outputs": tensor(network.output_name, network.output_channels),
+        "inputs": tensor(network.input_name, network.input_shape),
+        "outputs": tensor(network.output_name, network.output_shape),
     }
 
 
 def triton_config(network: ExportedModel, max_batch: int) -> dict[str, Any]:
     """Describe the model as Triton does to its own tools."""
 
-    def tensor(name: str, channels: int) -> list[dict[str, Any]]:
-        dims = [*network.input_shape[:2], channels]
-        return [{"name": name, "data_type": "TYPE_FP32", "dims": dims}]
+    def tensor(name: str, sides: tuple[int, ...]) -> list[dict[str, Any]]:
+        return [{"name": name, "data_type": "TYPE_FP32", "dims": list(sides)}]
 
     return {
         "name": MODEL,
         "platform": PLATFORM,
         "max_batch_size": max_batch,
-        "input": tensor(network.input_name, network.input_shape[2]),
-        "output": tensor(network.output_name, network.output_channels),
+        "input": tensor(network.input_name, network.input_shape),
+        "output": tensor(network.output_name, network.output_shape),
     }
 
 
@@ -98,7 +96,7 @@ def read_length(header: str | None, body_length: int) -> int:
 def read_input(inputs: Any, raw: bytes, network: ExportedModel, max_images: int) -> np.ndarray:
     """Read the only input: from its data in the JSON, or from the raw bytes after it.
 
-    Returns (N, H, W, C) float32. Raises Problem 400.
+    Returns (N, …, C) float32. Raises Problem 400.
     """
     expected = f"expected one input, {network.input_name}, of datatype FP32"
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):

@@ -11,7 +11,7 @@ from imaging import formats, pictures
 from imaging.dicom import dicom_seg
 from imaging.labels import Classes, plane
 from imaging.scan import Mask
-from inference.exported_model import ExportedModel, Prediction, Prepared
+from inference.exported_model import ExportedModel, Prepared
 from serving import media_types, volumes
 from serving.errors import to_json_line
 from serving.run_lengths import run_lengths
@@ -33,12 +33,11 @@ class MaskResponse(NamedTuple):
 def respond_to_image(
     network: ExportedModel, probs: np.ndarray, prepared: Prepared, accepted: Sequence[str]
 ) -> MaskResponse:
-    """Decide an image's mask from its probabilities (1, h, w, K) and write it.
+    """Decide an image's mask from the probabilities (1, …, K) of its only window, and write it.
 
     accepted: media types, the best first. Raises Problem 406, UserError.
     """
-    ids, confidence = network.decide_slices(probs, prepared.shape)
-    return respond(network, ids, confidence[0], prepared, accepted)
+    return respond(network, *network.decide(probs, prepared), prepared, accepted)
 
 
 def respond(
@@ -48,11 +47,11 @@ def respond(
     prepared: Prepared,
     accepted: Sequence[str],
 ) -> MaskResponse:
-    """Write class ids (S, H, W) in the first of the media types in which that is possible.
+    """Clean class ids (S, H, W) and write them, in the first media type in which that is possible.
 
     Raises Problem 413, UserError.
     """
-    notes = list(prepared.notes)
+    ids, notes = network.clean(ids, prepared), list(prepared.notes)
     for media_type in accepted:
         try:
             body = write_mask(network, ids, confidence, prepared, media_type, notes)
@@ -93,9 +92,9 @@ def write_mask(
     """Write class ids (S, H, W) as a media type that fits them. Raises Problem 413, UserError."""
     names = network.metadata["classes"]
     if media_type in (media_types.JSON, media_types.GEOJSON) and len(ids) == 1:
-        prediction = Prediction(ids[0], confidence, prepared.spacing_mm)
         describe = to_json if media_type == media_types.JSON else to_geojson
-        return to_json_line(describe(prediction, names) | {"notes": list(notes)}).encode()
+        described = describe(ids[0], names, prepared.spacing_mm)
+        return to_json_line(described | {"confidence": confidence, "notes": list(notes)}).encode()
     if media_type == media_types.JSON:
         described = volumes.to_json(ids, names, prepared) | {"confidence": confidence}
         return to_json_line(described | {"notes": list(notes)}).encode()
@@ -135,30 +134,28 @@ def class_areas(
 # -------------------------------------------------------------------------------------------- JSON
 
 
-def to_json(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
-    """Describe a mask by the run lengths and the area of each class."""
-    ids = prediction.ids
-    classes = class_areas(ids, names, prediction.spacing_mm)
+def to_json(
+    ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] | None
+) -> dict[str, Any]:
+    """Describe a mask (H, W) by the run lengths and the area of each class."""
+    classes = class_areas(ids, names, spacing_mm)
     for number, one in enumerate(classes, 1):
         one["rle"] = run_lengths(plane(ids, number))
-    return {"size": list(ids.shape), "confidence": prediction.confidence, "classes": classes}
+    return {"size": list(ids.shape), "classes": classes}
 
 
 # ----------------------------------------------------------------------------------------- GeoJSON
 
 
-def to_geojson(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
-    """Describe a mask as a FeatureCollection (RFC 7946) with one feature per class."""
+def to_geojson(
+    ids: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float] | None
+) -> dict[str, Any]:
+    """Describe a mask (H, W) as a FeatureCollection (RFC 7946) with one feature per class."""
     features = []
-    areas = class_areas(prediction.ids, names, prediction.spacing_mm)
-    for number, properties in enumerate(areas, 1):
-        geometry = outline(plane(prediction.ids, number))
+    for number, properties in enumerate(class_areas(ids, names, spacing_mm), 1):
+        geometry = outline(plane(ids, number))
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    return {
-        "type": "FeatureCollection",
-        "features": features,
-        "confidence": prediction.confidence,
-    }
+    return {"type": "FeatureCollection", "features": features}
 
 
 def outline(mask: np.ndarray) -> dict[str, Any]:

@@ -32,6 +32,7 @@ TF_VERSION = f"{TF_MODEL}/versions/{VERSION}"
 SHOWN_METADATA = (
     "classes",
     "image_size",
+    "sampler",
     "channels",
     "preparation",
     "threshold",

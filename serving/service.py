@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from serving.workers import Workers
 
 # Bytes of a file that may take seconds to decode, as a volume does.
 LARGE_BODY = 2**24
-MAX_VOLUMES = 2  # that are segmented at a time; others wait
+MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
 class Service:
@@ -72,43 +74,62 @@ class Service:
             )
         del content
         chosen = media_types.choose(accepted, prepared)
-        if len(prepared.images) > 1:
+        if len(prepared.windows) > 1:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self.config.volume_timeout_s)
-            answer = await self._segment_volume(prepared, chosen)
+            answer = await self._segment_windows(prepared, chosen)
         else:
-            probs = await self.batcher.predict(prepared.batch)
+            probs = await self.batcher.predict(prepared.batch())
             answer = await self.workers.run(
                 responses.respond_to_image, self.network, probs, prepared, chosen
             )
-        input_mean = float(prepared.images.mean()) / 255
+        input_mean = float(prepared.windows.case.mean()) / 255
         self.metrics.record_image(input_mean, answer.foreground_share, answer.confidence)
         return answer
 
-    async def _segment_volume(
+    async def _segment_windows(
         self, prepared: Prepared, chosen: list[str]
     ) -> responses.MaskResponse:
-        """Segment a volume a few slices at a time, so that the images of others come in between."""
-        step = max(1, self.config.max_batch // 2)
-        count, confidence = len(prepared.images), []
+        """Segment a volume, or a large picture, a few windows at a time.
+
+        So the images of others come in between.
+        """
         # Several of the largest masks would fill the memory.
         async with self.volume_turns:
-            ids = None
-            for start in range(0, count, step):
-                batch = prepared.images[start : start + step].astype(np.float32) / 255
-                await self.batcher.wait_for_room(len(batch))
-                probs = await self.batcher.predict(batch)
-                decided = await self.workers.run(self.network.decide_slices, probs, prepared.shape)
-                if ids is None:
-                    ids = np.zeros((count, *prepared.shape), decided[0].dtype)
-                ids[start : start + step] = decided[0]
-                confidence += decided[1]
-            rest = prepared._replace(images=prepared.images[:0])
-            mean = float(np.mean(confidence))
+            with self._computed(prepared) as probs:
+                found = await asyncio.to_thread(self.network.decide, probs, prepared)
             async with self._turn(is_large=True):
                 return await self.workers.run(
-                    responses.respond, self.network, ids, mean, rest, chosen
+                    responses.respond,
+                    self.network,
+                    found.ids,
+                    found.confidence,
+                    prepared.without_pixels(),
+                    chosen,
                 )
+
+    @contextlib.contextmanager
+    def _computed(self, prepared: Prepared) -> Iterator[Iterator[np.ndarray]]:
+        """Yield the probabilities of all windows, for another thread, which waits for the batcher.
+
+        When the block ends early, because the request's time is over, so does that thread.
+        """
+        loop, is_over = asyncio.get_running_loop(), threading.Event()
+        step = max(1, self.config.max_batch // 2)
+
+        def compute() -> Iterator[np.ndarray]:
+            for start in range(0, len(prepared.windows), step):
+                if is_over.is_set():
+                    raise TimeoutError
+                batch = prepared.batch(start, start + step)
+                yield from asyncio.run_coroutine_threadsafe(
+                    self.batcher.predict_with_room(batch), loop
+                ).result()
+
+        try:
+            yield compute()
+        finally:
+            is_over.set()
 
     def _turn(self, is_large: bool) -> contextlib.AbstractAsyncContextManager:
         """Wait for a turn if a job is large: one worker stays free for the images of others."""

@@ -19,9 +19,10 @@ def read_json(content: bytes, network: ExportedModel, max_images: int) -> dict[s
     Refuses one that is longer or has more lists than `max_images` images need.
     Raises Problem 400, 413.
     """
-    height, width, channels = network.input_shape
-    max_length = CHARACTERS_PER_NUMBER * max_images * height * width * channels + 4096
-    max_lists = max_images * (height * width + height + 1) + 256
+    sides = network.input_shape
+    max_length = CHARACTERS_PER_NUMBER * max_images * math.prod(sides) + 4096
+    # An image is a list of lists of … numbers.
+    max_lists = max_images * sum(math.prod(sides[:i]) for i in range(len(sides))) + 256
     if len(content) > max_length or content.count(b"[") + content.count(b"{") > max_lists:
         cure = "send binary tensors or fewer images"
         raise Problem(413, f"the JSON is larger than {max_images} images need; {cure}")
@@ -42,11 +43,11 @@ def refuse_constant(name: str) -> None:
 
 
 def check_shape(shape: Any, network: ExportedModel, max_images: int) -> tuple[int, ...]:
-    """Return a shape (N, H, W, C) that the model takes. Raises Problem 400."""
+    """Return a shape (N, …, C) that the model takes. Raises Problem 400."""
     expected = list(network.input_shape)
     is_shape = (
         isinstance(shape, list)
-        and len(shape) == 4
+        and len(shape) == 1 + len(expected)
         and all(type(side) is int for side in shape)
         and shape[1:] == expected
         and 1 <= shape[0] <= max_images
@@ -78,7 +79,6 @@ def check_finite(array: np.ndarray) -> np.ndarray:
 
 def check_json_answer(num_images: int, network: ExportedModel) -> None:
     """Raise Problem 413 if the answer to so many images would be too long as JSON."""
-    height, width, _ = network.input_shape
-    if num_images * height * width * network.output_channels > MAX_NUMBERS:
+    if num_images * math.prod(network.output_shape) > MAX_NUMBERS:
         cure = "ask for binary tensors or send fewer images"
         raise Problem(413, f"the answer would be too long as JSON; {cure}")

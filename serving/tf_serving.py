@@ -27,14 +27,14 @@ def status(is_ready: bool) -> dict[str, Any]:
 def metadata(network: ExportedModel) -> dict[str, Any]:
     """Describe the tensors of the only signature."""
 
-    def tensor(name: str, channels: int) -> dict[str, Any]:
-        sides = (-1, *network.input_shape[:2], channels)
-        shape = {"dim": [{"size": str(side), "name": ""} for side in sides], "unknown_rank": False}
+    def tensor(name: str, sides: tuple[int, ...]) -> dict[str, Any]:
+        dims = [{"size": str(side), "name": ""} for side in (-1, *sides)]
+        shape = {"dim": dims, "unknown_rank": False}
         return {name: {"dtype": "DT_FLOAT", "tensor_shape": shape, "name": f"{name}:0"}}
 
     signature = {
-        "inputs": tensor(INPUT, network.input_shape[2]),
-        "outputs": tensor(network.output_name, network.output_channels),
+        "inputs": tensor(INPUT, network.input_shape),
+        "outputs": tensor(network.output_name, network.output_shape),
         "method_name": "tensorflow/serving/predict",
     }
     return {
@@ -48,7 +48,7 @@ def read_instances(
 ) -> tuple[np.ndarray, bool]:
     """Read a predict request.
 
-    Returns the images (N, H, W, C), and whether they came by rows, as `instances`.
+    Returns the images (N, …, C), and whether they came by rows, as `instances`.
     Raises Problem 400, 413.
     """
     request = read_json(content, network, max_images)
@@ -59,7 +59,9 @@ def read_instances(
         raise Problem(400, "expected either instances or inputs")
     data = unwrap(request["instances" if by_row else "inputs"], by_row)
     if not isinstance(data, list):
-        raise Problem(400, "the images are not a list; expected numbers nested as N, H, W, C")
+        raise Problem(
+            400, "the images are not a list; expected numbers nested as the model's shape"
+        )
     shape = check_shape([len(data), *network.input_shape], network, max_images)
     check_json_answer(len(data), network)
     return check_finite(to_array(data, shape)), by_row

@@ -77,7 +77,7 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
     assert count_masks(out) == 384
     network, run = load_exported(exported / "unet.onnx", 1, "onnxruntime")
     prepared = network.read(files[3].read_bytes())
-    expected = 255 * network.decide(run(prepared.batch), prepared).ids
+    expected = 255 * network.predict(prepared, run).ids[0]
     for ward in (0, 23):
         assert np.array_equal(formats.read_mask(out / f"ward{ward}" / files[3].name), expected)
 
@@ -93,10 +93,15 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
 
 def test_plan_gives_each_mask_one_image():
     wanted, problems = archive.plan_masks(
-        ["b/x.nii.gz", "a/x.PNG", "a/x.dcm", "a/.y.png", "notes.txt", "x.png"]
+        ["b/x.nii.gz", "b/x.NII", "b/x.mhd", "a/x.PNG", "a/x.dcm", "a/.y.png", "notes.txt", "x.png"]
     )
-    assert wanted == {"a/x.png": "a/x.PNG", "b/x.png": "b/x.nii.gz", "x.png": "x.png"}
-    assert list(problems) == ["a/x.dcm"]
+    assert wanted == {
+        "a/x.png": "a/x.PNG",
+        "b/x.nii.gz": "b/x.NII",
+        "b/x.mha": "b/x.mhd",
+        "x.png": "x.png",
+    }
+    assert list(problems) == ["a/x.dcm", "b/x.nii.gz"]
 
 
 @pytest.mark.slow

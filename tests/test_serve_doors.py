@@ -21,9 +21,12 @@ from test_serve import Running, decode_rle
 import metrics
 from dataset.phantoms import draw_phantom
 from imaging import formats
+from imaging.grid import fit_grid
 from imaging.scan import Scan
 from inference.exported_model import Prepared, load_exported
+from inference.sampler import Sampler
 from inference.segment import segment_scans
+from inference.windows import Windows
 from serving import media_types, responses
 from serving.config import Config, check_config
 from serving.errors import Problem
@@ -304,8 +307,9 @@ def model():
 
 def prepared(count: int, notes: tuple[str, ...] = (), kind: str = "PNG", place=False) -> Prepared:
     empty = Scan(np.zeros((0, 20, 20, 1)), format=kind, header=(pydicom.Dataset(),))
-    images = np.zeros((count, 192, 192, 1), np.uint8)
-    return Prepared(images, (20, 20), None, kind, place, notes, pickle.dumps(empty))
+    grid = fit_grid((count, 20, 20), (192, 192))
+    windows = Windows(np.zeros((count, 192, 192, 1), np.uint8), Sampler((192, 192)))
+    return Prepared(windows, grid, None, kind, place, notes, pickle.dumps(empty))
 
 
 @pytest.mark.parametrize("count", [1, 3])
