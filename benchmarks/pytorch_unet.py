@@ -22,6 +22,7 @@ import train
 import utils
 from dataset.cache import Dataset
 from dataset.layouts import SUBSETS, Pair
+from metrics import SMOOTHING
 from training.optimizer import WARMUP, WEIGHT_DECAY, WarmupCosine
 from utils import UserError, atomic
 
@@ -120,8 +121,9 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 def bce_dice_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Compute `metrics.bce_dice_loss`, averaged over the images."""
     probs = logits.sigmoid()
-    overlap = torch.minimum(probs, y).sum((2, 3))
-    dice = (2 * overlap + 2) / (probs.sum((2, 3)) + y.sum((2, 3)) + 2)
+    overlap, truth = torch.minimum(probs, y).sum((2, 3)), y.sum((2, 3))
+    added = 2 * torch.where(truth > 0, SMOOTHING, 1.0)
+    dice = (2 * overlap + added) / (probs.sum((2, 3)) + truth + added)
     return functional.binary_cross_entropy_with_logits(logits, y) + (1 - dice).mean()
 
 

@@ -245,7 +245,6 @@ def config_for(discs, tmp_path, architecture, **more):
         epochs=2,
         batch_size=4,
         epoch_images=0,
-        cache_dir="",
         out_dir=str(tmp_path / "run"),
         architecture=architecture,
         **more,

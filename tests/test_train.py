@@ -95,7 +95,7 @@ def test_a_run_folder_holds_everything(small, tmp_path):
     assert set(split.subset) == {"train", "val", "test"} and len(split) == 12
     _, facts = utils.load_model(folder / "model.h5")
     assert facts["val_dice"] == pytest.approx(saved.val_dice.max())
-    assert facts["epoch"] == saved.epoch[saved.val_dice.idxmax()]
+    assert facts["epoch"] == run_folder.best_epoch(saved.to_dict("records"))
     assert (folder / "curves.png").stat().st_size > 5000
 
 
