@@ -266,7 +266,7 @@ def build_network(
         normalization=config.normalization,
         encoder_weights=start if start and from_encoder else "none",
         overlap=dataset.classes.overlap,
-        spacing=dataset.sampler.spacing,
+        spacing=dataset.sampler.spacing if dataset.sampler.dimensions == 3 else None,
     )
     if start and not from_encoder:
         if Path(start).resolve().parent == folder.resolve():

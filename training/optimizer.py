@@ -39,8 +39,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 class Muon(keras.optimizers.Muon):
     """Keras's Muon, which knows matrices only, for convolutions.
 
-    A kernel (h, w, in, out) is a matrix (h·w·in, out), that of an up-convolution (h, w, out, in)
-    is (h·w·out, in). AdamW trains the last layer, normalizations, biases and depthwise
+    A kernel ([d,] h, w, in, out) is a matrix (d·h·w·in, out), that of an up-convolution
+    ([d,] h, w, out, in) is (d·h·w·out, in). AdamW trains the last layer, normalizations, biases and depthwise
     convolutions.
     """
 
@@ -51,7 +51,7 @@ class Muon(keras.optimizers.Muon):
         )
 
     def _should_use_adamw(self, variable: keras.Variable) -> bool:
-        is_kernel = len(variable.shape) == 4 and variable.shape[-1] > 1
+        is_kernel = len(variable.shape) in (4, 5) and variable.shape[-1] > 1
         return not is_kernel or "probabilities" in variable.path
 
     def _all_reduce_sum_gradients(self, grads_and_vars: list) -> list:
