@@ -149,6 +149,7 @@ def write_int8(source: Path, path: Path, images: Sequence[np.ndarray]) -> None:
 
     images: calibrate the ranges of the integers, prepared, each (1, h, w, C) float32.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -162,4 +163,14 @@ def write_int8(source: Path, path: Path, images: Sequence[np.ndarray]) -> None:
     with atomic(path) as temporary, tempfile.TemporaryDirectory() as folder:
         fused = Path(folder) / "fused.onnx"
         quant_pre_process(source, fused, skip_symbolic_shape=True)
-        quantize_static(fused, temporary, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+        # ONNX Runtime's pooling in integers knows images only, not the means of normalizations.
+        nodes = onnx.load(fused).graph.node
+        means = [node.name for node in nodes if node.op_type == "GlobalAveragePool"]
+        quantize_static(
+            fused,
+            temporary,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            nodes_to_exclude=means,
+        )
