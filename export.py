@@ -36,11 +36,11 @@ import numpy as np
 import utils
 from exporting.agreement import measure_agreement
 from exporting.images import choose_images, read_prepared
+from exporting.onnx_export import NoOnnx, write_int8, write_onnx
 from exporting.saved_model import why_not_encoded, write_saved_model
 from exporting.triton import write_triton_config
 from imaging.labels import mirrored_outputs
 from inference import engines, precision_check
-from inference.onnx_export import write_int8, write_onnx
 from utils import UserError, atomic
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Config:
 def export(config: Config) -> dict[str, Any]:
     """Write all formats and the manifest; return the manifest.
 
-    Raises UserError if the masks of a format are not those of the model file.
+    Raises UserError if the masks of a format are not those of the model file. Of a network that
+    cannot be ONNX only a SavedModel is written.
     """
     config = replace(config, model=utils.find_default(config.model))
     model, metadata = load_checked(config)
@@ -79,7 +80,15 @@ def export(config: Config) -> dict[str, Any]:
     network = with_mirror(model, metadata)
     out_dir.mkdir(parents=True, exist_ok=True)
     onnx_file = out_dir / "unet.onnx"
-    write_onnx(network, metadata, onnx_file)
+    try:
+        write_onnx(network, metadata, onnx_file)
+    except NoOnnx as error:
+        with whole_folder(out_dir / "saved_model") as folder:
+            write_saved_model(network, metadata, folder)
+        raise UserError(
+            f"{config.model} cannot be exported to ONNX: {error}. What remains is "
+            f"{out_dir / 'saved_model'}, written for TensorFlow, its masks not compared"
+        ) from None
     with whole_folder(out_dir / "unet" / str(version)) as folder:
         write_saved_model(network, metadata, folder)
         shutil.copyfile(onnx_file, folder / "model.onnx")

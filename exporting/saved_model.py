@@ -23,13 +23,13 @@ def write_saved_model(network: "keras.Model", metadata: dict[str, Any], path: Pa
 
     def segment_file(content: Any) -> Any:
         prepared, shape = prepare_in_graph(content, metadata)
-        return mask_png_in_graph(network(prepared[None])[0], shape, metadata)
+        return mask_png_in_graph(network(prepared[None], training=False)[0], shape, metadata)
 
     def encoded(contents: Any) -> dict[str, Any]:
         return {"mask_png": tf.map_fn(segment_file, contents, fn_output_signature=tf.string)}
 
     def serving_default(images: Any) -> dict[str, Any]:
-        return {"probabilities": network(images)}
+        return {"probabilities": network(images, training=False)}
 
     archive = keras.export.ExportArchive()
     archive.track(network)

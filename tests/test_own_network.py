@@ -7,12 +7,17 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import test_serve
 
+import export
 import metrics
 import model
+import predict
 import train
 import utils
-from inference import engines, onnx_export
+from exporting import onnx_export
+from imaging import formats
+from inference import engines, segment
 from networks import own
 from training import checks
 from utils import UserError
@@ -55,6 +60,9 @@ def build(input_shape, outputs):
     return Model(inputs, conv(outputs, 1)(layers.BatchNormalization()(x)))
 """
 HEAD = "from keras import Input, Model, Sequential, layers\n"
+needs_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow exports"
+)
 
 
 @pytest.fixture
@@ -267,7 +275,7 @@ def test_it_trains_resumes_and_starts_anew_when_its_code_changes(discs, tmp_path
     assert len(old.get_weights()) == len(network.get_weights())
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow exports")
+@needs_tensorflow
 @pytest.mark.parametrize("shape", [(16, 16, 1), (4, 16, 16, 1)])
 def test_it_is_exported_to_onnx(write, tmp_path, shape):
     network = model.build_unet(shape, architecture=write(LAYERED))
@@ -278,24 +286,147 @@ def test_it_is_exported_to_onnx(write, tmp_path, shape):
     np.testing.assert_allclose(session.predict_on_batch(x), network(x), atol=1e-5)
 
 
-# One of medicai's (PyPI, Apache-2.0). Its layers are not registered with Keras.
-MEDICAI = """
+@needs_tensorflow
+@pytest.mark.parametrize(
+    "step",
+    [
+        # Keras compiles grouped convolutions by XLA.
+        "layers.Conv2D(4, 3, padding='same', groups=2)(layers.Conv2D(4, 1)(x))",
+        # tf2onnx joins the reshapes of attention with one head.
+        "layers.Reshape((16, 16, 4))(attend(layers.Reshape((256, 4))(layers.Conv2D(4, 1)(x))))",
+    ],
+)
+def test_grouped_convolutions_and_attention_are_exported(write, tmp_path, step):
+    code = f"""{HEAD}from keras import ops
+def attend(x):
+    heads = ops.transpose(ops.reshape(layers.Dense(4)(x), (-1, 256, 1, 4)), (0, 2, 1, 3))
+    mixed = ops.softmax(heads @ ops.transpose(heads, (0, 1, 3, 2))) @ heads
+    return ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (-1, 256, 4))
+
+def build(s, n):
+    x = Input(s)
+    return Model(x, layers.Conv2D(n, 1)({step}))
+"""
+    network = model.build_unet((16, 16, 1), architecture=write(code))
+    onnx_export.write_onnx(network, {}, tmp_path / "net.onnx")  # compares a batch with Keras
+
+
+# TensorFlow's Erfinv is unknown to ONNX; NumPy is unknown to TensorFlow's graphs.
+@needs_tensorflow
+@pytest.mark.parametrize(
+    ("step", "message", "kept"),
+    [
+        ("ops.erfinv(x / 2)", "ONNX has no operation for TensorFlow's Erfinv. What rem", True),
+        ("Stop()(x)", "cannot be exported: TensorFlow makes no graph of it .*NotImpl", False),
+    ],
+)
+def test_what_cannot_be_exported_is_told(discs, write, tmp_path, step, message, kept):
+    code = f"""{HEAD}import numpy as np
+from keras import ops
+
+class Stop(layers.Layer):
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x):
+        return np.asarray(x) + 0 * x
+
+def build(s, n):
+    x = Input(s)
+    return Model(x, layers.Conv2D(n, 1)({step}))
+"""
+    network = model.build_unet((16, 16, 1), architecture=write(code))
+    path, out = tmp_path / "run" / "model.h5", tmp_path / "export"
+    save(network, path, "my_net.py:build")
+    config = export.Config(str(path), str(out), images=str(discs / "images"), checked=2)
+    with pytest.raises(UserError, match=message):
+        export.export(config)
+    assert (out / "saved_model").is_dir() == kept and not (out / "manifest.json").exists()
+
+
+# Two of medicai's (PyPI, Apache-2.0). Their layers are not registered with Keras.
+SEGFORMER = """
 from medicai.models import SegFormer
 
 def build(input_shape, outputs):
     return SegFormer(encoder_name="mit_b0", input_shape=input_shape, num_classes=outputs)
 """
+SWIN_UNETR = """
+from medicai.models import SwinBackbone, SwinUNETR
 
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("medicai") is None, reason="medicai is not installed: pip install it"
+def build(input_shape, outputs):
+    encoder = SwinBackbone(
+        input_shape=input_shape, embed_dim=12, window_size=4, patch_size=2, depths=(2, 1, 1, 1),
+        num_heads=(3, 3, 6, 6), downsampling_strategy="swin_unetr_like",
+    )
+    return SwinUNETR(encoder=encoder, num_classes=outputs, feature_size=12)
+"""
+needs_medicai = pytest.mark.skipif(
+    importlib.util.find_spec("medicai") is None,
+    reason="medicai is not installed: pip install -r requirements-dev.txt",
 )
+
+
+@pytest.mark.slow
+@needs_medicai
 @pytest.mark.parametrize("shape", [(64, 64, 1), (32, 32, 32, 1)])
 def test_a_segformer_of_medicai_is_trained_and_saved(write, tmp_path, shape):
-    network = model.build_unet(shape, 2, architecture=write(MEDICAI))
+    network = model.build_unet(shape, 2, architecture=write(SEGFORMER))
     network.compile("adam", metrics.bce_dice_loss, run_eagerly=True)
     x = np.random.default_rng(0).random((1, *shape), np.float32)
     assert np.isfinite(network.train_on_batch(x, np.concatenate([x > 0.5, x <= 0.5], -1)))
     save(network, tmp_path / "run" / "model.h5", "my_net.py:build")
     loaded, _ = utils.load_model(tmp_path / "run" / "model.h5")
     np.testing.assert_allclose(loaded(x), network(x), atol=1e-5)
+
+
+@pytest.mark.slow
+@needs_medicai
+@needs_tensorflow
+def test_a_segformer_of_medicai_is_trained_exported_and_served(discs, write, tmp_path, monkeypatch):
+    """Its probabilities and masks are those of Keras, without medicai."""
+    compile_as_usual = keras.Model.compile
+
+    def compile_eagerly(network, *args, **flags):
+        compile_as_usual(network, *args, **flags | {"run_eagerly": True, "jit_compile": False})
+
+    monkeypatch.setattr(keras.Model, "compile", compile_eagerly)  # a graph takes a minute
+    config = config_for(discs, tmp_path, write(SEGFORMER), precision="float32")
+    train.train(dataclasses.replace(config, image_size=32, epochs=1))
+    path, onnx_file = tmp_path / "run" / "model.h5", tmp_path / "export" / "unet.onnx"
+    image = discs / "images" / "disc00.png"
+
+    def segment_with(model_file):
+        members = predict.load_members(predict.Config(str(model_file), precision="float32"))
+        kept = segment.Options(probabilities=True)
+        return segment.segment_scans(members, [formats.read_scan(image)], kept)[0]
+
+    by_keras = segment_with(path)
+    middle = float(np.median(by_keras.probs))
+    expected = by_keras.probs[0][..., 0] >= middle
+    utils.update_metadata(path, threshold=middle)  # so that half of the mask is foreground
+    out_dir = str(onnx_file.parent)
+    export.export(export.Config(str(path), out_dir, images=str(discs / "images"), checked=1))
+    by_onnx = segment_with(onnx_file)
+    np.testing.assert_allclose(by_onnx.probs, by_keras.probs, atol=1e-4)
+    assert ((by_onnx.ids[0] > 0) == expected).mean() > 0.999 and 0.4 < expected.mean() < 0.6
+
+    (tmp_path / "service").mkdir()
+    service = test_serve.Running(onnx_file.parent, tmp_path / "service")
+    try:
+        answer = service.client.post("/v1/segment", content=image.read_bytes())
+    finally:
+        service.stop()
+    mask = formats.decode_image(answer.content)[..., 0] > 0
+    assert (mask == expected).mean() > 0.999
+
+
+@pytest.mark.slow
+@needs_medicai
+@needs_tensorflow
+def test_a_swin_unetr_of_medicai_is_exported_to_onnx(write, tmp_path):
+    network = model.build_unet((32, 32, 1), 3, architecture=write(SWIN_UNETR))
+    onnx_export.write_onnx(network, {}, tmp_path / "net.onnx")
+    session = engines.open_onnxruntime((tmp_path / "net.onnx").read_bytes())
+    x = np.random.default_rng(0).random((3, 32, 32, 1), np.float32)
+    np.testing.assert_allclose(session.predict_on_batch(x), network(x), atol=1e-4)

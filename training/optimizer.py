@@ -40,8 +40,8 @@ class Muon(keras.optimizers.Muon):
     """Keras's Muon, which knows matrices only, for convolutions.
 
     A kernel ([d,] h, w, in, out) is a matrix (d·h·w·in, out), that of an up-convolution
-    ([d,] h, w, out, in) is (d·h·w·out, in). AdamW trains the last layer, normalizations, biases and depthwise
-    convolutions.
+    ([d,] h, w, out, in) is (d·h·w·out, in). AdamW trains the last layer, normalizations, biases
+    and depthwise convolutions.
     """
 
     def __init__(self, learning_rate: float | WarmupCosine, weight_decay: float) -> None:
