@@ -59,9 +59,10 @@ def test_its_steps_are_keras_own_on_the_matrix():
     np.testing.assert_allclose(*results, atol=1e-5)
 
 
-def test_only_convolutions_inside_the_network_are_matrices():
+@pytest.mark.parametrize("size", [(32, 32), (8, 16, 16)])
+def test_only_convolutions_inside_the_network_are_matrices(size):
     optimizer = make_optimizer(1e-3, 100)
-    weights = build_unet((32, 32, 1), classes=3, filters=4, depth=1).trainable_variables
+    weights = build_unet((*size, 1), classes=3, filters=4, depth=1).trainable_variables
     by_adamw = {
         weight.path.partition("/")[0] for weight in weights if optimizer._should_use_adamw(weight)
     }
