@@ -649,7 +649,7 @@ def test_masks_are_cleaned_unless_that_harms(small, tmp_path, monkeypatch):
     path = tmp_path / "run" / "model.h5"
     assert utils.load_model(path)[1]["clean"] == [1]  # a disc is one part
     monkeypatch.setattr(postprocess, "clean_mask", lambda ids, parts: np.zeros_like(ids))
-    train.train(dataclasses.replace(small, epochs=8, learning_rate=5e-3))
+    train.train(dataclasses.replace(small, epochs=16))
     assert "clean" not in utils.load_model(path)[1]
 
 

@@ -75,7 +75,7 @@ def trained(volumes, tmp_path_factory):
         data_dir=str(volumes),
         classes=CLASSES,
         window="100,700",
-        neighbours=1,
+        dimensions="2.5",
         image_size=64,
         depth=3,
         epochs=40,  # at 25 one seed in twelve has not found the kidney yet, whichever normalization
