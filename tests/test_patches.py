@@ -164,7 +164,7 @@ def test_what_a_sampler_cannot_be(volumes):
         ({"dimensions": "4"}, "dimensions is '4'; expected 2, 2.5, 3"),
         ({"patch_size": "1,2,3"}, "patch_size is '1,2,3'; expected pixels such as 128, or height"),
         ({"patch_size": "8,8", "dimensions": "3"}, "expected .* slices, rows and columns"),
-        ({"patch_size": "100"}, "image size 100 is not a multiple of 16"),
+        ({"patch_size": "100"}, "patch size 100 is not a multiple of 16"),
         ({"spacing": "1"}, "spacing is '1'; expected none without --patch-size"),
         ({"spacing": "0", "patch_size": "32"}, "spacing is '0'; expected mm"),
     ]:

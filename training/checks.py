@@ -69,7 +69,8 @@ def check_image_size(config: Any, backbones: Collection[str]) -> None:
     size = input_size(config)[-2:]
     given_spacing(config)
     if not is_own(config.architecture):
-        utils.check_size(size, config.depth, pretrained=config.architecture in backbones)
+        name = "patch size" if config.patch_size else "image size"
+        utils.check_size(size, config.depth, config.architecture in backbones, name)
 
 
 def keys_in_source(path: Path, name: str, parts: dict[str, list[str]] | None = None) -> list[str]:
