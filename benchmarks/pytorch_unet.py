@@ -153,10 +153,12 @@ def make_step(
     optimizers = make_optimizers(model, learning_rate)
     schedules = [torch.optim.lr_scheduler.LambdaLR(one, schedule) for one in optimizers]
 
+    device = next(model.parameters()).device
+
     def step(x: np.ndarray, y: np.ndarray) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = model(to_torch(x))
-        loss = bce_dice_loss(logits, to_torch(y))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(to_torch(x).to(device))
+        loss = bce_dice_loss(logits, to_torch(y).to(device))
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -2,6 +2,7 @@
 
 import datetime
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,5 +60,11 @@ def processor() -> str:
     info = utils.cpu_info()
     amx = " with AMX" if "amx_bf16" in info.get("flags", "") else ""
     cpu = f"{utils.cores()} cores of {info.get('model name', sys.platform)}{amx}"
-    gpus = [f"{gpu} by {keras.backend.backend()}" for gpu in utils.gpus()]
+    gpus = [f"{gpu} by {keras.backend.backend()}" for gpu in gpu_names()] if utils.gpus() else []
     return ", ".join([*gpus, cpu])
+
+
+def gpu_names() -> list[str]:
+    """List NVIDIA's GPUs as its driver calls them, such as "NVIDIA H100 80GB HBM3"."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

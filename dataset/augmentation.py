@@ -29,7 +29,7 @@ class Amounts(NamedTuple):
 
     scale: tuple[float, float]  # of each axis
     shift: float  # share of the side
-    rotate: float  # degrees
+    rotate: float  # degrees; TILT at most where objects have an upper and a lower side
     elastic: float  # pixels of displacement, before they are smoothed
     elastic_p: float  # probability
     light: float  # of brightness and contrast
@@ -42,6 +42,8 @@ AMOUNTS = {
     "mild": Amounts((0.9, 1.1), 0.05, 6, 30, 0.15, 0.25, (0.6, 1.6), None, (0.01, 0.05)),
     "free": Amounts((0.7, 1.4), 0.1, 180, 60, 0.3, 0.3, (0.5, 2.0), (0.4, 0.8), (0.01, 0.07)),
 }
+
+TILT = 30  # degrees, as nnU-Net turns volumes
 
 
 def draw_opacity(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -110,11 +112,14 @@ def own_transforms(classes: Classes) -> tuple[Any, Any, Any]:
     return Mirror, Noise, Opacity
 
 
-def basic_steps(amounts: Amounts, noise: Any, border: int) -> list[Any]:
-    """Make the steps for images of any modality. noise: the class; border: OpenCV's mode."""
+def basic_steps(amounts: Amounts, turn: float, noise: Any, border: int) -> list[Any]:
+    """Make the steps for images of any modality.
+
+    turn: degrees; noise: the class; border: OpenCV's mode.
+    """
     import albumentations as A
 
-    shift, turn = amounts.shift, amounts.rotate
+    shift = amounts.shift
     return [
         A.Affine(
             scale=amounts.scale,
@@ -169,6 +174,7 @@ def make_pipeline(
     classes: Classes,
     strength: str,
     dimensions: int,
+    isotropic: bool,
     patches: bool,
     mirrored_axes: Sequence[int],
 ) -> Any:
@@ -182,7 +188,11 @@ def make_pipeline(
     if strength == "strong":
         steps = strong_steps(noise, opacity, border, patches)
     else:
-        steps = basic_steps(AMOUNTS[strength], noise, border)
+        amounts = AMOUNTS[strength]
+        # Half a turn is two mirrors, so it is right only where both are.
+        turned = {0, 1, 2} if dimensions == 3 and isotropic else {1, 2}
+        turn = amounts.rotate if turned <= set(mirrored_axes) else min(amounts.rotate, TILT)
+        steps = basic_steps(amounts, turn, noise, border)
     if dimensions == 2 and 1 in mirrored_axes:
         steps.insert(0, A.VerticalFlip(p=0.5))
     if dimensions == 2 and 2 in mirrored_axes:
@@ -213,7 +223,12 @@ class Augmentation(threading.local):
     def pipeline(self) -> Any:
         """This thread's pipeline."""
         return make_pipeline(
-            self.classes, self.strength, self.dimensions, self.patches, self.mirrored_axes
+            self.classes,
+            self.strength,
+            self.dimensions,
+            self.isotropic,
+            self.patches,
+            self.mirrored_axes,
         )
 
     def __call__(
@@ -256,8 +271,8 @@ def build_augmentation(
         none: nothing is changed.
         mild: what varies within one hospital, in any modality.
         strong: what varies between X-rays of different hospitals and diseases.
-        free: organs at any angle, size and place, as in MRI and CT (after nnU-Net, Isensee et
-            al. 2021).
+        free: organs of any size, anywhere, as in MRI and CT (after nnU-Net, Isensee et al. 2021);
+            at any angle if they may be mirrored along all axes, else tilted by 30 degrees at most.
     dimensions: 2 for images (H, W, C), 3 for volumes (D, H, W, C).
     isotropic: a volume's voxels are cubes, or nearly; it is turned about any axis, not only about
         that across its slices.

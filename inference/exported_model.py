@@ -138,9 +138,9 @@ class ExportedModel:
         found = segment.decide_scan(((band,) for band in bands), 1, prepared.grid, metadata)
         return Prediction(found.ids, confidence.mean)
 
-    def clean(self, ids: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """Clean class ids (S, H, W), as the model file says."""
-        return segment.clean(ids, prepared.grid, self.metadata)
+    def clean(self, ids: np.ndarray, prepared: Prepared) -> None:
+        """Clean class ids (S, H, W) in place, as the model file says."""
+        segment.clean(ids, prepared.grid, self.metadata)
 
     def predict(
         self, prepared: Prepared, run: Callable[[np.ndarray], np.ndarray], batch_size: int = 8
@@ -152,7 +152,8 @@ class ExportedModel:
                 yield from run(prepared.batch(start, start + batch_size))
 
         found = self.decide(compute(), prepared)
-        return found._replace(ids=self.clean(found.ids, prepared))
+        self.clean(found.ids, prepared)
+        return found
 
 
 class Confidence:

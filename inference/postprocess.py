@@ -1,7 +1,6 @@
 """Turn probabilities into a mask: class ids, cleaned of small components and holes."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import cv2
@@ -72,14 +71,16 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
     return cleaned
 
 
-def clean(ids: np.ndarray, components: list[int], is_volume: bool = False) -> np.ndarray:
-    """Clean a mask (S, H, W) slice by slice, or as a volume."""
-    if not is_volume and prod(ids.shape[1:]) <= LARGE_SLICE:
-        return np.stack([clean_mask(one, components) for one in ids])
-    cleaned = ids.copy()
-    for part in [cleaned] if is_volume else np.split(cleaned, len(cleaned)):
-        clean_bands(part, components, corners=not is_volume)
-    return cleaned
+def clean(ids: np.ndarray, components: list[int], is_volume: bool = False) -> None:
+    """Clean a mask (S, H, W) in place, slice by slice or as a volume."""
+    if is_volume:
+        clean_bands(ids, components, corners=False)
+        return
+    for number, one in enumerate(ids):
+        if one.size <= LARGE_SLICE:
+            one[...] = clean_mask(one, components)
+        else:
+            clean_bands(ids[number : number + 1], components, corners=True)
 
 
 def clean_bands(cleaned: np.ndarray, components: list[int], corners: bool) -> None:

@@ -179,20 +179,18 @@ def decide_scan(
     ids, spread, kept = (
         array if array is None else grid.restore_orientation(array) for array in (ids, spread, kept)
     )
-    ids = clean(ids, grid, metadata)
+    clean(ids, grid, metadata)
     return Prediction(ids, spread, counter.mean if counter else float("nan"), kept)
 
 
-def clean(ids: np.ndarray, grid: Grid, metadata: dict[str, Any]) -> np.ndarray:
-    """Clean class ids (S, H, W) on the file's own grid, as the model file says.
+def clean(ids: np.ndarray, grid: Grid, metadata: dict[str, Any]) -> None:
+    """Clean class ids (S, H, W) on the file's own grid, in place, as the model file says.
 
     The network's slices one by one, or the volume if the network is 3-D.
     """
-    if not metadata.get("clean"):
-        return ids
-    is_volume = Sampler.from_metadata(metadata).dimensions == 3
-    cleaned = postprocess.clean(grid.orient(ids), metadata["clean"], is_volume)
-    return grid.restore_orientation(cleaned)
+    if metadata.get("clean"):
+        is_volume = Sampler.from_metadata(metadata).dimensions == 3
+        postprocess.clean(grid.orient(ids), metadata["clean"], is_volume)
 
 
 def average(

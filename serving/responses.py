@@ -51,7 +51,8 @@ def respond(
 
     Raises Problem 413, UserError.
     """
-    ids, notes = network.clean(ids, prepared), list(prepared.notes)
+    network.clean(ids, prepared)
+    notes = list(prepared.notes)
     for media_type in accepted:
         try:
             body = write_mask(network, ids, confidence, prepared, media_type, notes)

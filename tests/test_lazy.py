@@ -285,7 +285,8 @@ def test_masks_are_cleaned_by_bands_as_whole(in_bands, shape, is_volume, kind):
         rng = np.random.default_rng(seed)
         noise = ndimage.gaussian_filter(rng.random(shape), (0, 1.5, 1.5))
         ids = np.digitize(noise, np.quantile(noise, [0.5, 0.8])).astype(kind)
-        found = postprocess.clean(ids, [3, 2], is_volume)
+        found = ids.copy()
+        postprocess.clean(found, [3, 2], is_volume)
         if is_volume:
             expected = clean_whole(ids, [3, 2])
         else:
@@ -396,7 +397,7 @@ def test_a_large_mask_is_measured_cleaned_and_written_without_a_copy(tmp_path, m
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), 255 * ids[0])
     panel = tmp_path / "a.png"
     assert peak_bytes(lambda: plots.draw_panel(panel, scan, ids, ["a"], "a")) < ids.nbytes / 2
-    assert peak_bytes(lambda: postprocess.clean(ids, [20])) < 1.5 * ids.nbytes
+    assert peak_bytes(lambda: postprocess.clean(ids, [20])) < ids.nbytes
 
 
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])

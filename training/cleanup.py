@@ -32,7 +32,8 @@ def choose_cleanup(path: Path, dataset: Dataset, train: np.ndarray, val: np.ndar
     for number in val if len(val) else train:
         found = segment_case(model, dataset, number, metadata["threshold"])
         plain += dice_of(found, dataset, number)
-        cleaned += dice_of(postprocess.clean(found, components, is_volume), dataset, number)
+        postprocess.clean(found, components, is_volume)
+        cleaned += dice_of(found, dataset, number)
     if np.mean(cleaned) >= np.mean(plain):
         utils.update_metadata(path, clean=components)
 
