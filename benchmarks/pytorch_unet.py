@@ -34,75 +34,88 @@ FIXED_FIELDS = (
     "classes",
     "init_weights",
     "extra_dir",
-    "patch_size",
-    "dimensions",
 )
 Step = Callable[[np.ndarray, np.ndarray], float]
 
 # --------------------------------------------------------------------------------------- network
 
 
+CONVOLUTIONS = {2: functional.conv2d, 3: functional.conv3d}
+UP_CONVOLUTIONS = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+POOLS = {2: functional.max_pool2d, 3: functional.max_pool3d}
+NORMALIZATIONS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
 class Convolution(nn.Module):
-    """A 3x3 convolution whose kernel is stored as a matrix, because PyTorch's Muon needs one.
+    """A convolution of 3 pixels a side, stored as a matrix, because PyTorch's Muon needs one.
 
     The channels lie last in memory. He et al. 2015 initialize so (arXiv 1502.01852).
     """
 
-    def __init__(self, channels: int, filters: int) -> None:
+    def __init__(self, channels: int, filters: int, dimensions: int) -> None:
         super().__init__()
-        self.shape = filters, 3, 3, channels
-        inputs = 9 * channels
+        self.shape = (filters, *[3] * dimensions, channels)
+        inputs = 3**dimensions * channels
         self.kernel = nn.Parameter(torch.randn(filters, inputs) * (2 / inputs) ** 0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernel = self.kernel.view(self.shape).permute(0, 3, 1, 2)
-        return functional.conv2d(x, kernel, padding=1)
+        return CONVOLUTIONS[x.ndim - 2](x, self.kernel.view(self.shape).movedim(-1, 1), padding=1)
 
 
 class UpConvolution(nn.Module):
-    """A 2x2 up-convolution, stored likewise."""
+    """An up-convolution of 2 pixels a side, stored likewise."""
 
-    def __init__(self, channels: int, filters: int) -> None:
+    def __init__(self, channels: int, filters: int, dimensions: int) -> None:
         super().__init__()
-        self.shape = channels, 2, 2, filters
-        limit = (6 / (4 * (channels + filters))) ** 0.5
-        self.kernel = nn.Parameter((torch.rand(channels, 4 * filters) * 2 - 1) * limit)
+        self.shape = (channels, *[2] * dimensions, filters)
+        outputs = 2**dimensions * filters
+        limit = (6 / (2**dimensions * (channels + filters))) ** 0.5
+        self.kernel = nn.Parameter((torch.rand(channels, outputs) * 2 - 1) * limit)
         self.bias = nn.Parameter(torch.zeros(filters))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernel = self.kernel.view(self.shape).permute(0, 3, 1, 2)
-        return functional.conv_transpose2d(x, kernel, self.bias, 2)
+        kernel = self.kernel.view(self.shape).movedim(-1, 1)
+        return UP_CONVOLUTIONS[x.ndim - 2](x, kernel, self.bias, 2)
 
 
 class Block(nn.Sequential):
-    """Twice: 3x3 convolution, batch normalization, ReLU."""
+    """Twice: convolution of 3 pixels a side, batch normalization, ReLU."""
 
-    def __init__(self, channels: int, filters: int) -> None:
+    def __init__(self, channels: int, filters: int, dimensions: int) -> None:
         parts = []
         for size in (channels, filters):
-            normalization = nn.BatchNorm2d(filters, eps=1e-3)
-            parts += [Convolution(size, filters), normalization, nn.ReLU(inplace=True)]
+            normalization = NORMALIZATIONS[dimensions](filters, eps=1e-3)
+            convolution = Convolution(size, filters, dimensions)
+            parts += [convolution, normalization, nn.ReLU(inplace=True)]
         super().__init__(*parts)
 
 
 class UNet(nn.Module):
-    """The default of `model.build_unet`: images (N, C, H, W) → logits (N, 1, H, W)."""
+    """The default of `model.build_unet`: images (N, C, [D,] H, W) → logits (N, 1, [D,] H, W)."""
 
-    def __init__(self, channels: int = 1, filters: int = 8, depth: int = 4) -> None:
+    def __init__(
+        self, channels: int = 1, filters: int = 8, depth: int = 4, dimensions: int = 2
+    ) -> None:
         super().__init__()
         sizes = [filters * 2**level for level in range(depth + 1)]
-        self.encoder = nn.ModuleList(map(Block, [channels, *sizes[:-1]], sizes))
-        self.up = nn.ModuleList(UpConvolution(2 * size, size) for size in sizes[:-1])
-        self.decoder = nn.ModuleList(Block(2 * size, size) for size in sizes[:-1])
-        self.head = nn.Conv2d(filters, 1, 1)
+        self.encoder = nn.ModuleList()
+        for before, size in zip([channels, *sizes[:-1]], sizes, strict=True):
+            self.encoder.append(Block(before, size, dimensions))
+        self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for size in sizes[:-1]:
+            self.up.append(UpConvolution(2 * size, size, dimensions))
+            self.decoder.append(Block(2 * size, size, dimensions))
+        self.head = (nn.Conv2d if dimensions == 2 else nn.Conv3d)(filters, 1, 1)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.to(memory_format=CHANNELS_LAST[dimensions])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
         for block in self.encoder[:-1]:
             skips.append(block(x))
-            x = functional.max_pool2d(skips[-1], 2)
+            x = POOLS[x.ndim - 2](skips[-1], 2)
         x = self.encoder[-1](x)
         for level in reversed(range(len(skips))):
             x = torch.cat([skips[level], self.up[level](x)], 1)
@@ -114,16 +127,16 @@ class UNet(nn.Module):
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """Turn (N, H, W, C) into a tensor (N, C, H, W) whose channels lie last in memory."""
-    return torch.from_numpy(array).permute(0, 3, 1, 2)
+    """Turn (N, [D,] H, W, C) into a tensor (N, C, [D,] H, W) whose channels lie last in memory."""
+    return torch.from_numpy(array).movedim(-1, 1)
 
 
 def bce_dice_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Compute `metrics.bce_dice_loss`, averaged over the images."""
     probs = logits.sigmoid()
-    overlap, truth = torch.minimum(probs, y).sum((2, 3)), y.sum((2, 3))
+    overlap, truth = torch.minimum(probs, y).flatten(2).sum(-1), y.flatten(2).sum(-1)
     added = 2 * torch.where(truth > 0, SMOOTHING, 1.0)
-    dice = (2 * overlap + added) / (probs.sum((2, 3)) + truth + added)
+    dice = (2 * overlap + added) / (probs.flatten(2).sum(-1) + truth + added)
     return functional.binary_cross_entropy_with_logits(logits, y) + (1 - dice).mean()
 
 
@@ -183,19 +196,20 @@ class Predictor:
         self.model, self.precision = model.eval(), precision
 
     def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
-        """Turn images (N, H, W, C) in [0, 1] into probabilities (N, H, W, 1)."""
+        """Turn images (N, [D,] H, W, C) in [0, 1] into probabilities (N, [D,] H, W, 1)."""
         enabled = self.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             probs = self.model(to_torch(images)).sigmoid()
-        return probs.permute(0, 2, 3, 1).numpy()
+        return probs.movedim(1, -1).numpy()
 
 
 def validation_dice(predictor: Predictor, images: np.ndarray, masks: np.ndarray) -> float:
-    """Compute the mean Dice of images (N, H, W, C) and masks, uint8, at the network's size."""
+    """Compute the mean Dice of images (N, [D,] H, W, C) and masks, uint8, at the network's size."""
     predicted = predictor.predict_on_batch(images.astype(np.float32) / 255) > 0.5
     truth = masks > 127
-    overlap = (truth & predicted).sum((1, 2, 3))
-    return float((2 * overlap / (truth.sum((1, 2, 3)) + predicted.sum((1, 2, 3)))).mean())
+    overlap, total = (truth & predicted), truth.astype(np.uint8) + predicted
+    overlap, total = (one.reshape(len(one), -1).sum(1) for one in (overlap, total))
+    return float(((2 * overlap + SMOOTHING) / (total + SMOOTHING)).mean())
 
 
 # ---------------------------------------------------------------------------------------- script
@@ -258,8 +272,8 @@ def main(config: train.Config) -> None:
         precision = "bfloat16" if utils.has_amx() else "float32"
     pairs, dataset = train.load_data(config)
     numbers, test = split_pairs(config, pairs)
-    model = UNet(dataset.channels, config.filters, config.depth)
-    model = model.to(memory_format=torch.channels_last)
+    *size, channels = dataset.sampler.input_shape(dataset.channels)
+    model = UNet(channels, config.filters, config.depth, len(size))
     path = fit(model, config, dataset, numbers, precision)
     print(path, flush=True)
     model.load_state_dict(torch.load(path))

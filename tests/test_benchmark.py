@@ -57,6 +57,9 @@ def test_operations_are_those_of_the_convolutions():
     y = keras.layers.Conv2D(5, 3, padding="same")(x)
     z = keras.layers.Conv2DTranspose(2, 2, strides=2)(keras.layers.BatchNormalization()(y))
     assert flops(keras.Model(x, z)) == 3 * 2 * 8 * 8 * (3 * 3 * 3 * 5 + 2 * 2 * 5 * 2)
+    x = keras.Input((4, 8, 8, 3))
+    y = keras.layers.Conv3D(5, 3, padding="same")(x)
+    assert flops(keras.Model(x, y)) == 3 * 2 * 4 * 8 * 8 * 3**3 * 3 * 5
 
 
 def test_training_rows_compare_keras_with_each_baseline():

@@ -15,11 +15,14 @@ from model import build_unet
 from utils import UserError
 
 
-def test_it_is_the_same_network():
-    ours, theirs = build_unet((32, 32, 1), filters=4, depth=2), pytorch_unet.UNet(1, 4, 2)
+@pytest.mark.parametrize("size", [(32, 32), (16, 16, 16)])
+def test_it_is_the_same_network(size):
+    ours = build_unet((*size, 2), filters=4, depth=2)
+    theirs = pytorch_unet.UNet(2, 4, 2, dimensions=len(size))
     count = sum(int(np.prod(weight.shape)) for weight in ours.trainable_weights)
     assert count == sum(weight.numel() for weight in theirs.parameters())
-    assert theirs(torch.zeros(2, 1, 32, 32)).shape == (2, 1, 32, 32)
+    images = pytorch_unet.to_torch(np.zeros((2, *size, 2), np.float32))
+    assert theirs(images).shape == (2, 1, *size)
 
 
 def test_it_has_the_same_loss_and_learns():
@@ -35,11 +38,13 @@ def test_it_has_the_same_loss_and_learns():
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_short_training_prints_its_test_dice(phantoms, tmp_path, capsys):
+@pytest.mark.parametrize("patch_size", ["", "32"])
+def test_a_short_training_prints_its_test_dice(phantoms, tmp_path, capsys, patch_size):
     """The whole script, as `benchmarks.speed cold` runs it."""
     config = train.Config(
         data_dir=str(phantoms),
         image_size=32,
+        patch_size=patch_size,
         filters=2,
         depth=2,
         epochs=2,

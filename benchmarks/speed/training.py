@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 
 import keras
@@ -19,6 +20,7 @@ from benchmarks.timing import (
     steps_per_second,
     training_model,
 )
+from training.sampling import input_size
 
 # Rows of the square matrices whose product shows the peak of the processor or the GPU.
 PRODUCT_SIZES = {"cpu": 2048, "gpu": 8192}
@@ -31,19 +33,21 @@ Seconds = Callable[[int], float]  # number of steps → seconds
 def training(
     *,
     filters: str = "8,16",
-    image_size: int = 128,
+    size: str = "128",
+    depth: int = 4,
     batch_size: int = 8,
     rounds: int = 7,
     steps: int = 20,
 ) -> None:
     """Measure training steps of the plain U-Net in Keras and PyTorch, in images per second.
 
-    The paper's network on a GPU: --filters 64 --image-size 512 --batch-size 16. With JAX set
+    The paper's network on a GPU: --filters 64 --size 512 --batch-size 16. With JAX set
     XLA_PYTHON_CLIENT_PREALLOCATE=false, so that PyTorch finds memory on the same GPU.
 
     Args:
         filters: channels of the first level, separated by commas
-        image_size: pixels
+        size: pixels of the input, such as 128 or 192,256; three numbers are slices, rows, columns
+        depth: how often the input is halved
         batch_size: images
         rounds: how often each is measured
         steps: of each measurement
@@ -53,12 +57,21 @@ def training(
         kinds += ["PyTorch", "PyTorch compiled"]
     rows = []
     for width in map(int, filters.split(",")):
-        config = train.Config(filters=width, image_size=image_size, batch_size=batch_size)
+        config = make_config(size, width, depth, batch_size)
         found = measure(config, kinds, rounds, steps)
-        what = f"training step, {image_size}x{image_size}, {width} filters, batch {batch_size}"
+        shape = "x".join(map(str, input_size(config)))
+        what = f"training step, {shape}, {width} filters, batch {batch_size}"
         rows += rate_rows(what, kinds, found)
         rows.append(operation_row(what, flops(training_model(config)), found))
     write_rows(rows)
+
+
+def make_config(size: str, filters: int, depth: int, batch_size: int) -> train.Config:
+    """Make the configuration of images of two sides, or of volumes of three."""
+    config = train.Config(filters=filters, depth=depth, batch_size=batch_size)
+    if size.count(",") < 2:
+        return replace(config, image_size=size)
+    return replace(config, patch_size=size, dimensions="3")
 
 
 def measure(
@@ -101,7 +114,7 @@ def step_rate(kind: str, config: train.Config, count: int) -> float:
 @cache
 def make_step(kind: str, config: train.Config) -> Seconds:
     """Build a network; return the function that times its steps."""
-    shape = config.batch_size, *utils.parse_size(config.image_size), 1
+    shape = config.batch_size, *input_size(config), 1
     x = np.random.default_rng(0).random(shape, np.float32)
     y = np.float32(x > 0.5)
     if kind.startswith("PyTorch"):
@@ -125,7 +138,7 @@ def make_pytorch_step(
     torch.backends.cudnn.benchmark = True  # as is usual where all batches have one size
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bfloat16" if device == "cuda" or utils.has_amx() else "float32"
-    model = pytorch_unet.UNet(1, config.filters).to(device, memory_format=torch.channels_last)
+    model = pytorch_unet.UNet(x.shape[-1], config.filters, config.depth, x.ndim - 2).to(device)
     step = pytorch_unet.make_step(torch.compile(model) if compiled else model, precision)
     return partial(seconds_of, partial(step, x, y))
 
@@ -154,11 +167,11 @@ def flops(model: keras.Model) -> int:
     """
     count = 0
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2DTranspose):
-            height, width = layer.input.shape[1:3]
-        elif isinstance(layer, keras.layers.Conv2D):
-            height, width = layer.output.shape[1:3]
+        if isinstance(layer, (keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)):
+            places = layer.input.shape[1:-1]
+        elif isinstance(layer, (keras.layers.Conv2D, keras.layers.Conv3D)):
+            places = layer.output.shape[1:-1]
         else:
             continue
-        count += 2 * math.prod(layer.kernel.shape) * height * width
+        count += 2 * math.prod(layer.kernel.shape) * math.prod(places)
     return 3 * count
