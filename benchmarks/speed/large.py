@@ -31,22 +31,23 @@ def large(*, side: int = 20_000, slices: int = 600) -> None:
     The networks are tiny; a large one needs more. A gigabyte is 2**30 bytes.
 
     Args:
-        side: rows and columns of the TIFFs
-        slices: of the volumes
+        side: rows and columns of the TIFFs; 0 leaves them out
+        slices: of the volumes; 0 leaves them out
     """
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for channels in (1, 3):
+        for channels in (1, 3) if side else ():
             draw_pictures(folder / f"pictures{channels}", channels)
             model = train(folder / f"pictures{channels}", "--patch-size", str(TILE))
             for path in draw_slides(folder, side, channels):
                 rows += measure(path, model, f"{side}x{side}", side**2)
                 path.unlink()
-        draw_volume(folder / "volumes", 40)
-        model = train(folder / "volumes", "--dimensions", "3", "--patch-size", "32,64,64")
-        for path in draw_long_volumes(folder, slices):
-            rows += measure(path, model, f"512x512x{slices}", slices * 512**2)
+        if slices:
+            draw_volume(folder / "volumes", 40)
+            model = train(folder / "volumes", "--dimensions", "3", "--patch-size", "32,64,64")
+            for path in draw_long_volumes(folder, slices):
+                rows += measure(path, model, f"512x512x{slices}", slices * 512**2)
     write_rows(rows)
 
 
