@@ -14,8 +14,9 @@ file that cannot be read is named, and the others are done; the exit code is the
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import data
 import utils
@@ -26,13 +27,15 @@ from dataset.notes import summarize_notes
 from dataset.reading import read_pair
 from imaging import formats
 from imaging.labels import Classes
+from imaging.masks.encodings import Truth
 from imaging.plots import draw_panel
+from imaging.scan import Scan
 from inference import models
 from inference.inputs import MEASUREMENTS, Inputs, describe_passed_over, list_inputs
 from inference.output_names import name_outputs
 from inference.problems import Problems
 from inference.read_ahead import read_chunks
-from inference.segment import DEFAULT_OPTIONS, Member, Options
+from inference.segment import DEFAULT_OPTIONS, Member, Options, Prediction
 from inference.segment_files import segment_each, segment_files
 from utils import UserError, atomic, printable
 
@@ -229,8 +232,6 @@ def score_pairs(
     """
     import pandas as pd
 
-    import metrics
-
     metadata = members[0][1]
     names, window = metadata["classes"], metadata.get("window", "")
     classes = Classes.from_metadata(metadata)
@@ -248,38 +249,49 @@ def score_pairs(
         for i, found in segment_each(members, scans, options, paths, problems):
             pair, (scan, truth) = chunk[i]
             try:
-                noted.append({"image": pair.image, "notes": [*scan.notes, *truth.notes]})
-                scores = metrics.score_classes(
-                    truth.mask, found.ids, names, scan.spacing_mm, truth.ignored
-                )
-                unit = "mm" if scan.spacing_mm else "pixels"
-                row = {"image": pair.image.as_posix(), **scores, "unit": unit}
-                if options.uncertainty:
-                    row["disagreement"] = found.disagreement
+                row = score_prediction(pair, scan, truth, found, names)
                 rows.append(row)
                 scored.append((pair, scan.patient))
+                noted.append({"image": pair.image, "notes": [*scan.notes, *truth.notes]})
                 if panel_dir is not None:
                     path = Path(panel_dir) / f"{panels[pair]}.png"
-                    name, dice = printable(pair.image.name), f"Dice {row['dice']:.3f}"
-                    title = f"{name}    {dice}    HD95 {row['hd95']:.1f} {unit}"
-                    spread = found.uncertainty
-                    draw_panel(
-                        path,
-                        scan,
-                        found.ids,
-                        names,
-                        title,
-                        truth.mask,
-                        spread,
-                        window,
-                        truth.ignored,
-                    )
+                    draw_scored(path, row, scan, truth, found, names, window)
             except Exception as error:
                 problems.add(pair.image, error)
     for note in summarize_notes(noted):
         print(f"note: {note}")
     table = pd.DataFrame(rows, columns=None if rows else ["image"])
     return add_patients(table, scored), problems.lines
+
+
+def score_prediction(
+    pair: Pair, scan: Scan, truth: Truth, found: Prediction, names: Sequence[str]
+) -> dict[str, Any]:
+    """Compare what was found in an image with its mask: a row of the table."""
+    import metrics
+
+    scores = metrics.score_classes(truth.mask, found.ids, names, scan.spacing_mm, truth.ignored)
+    unit = "mm" if scan.spacing_mm else "pixels"
+    row = {"image": pair.image.as_posix(), **scores, "unit": unit}
+    # NaN if it was not asked for.
+    return row if isnan(found.disagreement) else row | {"disagreement": found.disagreement}
+
+
+def draw_scored(
+    path: Path,
+    row: dict[str, Any],
+    scan: Scan,
+    truth: Truth,
+    found: Prediction,
+    names: Sequence[str],
+    window: str,
+) -> None:
+    """Draw an image, its mask and what was found, under its scores."""
+    name = printable(Path(row["image"]).name)
+    title = f"{name}    Dice {row['dice']:.3f}    HD95 {row['hd95']:.1f} {row['unit']}"
+    draw_panel(
+        path, scan, found.ids, names, title, truth.mask, found.uncertainty, window, truth.ignored
+    )
 
 
 def add_patients(table: "pd.DataFrame", scored: Sequence[tuple[Pair, str]]) -> "pd.DataFrame":
