@@ -243,14 +243,17 @@ def test_objects_that_lie_alike_are_not_turned(phantoms, tmp_path):
     assert proposed(phantoms)["augmentation"] == "mild"
     *_, taken, _ = measured(phantoms)
     assert taken.symmetry(2) > plan.SYMMETRIC > taken.symmetry(1)
-    folder = write_volumes(tmp_path, (32, 32, 32), (1, 1, 1))
-    assert proposed(folder)["augmentation"] == "free"
     mask = np.zeros((32, 32, 32), np.uint8)
-    mask[:10] = 1
+    mask[:, :10] = 1
     sided = fingerprint.Fingerprint(["a"], [fingerprint.measure(mask, Classes())] * 3)
-    assert [sided.symmetry(axis) > 0.99 for axis in range(3)] == [False, True, True]
-    assert plan._augmentation(sided, "2").value == "free"
-    assert plan._augmentation(sided, "3").value == "mild"
+    assert [sided.symmetry(axis) > 0.99 for axis in range(3)] == [True, False, True]
+    assert plan._augmentation(sided, "2").value == "mild"
+
+
+def test_a_network_of_volumes_gets_larger_changes_and_fewer_epochs(tmp_path):
+    found = proposed(write_volumes(tmp_path, (32, 32, 32), (1, 1, 1)))
+    assert found["dimensions"] == "3" and found["augmentation"] == "free"
+    assert found["epochs"] == plan.VOLUME_EPOCHS
 
 
 def test_a_few_coloured_images_are_enough_for_colour(tmp_path):

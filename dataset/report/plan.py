@@ -26,6 +26,7 @@ PATCH_STEP = 32
 OBJECTS_PER_PATCH = 4  # sides of a patch, in objects' diameters
 OBJECT_WIDTHS = 8  # an object of a network of lines counts as so many widths long
 USUAL_DEPTH, USUAL_EPOCHS, USUAL_EPOCH = 4, 80, 96
+VOLUME_EPOCHS = 40
 FILTERS = 16
 MIN_BOTTOM = 4  # pixels of the lowest level
 # A step on four cores or fewer.
@@ -264,6 +265,9 @@ def _epochs(info: "pd.DataFrame", chosen: Sequence[Proposal], computer: Computer
     shown = len(info) if "patch_size" in fields else int(info["slices"].sum())
     shown = max(TRAINED_SHARE * shown, fields.get("epoch_images", USUAL_EPOCH))
     epochs = int(PIXELS_PER_CORE * computer.cores / (shown * pixels))
+    if len(sides) == 3 and epochs >= VOLUME_EPOCHS:
+        why = "a volume shows as much as many images"
+        return [Proposal("epochs", VOLUME_EPOCHS, why)]
     if epochs >= USUAL_EPOCHS:
         return []
     why = f"{shown:,.0f} images or patches in each: more takes too long on {computer.cores} cores"
@@ -376,9 +380,12 @@ def _augmentation(fingerprint: Fingerprint, dimensions: str) -> Proposal:
     """Choose mild changes for objects that lie alike and the same way up, free ones for others.
 
     Lungs lie alike: turned ones would be no lungs. A heart in short axis or a cell may be turned.
+    Volumes are few: with mild changes the validation Dice on the hippocampus fell at the end.
     """
+    if dimensions == "3":
+        return Proposal("augmentation", "free", "volumes are few, so they are changed more")
     agreement = fingerprint.pose_agreement()
-    axes = {"rows": 1, "columns": 2} | ({"slices": 0} if dimensions == "3" else {})
+    axes = {"rows": 1, "columns": 2}
     sided = [name for name, axis in axes.items() if fingerprint.symmetry(axis) < SYMMETRIC]
     if agreement < ALIKE:
         return Proposal("augmentation", "free", "objects lie anywhere, so images may be turned")
