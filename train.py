@@ -302,10 +302,12 @@ def make_batches(
     windows = dataset.cover(numbers["val"])
     if not len(windows):
         return training, None
-    if dataset.sampler.patches:
-        # Of large images so many windows, evenly spread, as an epoch has patches.
-        step = -(-len(windows) // max(training.count, MIN_VAL_WINDOWS))
-        windows = windows[::step]
+    most = max(training.count, MIN_VAL_WINDOWS)
+    if dataset.sampler.patches and len(windows) > most:
+        # Of large images as many windows as an epoch has patches. A fixed step would fall on the
+        # same column of each image.
+        drawn = np.random.default_rng(0).choice(len(windows), most, replace=False)
+        windows = windows[np.sort(drawn)]
     return training, Batches(dataset, windows, config.batch_size, shard=shard)
 
 

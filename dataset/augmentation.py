@@ -77,6 +77,12 @@ def mirrored_planes(classes: Classes) -> np.ndarray | None:
     return planes
 
 
+def has_sides(classes: Classes) -> bool:
+    """Say whether some class is that of one side, such as "left lung"."""
+    order = mirrored_planes(classes)
+    return order is None or bool((order != np.arange(len(order))).any())
+
+
 def own_transforms(classes: Classes) -> tuple[Any, Any, Any]:
     """Make the transforms that albumentations lacks: Mirror, Noise and Opacity."""
     import albumentations as A  # predictions do without its seconds of start-up
@@ -189,9 +195,10 @@ def make_pipeline(
         steps = strong_steps(noise, opacity, border, patches)
     else:
         amounts = AMOUNTS[strength]
-        # Half a turn is two mirrors, so it is right only where both are.
+        # Half a turn is two mirrors, so it is right only where both are. It swaps no classes.
         turned = {0, 1, 2} if dimensions == 3 and isotropic else {1, 2}
-        turn = amounts.rotate if turned <= set(mirrored_axes) else min(amounts.rotate, TILT)
+        may_turn = turned <= set(mirrored_axes) and not has_sides(classes)
+        turn = amounts.rotate if may_turn else min(amounts.rotate, TILT)
         steps = basic_steps(amounts, turn, noise, border)
     if dimensions == 2 and 1 in mirrored_axes:
         steps.insert(0, A.VerticalFlip(p=0.5))
@@ -272,7 +279,8 @@ def build_augmentation(
         mild: what varies within one hospital, in any modality.
         strong: what varies between X-rays of different hospitals and diseases.
         free: organs of any size, anywhere, as in MRI and CT (after nnU-Net, Isensee et al. 2021);
-            at any angle if they may be mirrored along all axes, else tilted by 30 degrees at most.
+            at any angle if they may be mirrored along all axes and no class is that of one side,
+            else tilted by 30 degrees at most.
     dimensions: 2 for images (H, W, C), 3 for volumes (D, H, W, C).
     isotropic: a volume's voxels are cubes, or nearly; it is turned about any axis, not only about
         that across its slices.

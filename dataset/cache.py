@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 FOOTER = struct.Struct("<Q")  # the file's last bytes: the length of the table before them
 MAX_PLACES = 500  # of each class that a case keeps
 FOREGROUND_SHARE = 1 / 3  # of the patches are drawn around a pixel of some class
-DRAWN = -1  # the first slice of a window whose place is drawn
+# The first slice of a window whose place is drawn; no window starts there.
+DRAWN = -(2**31)
 
 
 def cache_folder() -> str:

@@ -228,8 +228,12 @@ def _fill_nan(scan: Scan, value: float | None) -> Scan:
     missing = ~(np.abs(scan.pixels) < NO_MEASUREMENT)
     if missing.all():
         raise UserError("NaN or infinite numbers in all pixels; expected finite ones")
-    lowest = scan.pixels[~missing].min() if value is None else value
-    pixels = np.where(missing, scan.pixels.dtype.type(lowest), scan.pixels)
+    lowest = value
+    if value is None:
+        # Of each channel, as they may be measurements of different kinds.
+        lowest = np.where(missing, np.inf, scan.pixels).min((0, 1, 2))
+        lowest = np.where(np.isinf(lowest), 0, lowest)
+    pixels = np.where(missing, np.asarray(lowest, scan.pixels.dtype), scan.pixels)
     padding = missing.all(-1) if scan.padding is None else missing.all(-1) | scan.padding
     note = "NaN pixels are taken as background"
     if not np.isnan(scan.pixels[missing]).all():

@@ -149,7 +149,12 @@ def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     if image.ndim == 3 and image.shape[-1] > CV_CHANNELS:
         parts = [image[..., i : i + CV_CHANNELS] for i in range(0, image.shape[-1], CV_CHANNELS)]
         return np.concatenate([resize(part, size) for part in parts], axis=-1)
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+    height, width = image.shape[:2]
+    if (size[0] - height) * (size[1] - width) < 0:
+        # OpenCV averages only where no side grows. The side that shrinks goes first.
+        first = (size[0], width) if size[0] < height else (height, size[1])
+        return resize(resize(image, first), size)
+    shrinks = size[0] < height or size[1] < width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=method)
     # OpenCV drops a last axis of 1.

@@ -81,6 +81,8 @@ def measure_ceilings(
     classes: Classes,
 ) -> dict[str, np.ndarray]:
     """Give each class's ceiling (K,) at the size that is proposed, and at the next smaller one."""
+    if not fingerprint.pairs:
+        return {}
     fields = {name for name, _, _ in proposals}
     ceilings = {}
     if "patch_size" in fields:
@@ -90,7 +92,7 @@ def measure_ceilings(
         ceilings = {name: resampled_ceiling(pairs, info, classes, spacing)}
     for size in ceiling_sizes(proposals):
         ceilings[f"{size} pixels"] = fingerprint.ceiling(size)
-    return ceilings if fingerprint.pairs else {}
+    return ceilings
 
 
 def describe_proposals(proposals: Sequence[Proposal]) -> list[str]:
