@@ -253,11 +253,15 @@ def score_pairs(
                 rows.append(row)
                 scored.append((pair, scan.patient))
                 noted.append({"image": pair.image, "notes": [*scan.notes, *truth.notes]})
-                if panel_dir is not None:
-                    path = Path(panel_dir) / f"{panels[pair]}.png"
-                    draw_scored(path, row, scan, truth, found, names, window)
             except Exception as error:
                 problems.add(pair.image, error)
+                continue
+            if panel_dir is not None:
+                path = Path(panel_dir) / f"{panels[pair]}.png"
+                try:
+                    draw_scored(path, row, scan, truth, found, names, window)
+                except Exception as error:
+                    problems.add(f"the panel {path}", error)
     for note in summarize_notes(noted):
         print(f"note: {note}")
     table = pd.DataFrame(rows, columns=None if rows else ["image"])

@@ -44,6 +44,7 @@ AMOUNTS = {
 }
 
 TILT = 30  # degrees, as nnU-Net turns volumes
+MIN_SIDE = 8  # voxels of a volume that is cut across any axis
 
 
 def draw_opacity(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -255,7 +256,8 @@ class Augmentation(threading.local):
             if rng.random() < 0.5:
                 image, masks = np.flip(image, axis), np.flip(masks, axis)
                 masks = masks[..., self.order] if axis == 2 else masks
-        across = rng.integers(3) if self.isotropic else 0
+        is_thin = min(image.shape[:3]) < MIN_SIDE
+        across = rng.integers(3) if self.isotropic and not is_thin else 0
         slices = [np.moveaxis(array, across, 0) for array in (image, masks)]
         changed = self.pipeline(images=slices[0], masks=slices[1])
         return tuple(np.moveaxis(changed[name], 0, across) for name in ("images", "masks"))

@@ -212,9 +212,11 @@ class Dataset:
 
     def truth(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Get a case's mask (D, H, W), ids or BITS, and which pixels do not count, if any may."""
-        shares = self.cases[number].masks
-        ignored = shares[..., -1] > 127 if self.classes.ignored else None
-        return shares_to_ids(shares[..., : len(self.classes.names)], self.classes.dtype), ignored
+        shares, count = self.cases[number].masks, len(self.classes.names)
+        ids = np.empty(shares.shape[:3], self.classes.dtype)
+        for place, one in enumerate(shares):
+            ids[place] = shares_to_ids(one[..., :count], self.classes.dtype)
+        return ids, shares[..., -1] > 127 if self.classes.ignored else None
 
 
 def select(

@@ -19,6 +19,7 @@ BAND_PIXELS = 2**22
 SAMPLED = 2**24
 # Side of the squares that are looked at of pixels that must be decoded, and how many values.
 SQUARE, DECODED = 64, 2**22
+MIN_SQUARES = 8  # along each side: the corners of a scan are air
 
 # A slice with a step of 1 for each axis.
 Box = tuple[slice, ...]
@@ -160,14 +161,19 @@ def sampling_step(count: int) -> int:
 
 
 def _sample_squares(pixels: LazyPixels) -> np.ndarray:
-    """Decode evenly spaced squares, so that most of a file need not be decoded."""
+    """Decode evenly spaced squares, so that most of a file need not be decoded.
+
+    There are MIN_SQUARES along each side if so many fit, and then as few slices as is needed.
+    """
     slices, *sides, channels = pixels.shape
-    count = max(1, round((DECODED / (slices * channels)) ** 0.5 / SQUARE))
+    count = max(MIN_SQUARES, round((DECODED / (slices * channels)) ** 0.5 / SQUARE))
     rows, columns = (
         np.linspace(0, max(0, side - SQUARE), min(count, ceil(side / SQUARE)), dtype=int)
         for side in sides
     )
+    most = max(1, DECODED // (len(rows) * len(columns) * SQUARE**2 * channels))
+    numbers = np.linspace(0, slices - 1, min(slices, most), dtype=int)
     found = []
-    for number, y, x in product(range(slices), rows, columns):
+    for number, y, x in product(numbers, rows, columns):
         found.append(pixels[number, y : y + SQUARE, x : x + SQUARE].reshape(-1, channels))
     return np.concatenate(found)[None, None]

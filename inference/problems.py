@@ -15,7 +15,10 @@ class Problems:
         self.log = Path(folder or ".") / "errors.log"
 
     def add(self, name: str | Path, error: Exception) -> None:
-        """Add the error of a file; the message of a UserError names its file already."""
+        """Add the error of a file, or of a part of its results.
+
+        The message of a UserError names its file already.
+        """
         if isinstance(error, UserError):
             self.lines += [printable(line) for line in str(error).split("\n")]
             return

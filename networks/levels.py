@@ -36,10 +36,9 @@ def plan_levels(
     kernel = [1] * len(sides)
     levels = []
     for level in range(depth + 1):
-        for axis, step in enumerate(steps):
-            if step <= 2 * min(steps):
-                kernel[axis] = 3  # and so it stays at the levels below
-        halved = _axes_to_halve(sides, steps)
+        for axis in _fine_axes(sides, steps):
+            kernel[axis] = 3  # and so it stays at the levels below
+        halved = [axis for axis in _fine_axes(sides, steps) if _can_halve(sides, axis)]
         stride = tuple(2 if axis in halved else 1 for axis in range(len(sides)))
         levels.append(Level(filters * 2**level, tuple(kernel), stride))
         sides = [side and side // by for side, by in zip(sides, stride, strict=True)]
@@ -47,11 +46,15 @@ def plan_levels(
     return tuple(levels)
 
 
-def _axes_to_halve(sides: list[int | None], steps: list[float]) -> list[int]:
-    """Name the axes that the next pooling halves; H and W can be halved as often as is needed."""
-    axes = list(range(len(sides)))
+def _fine_axes(sides: list[int | None], steps: list[float]) -> list[int]:
+    """Name the axes that are not much coarser than the finest one that can be halved."""
+    finest = min(steps[axis] for axis in range(len(sides)) if _can_halve(sides, axis))
+    return [axis for axis in range(len(sides)) if steps[axis] <= 2 * finest]
+
+
+def _can_halve(sides: list[int | None], axis: int) -> bool:
+    """Say whether pooling can halve an axis; H and W can be halved as often as is needed."""
     depth = sides[0]
-    if len(sides) == 3 and depth is not None and (depth % 2 or depth // 2 < MIN_DEPTH):
-        axes.remove(0)
-    finest = min(steps[axis] for axis in axes)
-    return [axis for axis in axes if steps[axis] <= 2 * finest]
+    if axis or len(sides) == 2 or depth is None:
+        return True
+    return depth % 2 == 0 and depth // 2 >= MIN_DEPTH

@@ -18,7 +18,7 @@ MAX_PIXELS = 1000 * 128**2  # of the masks of each subset; more add nothing
 
 
 def choose_cleanup(path: Path, dataset: Dataset, train: np.ndarray, val: np.ndarray) -> None:
-    """Store in the model file how masks are cleaned, unless that lowers the validation Dice.
+    """Store in the model file how masks are cleaned, unless that lowers a class's validation Dice.
 
     A cleaned mask keeps each class's largest connected components and has no holes. How many
     components is learned from the training masks (what 95 % of them do not exceed). train, val:
@@ -34,7 +34,7 @@ def choose_cleanup(path: Path, dataset: Dataset, train: np.ndarray, val: np.ndar
         plain += dice_of(found, dataset, number)
         postprocess.clean(found, components, is_volume)
         cleaned += dice_of(found, dataset, number)
-    if np.mean(cleaned) >= np.mean(plain):
+    if (np.mean(cleaned, axis=0) >= np.mean(plain, axis=0)).all():
         utils.update_metadata(path, clean=components)
 
 
@@ -50,13 +50,13 @@ def parts(array: np.ndarray, dataset: Dataset) -> Iterator[np.ndarray]:
 
 
 def count_components(dataset: Dataset, pairs: Sequence[int]) -> list[int]:
-    """Count, for each class, the connected components that 95 % of the masks do not exceed."""
+    """Count, for each class, the components that 95 % of the masks that hold it do not exceed."""
     counts: list[list[int]] = [[] for _ in dataset.classes.names]
     for number in pairs:
         for mask in parts(dataset.truth(number)[0], dataset):
             for class_id, found in enumerate(counts, 1):
                 found.append(postprocess.count_components(plane(mask, class_id)))
-    return [postprocess.usual_count(found) for found in counts]
+    return [postprocess.usual_count([one for one in found if one] or [1]) for found in counts]
 
 
 def segment_case(model: keras.Model, dataset: Dataset, number: int, threshold: float) -> np.ndarray:
@@ -70,11 +70,12 @@ def segment_case(model: keras.Model, dataset: Dataset, number: int, threshold: f
     return np.concatenate(bands).reshape(image.shape[:3])
 
 
-def dice_of(found: np.ndarray, dataset: Dataset, number: int) -> list[float]:
-    """Score a mask of a case: the Dice of its slices, or of the volume."""
+def dice_of(found: np.ndarray, dataset: Dataset, number: int) -> list[list[float]]:
+    """Score a mask of a case: the Dice of each class in its slices, or in the volume."""
     truth, ignored = dataset.truth(number)
     names, scores = dataset.classes.names, []
     hidden = [None] * len(truth) if ignored is None else list(parts(ignored, dataset))
     for one, other, out in zip(parts(truth, dataset), parts(found, dataset), hidden, strict=False):
-        scores.append(score_classes(one, other, names, ignored=out)["dice"])
+        scored = score_classes(one, other, names, ignored=out)
+        scores.append([scored.get(f"dice: {name}", scored["dice"]) for name in names])
     return scores
