@@ -8,6 +8,8 @@ bfloat16 where train.py takes bfloat16. Writes OUT_DIR/model.pt, then prints the
 masks are not post-processed. Needs `pip install torch`; KERAS_BACKEND=torch keeps TensorFlow out.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,9 +22,11 @@ import data
 import predict
 import train
 import utils
+from dataset.batches import Batches
 from dataset.cache import Dataset
 from dataset.layouts import SUBSETS, Pair
 from metrics import SMOOTHING
+from networks.levels import Level, plan_levels
 from training.optimizer import WARMUP, WEIGHT_DECAY, WarmupCosine
 from utils import UserError, atomic
 
@@ -48,78 +52,78 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class Convolution(nn.Module):
-    """A convolution of 3 pixels a side, stored as a matrix, because PyTorch's Muon needs one.
+    """A convolution whose kernel is stored as a matrix, because PyTorch's Muon needs one.
 
     The channels lie last in memory. He et al. 2015 initialize so (arXiv 1502.01852).
     """
 
-    def __init__(self, channels: int, filters: int, dimensions: int) -> None:
+    def __init__(self, channels: int, level: Level) -> None:
         super().__init__()
-        self.shape = (filters, *[3] * dimensions, channels)
-        inputs = 3**dimensions * channels
-        self.kernel = nn.Parameter(torch.randn(filters, inputs) * (2 / inputs) ** 0.5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return CONVOLUTIONS[x.ndim - 2](x, self.kernel.view(self.shape).movedim(-1, 1), padding=1)
-
-
-class UpConvolution(nn.Module):
-    """An up-convolution of 2 pixels a side, stored likewise."""
-
-    def __init__(self, channels: int, filters: int, dimensions: int) -> None:
-        super().__init__()
-        self.shape = (channels, *[2] * dimensions, filters)
-        outputs = 2**dimensions * filters
-        limit = (6 / (2**dimensions * (channels + filters))) ** 0.5
-        self.kernel = nn.Parameter((torch.rand(channels, outputs) * 2 - 1) * limit)
-        self.bias = nn.Parameter(torch.zeros(filters))
+        self.shape = (level.filters, *level.kernel, channels)
+        self.padding = [side // 2 for side in level.kernel]
+        inputs = math.prod(level.kernel) * channels
+        self.kernel = nn.Parameter(torch.randn(level.filters, inputs) * (2 / inputs) ** 0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kernel = self.kernel.view(self.shape).movedim(-1, 1)
-        return UP_CONVOLUTIONS[x.ndim - 2](x, kernel, self.bias, 2)
+        return CONVOLUTIONS[x.ndim - 2](x, kernel, padding=self.padding)
+
+
+class UpConvolution(nn.Module):
+    """An up-convolution from the level below, stored likewise."""
+
+    def __init__(self, channels: int, level: Level) -> None:
+        super().__init__()
+        self.shape, self.stride = (channels, *level.stride, level.filters), level.stride
+        places = math.prod(level.stride)
+        limit = (6 / (places * (channels + level.filters))) ** 0.5
+        kernel = torch.rand(channels, places * level.filters)
+        self.kernel = nn.Parameter((kernel * 2 - 1) * limit)
+        self.bias = nn.Parameter(torch.zeros(level.filters))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernel = self.kernel.view(self.shape).movedim(-1, 1)
+        return UP_CONVOLUTIONS[x.ndim - 2](x, kernel, self.bias, self.stride)
 
 
 class Block(nn.Sequential):
-    """Twice: convolution of 3 pixels a side, batch normalization, ReLU."""
+    """Twice: convolution, batch normalization, ReLU."""
 
-    def __init__(self, channels: int, filters: int, dimensions: int) -> None:
+    def __init__(self, channels: int, level: Level) -> None:
         parts = []
-        for size in (channels, filters):
-            normalization = NORMALIZATIONS[dimensions](filters, eps=1e-3)
-            convolution = Convolution(size, filters, dimensions)
-            parts += [convolution, normalization, nn.ReLU(inplace=True)]
+        for size in (channels, level.filters):
+            normalization = NORMALIZATIONS[len(level.kernel)](level.filters, eps=1e-3)
+            parts += [Convolution(size, level), normalization, nn.ReLU(inplace=True)]
         super().__init__(*parts)
 
 
 class UNet(nn.Module):
     """The default of `model.build_unet`: images (N, C, [D,] H, W) → logits (N, 1, [D,] H, W)."""
 
-    def __init__(
-        self, channels: int = 1, filters: int = 8, depth: int = 4, dimensions: int = 2
-    ) -> None:
+    def __init__(self, channels: int, levels: Sequence[Level]) -> None:
         super().__init__()
-        sizes = [filters * 2**level for level in range(depth + 1)]
-        self.encoder = nn.ModuleList()
-        for before, size in zip([channels, *sizes[:-1]], sizes, strict=True):
-            self.encoder.append(Block(before, size, dimensions))
-        self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
-        for size in sizes[:-1]:
-            self.up.append(UpConvolution(2 * size, size, dimensions))
-            self.decoder.append(Block(2 * size, size, dimensions))
-        self.head = (nn.Conv2d if dimensions == 2 else nn.Conv3d)(filters, 1, 1)
+        self.levels = levels
+        self.encoder, self.up, self.decoder = (nn.ModuleList() for _ in range(3))
+        for level, above in zip(levels, [None, *levels[:-1]], strict=True):
+            self.encoder.append(Block(above.filters if above else channels, level))
+        for level, below in itertools.pairwise(levels):
+            self.up.append(UpConvolution(below.filters, level))
+            self.decoder.append(Block(2 * level.filters, level))
+        dimensions = len(levels[0].kernel)
+        self.head = (nn.Conv2d if dimensions == 2 else nn.Conv3d)(levels[0].filters, 1, 1)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.to(memory_format=CHANNELS_LAST[dimensions])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
-        for block in self.encoder[:-1]:
+        for block, level in zip(self.encoder[:-1], self.levels, strict=False):
             skips.append(block(x))
-            x = POOLS[x.ndim - 2](skips[-1], 2)
+            x = POOLS[x.ndim - 2](skips[-1], level.stride)
         x = self.encoder[-1](x)
-        for level in reversed(range(len(skips))):
-            x = torch.cat([skips[level], self.up[level](x)], 1)
-            x = self.decoder[level](x)
+        for number in reversed(range(len(skips))):
+            x = torch.cat([skips[number], self.up[number](x)], 1)
+            x = self.decoder[number](x)
         return self.head(x).float()
 
 
@@ -203,13 +207,18 @@ class Predictor:
         return probs.movedim(1, -1).numpy()
 
 
-def validation_dice(predictor: Predictor, images: np.ndarray, masks: np.ndarray) -> float:
-    """Compute the mean Dice of images (N, [D,] H, W, C) and masks, uint8, at the network's size."""
-    predicted = predictor.predict_on_batch(images.astype(np.float32) / 255) > 0.5
-    truth = masks > 127
-    overlap, total = (truth & predicted), truth.astype(np.uint8) + predicted
-    overlap, total = (one.reshape(len(one), -1).sum(1) for one in (overlap, total))
-    return float(((2 * overlap + SMOOTHING) / (total + SMOOTHING)).mean())
+def validation_dice(predictor: Predictor, batches: Batches) -> float:
+    """Compute the mean Dice of the images at the network's size; of all patches together."""
+    overlaps, totals = [], []
+    for number in range(len(batches)):
+        images, masks = batches[number]
+        found, truth = predictor.predict_on_batch(images) > 0.5, masks > 0.5
+        overlaps.append((found & truth).reshape(len(images), -1).sum(1))
+        totals.append((found.astype(np.uint8) + truth).reshape(len(images), -1).sum(1))
+    overlap, total = np.concatenate(overlaps), np.concatenate(totals)
+    if batches.dataset.sampler.patches:
+        overlap, total = overlap.sum(), total.sum()
+    return float(np.mean((2 * overlap + SMOOTHING) / (total + SMOOTHING)))
 
 
 # ---------------------------------------------------------------------------------------- script
@@ -243,7 +252,7 @@ def fit(
     precision: str,
 ) -> Path:
     """Train; return the file of the epoch with the best validation Dice, or of the last epoch."""
-    batches, _ = train.make_batches(config, dataset, numbers)
+    batches, held_out = train.make_batches(config, dataset, numbers)
     schedule = make_schedule(len(batches) * config.epochs)
     step = make_step(model, precision, config.learning_rate, schedule)
     path, best = Path(config.out_dir) / "model.pt", -1.0
@@ -253,9 +262,8 @@ def fit(
         losses = [step(*batches[i]) for i in range(len(batches))]
         print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}", flush=True)
         dice = float(epoch)
-        if len(numbers["val"]):
-            held_out = dataset.take(dataset.cover(numbers["val"]))
-            dice = validation_dice(Predictor(model, precision), *held_out)
+        if held_out is not None:
+            dice = validation_dice(Predictor(model, precision), held_out)
         if dice > best:
             best = dice
             with atomic(path) as temporary:
@@ -273,7 +281,8 @@ def main(config: train.Config) -> None:
     pairs, dataset = train.load_data(config)
     numbers, test = split_pairs(config, pairs)
     *size, channels = dataset.sampler.input_shape(dataset.channels)
-    model = UNet(channels, config.filters, config.depth, len(size))
+    spacing = dataset.sampler.spacing if len(size) == 3 else None
+    model = UNet(channels, plan_levels(size, config.filters, config.depth, spacing))
     path = fit(model, config, dataset, numbers, precision)
     print(path, flush=True)
     model.load_state_dict(torch.load(path))

@@ -12,13 +12,16 @@ import metrics
 import train
 from benchmarks import pytorch_unet
 from model import build_unet
+from networks.levels import plan_levels
 from utils import UserError
 
 
-@pytest.mark.parametrize("size", [(32, 32), (16, 16, 16)])
-def test_it_is_the_same_network(size):
-    ours = build_unet((*size, 2), filters=4, depth=2)
-    theirs = pytorch_unet.UNet(2, 4, 2, dimensions=len(size))
+@pytest.mark.parametrize(
+    ("size", "spacing"), [((32, 32), None), ((16, 16, 16), None), ((12, 16, 32), (3, 1, 1))]
+)
+def test_it_is_the_same_network(size, spacing):
+    ours = build_unet((*size, 2), filters=4, depth=2, spacing=spacing)
+    theirs = pytorch_unet.UNet(2, plan_levels(size, 4, 2, spacing))
     count = sum(int(np.prod(weight.shape)) for weight in ours.trainable_weights)
     assert count == sum(weight.numel() for weight in theirs.parameters())
     images = pytorch_unet.to_torch(np.zeros((2, *size, 2), np.float32))
@@ -33,7 +36,8 @@ def test_it_has_the_same_loss_and_learns():
     theirs = pytorch_unet.bce_dice_loss(pytorch_unet.to_torch(logits), pytorch_unet.to_torch(y))
     assert float(theirs) == pytest.approx(ours, rel=1e-5)
     x = rng.random((4, 32, 32, 1), np.float32)
-    step = pytorch_unet.make_step(pytorch_unet.UNet(1, 4, 2), "float32", 2e-2)
+    model = pytorch_unet.UNet(1, plan_levels((32, 32), 4, 2))
+    step = pytorch_unet.make_step(model, "float32", 2e-2)
     losses = [step(x, np.float32(x > 0.5)) for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
 

@@ -20,6 +20,7 @@ from benchmarks.timing import (
     steps_per_second,
     training_model,
 )
+from networks.levels import plan_levels
 from training.sampling import input_size
 
 # Rows of the square matrices whose product shows the peak of the processor or the GPU.
@@ -138,7 +139,8 @@ def make_pytorch_step(
     torch.backends.cudnn.benchmark = True  # as is usual where all batches have one size
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bfloat16" if device == "cuda" or utils.has_amx() else "float32"
-    model = pytorch_unet.UNet(x.shape[-1], config.filters, config.depth, x.ndim - 2).to(device)
+    levels = plan_levels(x.shape[1:-1], config.filters, config.depth)
+    model = pytorch_unet.UNet(x.shape[-1], levels).to(device)
     step = pytorch_unet.make_step(torch.compile(model) if compiled else model, precision)
     return partial(seconds_of, partial(step, x, y))
 
