@@ -175,19 +175,29 @@ def test_cubes_are_turned_about_every_axis():
 
 
 @pytest.mark.parametrize(
-    ("dimensions", "isotropic", "axes", "degrees"),
+    ("names", "dimensions", "isotropic", "axes", "degrees"),
     [
-        (2, False, (1, 2), 180),
-        (2, False, (2,), 30),
-        (3, False, (1, 2), 180),
-        (3, True, (1, 2), 30),
-        (3, True, (0, 1, 2), 180),
+        ("a", 2, False, (1, 2), 180),
+        ("a", 2, False, (2,), 30),
+        ("a", 3, False, (1, 2), 180),
+        ("a", 3, True, (1, 2), 30),
+        ("a", 3, True, (0, 1, 2), 180),
+        # Half a turn would put the left lung to the right under its own name.
+        ("left lung,right lung", 2, False, (0, 1, 2), 30),
     ],
 )
-def test_only_what_may_be_mirrored_is_turned_over(dimensions, isotropic, axes, degrees):
-    augment = build_augmentation(Classes("a"), "free", dimensions, isotropic, mirrored_axes=axes)
+def test_only_what_may_be_mirrored_is_turned_over(names, dimensions, isotropic, axes, degrees):
+    classes = Classes(names)
+    augment = build_augmentation(classes, "free", dimensions, isotropic, mirrored_axes=axes)
     (affine,) = [step for step in augment.pipeline if isinstance(step, A.Affine)]
     assert affine.rotate == (-degrees, degrees)
+
+
+def test_a_volume_of_one_slice_is_augmented():
+    image = np.full((1, 32, 32, 1), 99, np.uint8)
+    augment = build_augmentation(Classes("a"), "free", 3, isotropic=True, mirrored_axes=(0, 1, 2))
+    for seed in range(60):
+        assert augment(image, image, seed)[0].shape == image.shape
 
 
 def test_strengths_that_are_not_for_volumes_or_change_nothing():

@@ -226,6 +226,20 @@ def test_samples_of_few_pixels_are_all_of_them(monkeypatch):
         np.testing.assert_allclose(np.percentile(part, [0.5, 50, 99.5]), [1, 127, 253], atol=6)
 
 
+@pytest.mark.parametrize("slices", [10, 256, 300, 600])
+def test_the_middle_of_a_long_volume_decides_on_its_grey_levels(slices):
+    """The corners of a scan are air."""
+    y, x = np.mgrid[:512, :512] - 256
+    one = np.where(np.hypot(y, x) < 200, 40 + x % 50, -1000).astype(np.int16)[None, ..., None]
+    shape = (slices, *one.shape[1:])
+
+    def read(box):
+        return np.broadcast_to(one, shape)[box]
+
+    low, high = np.percentile(lazy.sample(LazyPixels(shape, np.int16, read)), [0.5, 99.5])
+    assert low == -1000 and high == pytest.approx(np.percentile(one, 99.5), abs=2)
+
+
 # ------------------------------------------------------------------------------ on the whole way
 
 
@@ -244,7 +258,9 @@ def in_bands(monkeypatch):
     monkeypatch.setattr(lazy, "BAND_PIXELS", 2000)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (60, 90), (17, 23), (180, 262), (300, 400)])
+@pytest.mark.parametrize(
+    "size", [(64, 64), (60, 90), (17, 23), (180, 262), (300, 400), (300, 100), (90, 300)]
+)
 @pytest.mark.parametrize("kind", [np.float32, np.uint8])
 def test_resizing_by_bands_is_resizing(in_bands, size, kind):
     image = LARGE[0].astype(kind)

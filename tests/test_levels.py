@@ -26,6 +26,8 @@ from networks.levels import plan_levels
             ["122", "122", "222", "222", "122"],
             ["133", "133", "333", "333", "333"],
         ),
+        # Thin slices that cannot be halved do not hold the other axes up.
+        ((9, 64, 64), 2, (0.4, 1, 1), ["122", "122", "122"], ["333"] * 3),
         # The slices run along another axis.
         ((32, 32, 32), 2, (1, 4, 1), ["212", "222", "222"], ["313", "333", "333"]),
     ],

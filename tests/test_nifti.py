@@ -151,6 +151,16 @@ def test_colours_are_three_channels(tmp_path):
     assert mask.shape == (30, 20, 5) and mask.get_data_dtype() == np.uint8
 
 
+def test_nan_in_one_channel_leaves_its_contrast(tmp_path):
+    voxels = np.random.default_rng(1).normal(0, 1, (40, 40, 1, 4)).astype(np.float32)
+    voxels[..., 2] = 1500 + 50 * voxels[..., 2]
+    whole = prepare_to_fit(formats.read_scan(save(tmp_path / "a.nii", voxels)), (40, 40), 4)
+    voxels[:8, ..., 2] = np.nan
+    holes = prepare_to_fit(formats.read_scan(save(tmp_path / "b.nii", voxels)), (40, 40), 4)
+    assert whole[..., 2].std() > 40 and holes[:, :, 8:, 2].std() > 35
+    assert not holes[:, :, :8, 2].any()
+
+
 def test_nan_is_background_without_a_say_in_grey_levels(tmp_path):
     voxels = np.random.default_rng(1).normal(100, 20, (40, 40, 3)).astype(np.float32)
     holes = voxels.copy()

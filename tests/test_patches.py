@@ -97,6 +97,32 @@ def test_validation_windows_cover_a_case_once():
     assert covered.min() == 1
 
 
+@pytest.mark.parametrize("slices", [13, 14, 15])
+def test_validation_windows_of_thin_volumes_are_the_same_in_each_epoch(slices):
+    """What is smaller than a window begins before the volume, at -1 for example."""
+    case = make_case((slices, 64, 64), (slice(5, 9), slice(40, 60), slice(40, 60)))
+    dataset = make_dataset([case], Sampler((16, 32, 32), patches=True))
+    batches = Batches(dataset, dataset.cover([0]), 4)
+    shown = []
+    for epoch in range(3):
+        batches.epoch = epoch
+        shown.append(batches[0][1])
+        assert shown[-1].sum() == 4 * 20 * 20
+    np.testing.assert_array_equal(shown[0], shown[2])
+
+
+@pytest.mark.parametrize("count", [3, 5, 6, 12])
+def test_some_validation_windows_stand_for_all(count):
+    case = make_case((64, 256, 256), ())
+    dataset = make_dataset([case] * (count + 1), Sampler((16, 64, 64), patches=True))
+    config = train.Config(patch_size="16,64,64", dimensions="3")
+    numbers = {"train": np.array([count]), "val": np.arange(count)}
+    shown = train.make_batches(config, dataset, numbers)[1].listed
+    assert len(shown) == 96 and set(shown[:, 0]) == set(range(count))
+    for axis in (1, 2, 3):
+        assert len(set(shown[:, axis])) == 4
+
+
 def test_patches_follow_from_seed_and_epoch_alone():
     case = make_case((4, 60, 60), (slice(0, 1), slice(0, 9), slice(0, 9)))
     dataset = make_dataset([case] * 3, Sampler((16, 16), patches=True))
