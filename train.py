@@ -102,7 +102,7 @@ from training.cleanup import choose_cleanup
 from training.cross_validation import cross_validate
 from training.optimizer import make_optimizer
 from training.prior import class_shares, start_at_shares
-from training.sampling import make_sampler
+from training.sampling import describe_patches, make_sampler
 from utils import UserError
 
 PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
@@ -160,7 +160,10 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         subsets = distributed.broadcast_from_main(assign_subsets, config, folder, pairs, history)
         numbers = {name: np.flatnonzero(np.array(subsets) == name) for name in SUBSETS}
         print(", ".join(f"{len(dataset.examples(numbers[name]))} {name}" for name in SUBSETS))
-        for note in describe_subsets(dataset, numbers["val"]):
+        for note in [
+            *describe_subsets(dataset, numbers["val"]),
+            *describe_patches(config, dataset),
+        ]:
             print(f"note: {note}")
 
         if not history and not utils.is_model_file(config.init_weights):
@@ -229,7 +232,11 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
 
     pairs, dataset = distributed.main_process_first(load)
     if dataset.sampler.neighbours and dataset.channels > 1:
-        raise UserError("dimensions is 2.5; expected 2 or 3: the images have several channels")
+        raise UserError(
+            f"dimensions is 2.5; expected 2: the images have {dataset.channels} channels"
+        )
+    if dataset.sampler.dimensions == 3 and all(len(case.image) == 1 for case in dataset.cases):
+        raise UserError("dimensions is 3; expected 2: the images have one slice each")
     images = [pair.image.name for pair in pairs]
     if distributed.broadcast_from_main(lambda: images) != images:
         raise UserError("the data set holds other images here than where the main process runs")

@@ -113,12 +113,15 @@ def read_report(path: str | Path, config_class: type) -> dict[str, Any]:
     cure = "run `python data.py check DIR`, which writes it"
     path = Path(path)
     if not path.is_file():
-        near = nearest_path(path)
+        inside = path / "report.json"
+        near = inside if inside.is_file() else nearest_path(path)
         hint = f"did you mean {near}? Else " if near else ""
         raise UserError(f"no report at {path}; {hint}{cure}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        if path.suffix == ".html":
+            raise UserError(f"{path} is for people; expected report.json beside it") from None
         raise UserError(f"{path} is damaged, or no report ({first_line(error)}); {cure}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path} holds no settings; {cure}")

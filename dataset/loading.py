@@ -167,7 +167,10 @@ def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[Case, dict
     """Read a pair: its case, and information on the files."""
     classes, window = preprocessing.classes, preprocessing.window
     scan, truth = read_as_stored(pair, preprocessing)
-    grid = preprocessing.sampler.grid(scan)
+    try:
+        grid = preprocessing.sampler.grid(scan)
+    except UserError as error:
+        raise UserError(f"{pair.image}: {error}") from None
     image = np.asarray(preprocess.prepare_scan(scan, grid, preprocessing.channels, window))
     if window and np.ptp(image) == 0 < np.ptp(scan.pixels):
         levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"

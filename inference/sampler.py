@@ -12,6 +12,9 @@ from imaging.grid import SAME, Grid, Shape, fit_grid, orientation_of, turns_betw
 from imaging.scan import Scan
 from utils import UserError
 
+# Pixels of a side that is left at working resolution.
+MIN_SIDE = 8
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -82,10 +85,16 @@ class Sampler:
             return shape
         if spacing_mm is None:
             wanted = " x ".join(f"{side:g}" for side in self.spacing)
-            raise UserError(f"its spacing in mm is not known; the network works at {wanted} mm")
+            raise UserError(
+                f"it does not say how large its pixels are; the network works at {wanted} mm "
+                "(train without --spacing, or convert it to a format that has one)"
+            )
         sides = []
         for number, (length, axis) in enumerate(zip(shape, axes, strict=True)):
             factor = spacing_mm[axis] / self.spacing[number]
             is_same = abs(factor - 1) < SAME or (number == 0 and self.dimensions == 2)
             sides.append(length if is_same else max(1, round(length * factor)))
+        if min(sides[1:]) < MIN_SIDE <= min(shape[axes[1]], shape[axes[2]]):
+            shown = "x".join(map(str, sides))
+            raise UserError(f"{shown} voxels at the network's spacing; expected finer --spacing")
         return tuple(sides)

@@ -19,7 +19,7 @@ from dataset.loading import Preprocessing
 from imaging import formats, pictures
 from imaging.labels import Classes
 from inference.sampler import Sampler
-from training.sampling import make_sampler
+from training.sampling import describe_patches, make_sampler
 from utils import UserError
 
 
@@ -188,7 +188,7 @@ def test_what_a_sampler_cannot_be(volumes):
     for change, message in [
         ({"dimensions": "3"}, "dimensions is 3 and patch_size is empty; expected --patch-size"),
         ({"dimensions": "4"}, "dimensions is '4'; expected 2, 2.5, 3"),
-        ({"patch_size": "1,2,3"}, "patch_size is '1,2,3'; expected pixels such as 128, or height"),
+        ({"patch_size": "1,2,3"}, "patch_size is '1,2,3', three sides, and dimensions is 2"),
         ({"patch_size": "8,8", "dimensions": "3"}, "expected .* slices, rows and columns"),
         ({"patch_size": "100"}, "patch size 100 is not a multiple of 16"),
         ({"spacing": "1"}, "spacing is '1'; expected none without --patch-size"),
@@ -199,6 +199,19 @@ def test_what_a_sampler_cannot_be(volumes):
 
 
 # -------------------------------------------------------------------------------------- training
+
+
+def test_sizes_that_are_not_used_or_mostly_padding_are_told(volumes):
+    config = train.Config(data_dir=str(volumes), patch_size="160", image_size=64)
+    config = train.with_classes(config)
+    _, dataset = train.load_data(config)
+    unused, large = describe_patches(config, dataset)
+    assert "image_size 64 is not used, because patch_size is 160" in unused
+    assert "patch_size 160 is much larger than all images (" in large
+    assert describe_patches(train.Config(patch_size="32"), dataset)[1:] == []
+    coarse = dataclasses.replace(config, spacing="100")
+    with pytest.raises(UserError, match="voxels at the network's spacing; expected finer"):
+        train.load_data(coarse)
 
 
 def tiny(folder, tmp_path, **more):

@@ -488,7 +488,11 @@ def test_nan_stops_where_the_loss_is_read_beside_the_steps(discs, tmp_path, scri
         ({"loss": "hinge"}, "loss is 'hinge'; expected one of bce_dice, dice, focal, tversky"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"folds": 1}, "folds is 1; expected 0 or at least 2"),
-        ({"fold": 5, "folds": 5}, "fold is 5; expected -1 or a fold of --folds 5"),
+        ({"fold": 5, "folds": 5}, "fold is 5; expected -1, or 0 to 4"),
+        ({"fold": 2}, "fold is 2; expected -1; one of several folds needs --folds"),
+        ({"architecture": "my_net.py"}, "expected my_net.py:FUNCTION"),
+        ({"dimensions": "3", "patch_size": "8,16,16"}, "dimensions is 3; expected 2: the images"),
+        ({"patch_size": "16", "spacing": "1"}, r"\.png: it does not say how large its pixels are"),
         ({"channels": -1}, "channels is -1; expected 0"),
         ({"test_fraction": 0.6}, "test_fraction is 0.6; expected 0 to 0.5"),
         ({"architecture": "vnet"}, "architecture is 'vnet'.*xpected one of unet, residual"),
@@ -532,7 +536,7 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
 
 def test_neighbours_are_for_grey_volumes(small, monkeypatch):
     monkeypatch.setattr(train, "detect_channels", lambda pairs: 3)
-    with pytest.raises(UserError, match="the images have several channels"):
+    with pytest.raises(UserError, match="the images have 3 channels"):
         train.train(dataclasses.replace(small, dimensions="2.5"))
 
 

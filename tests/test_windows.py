@@ -140,7 +140,9 @@ def test_working_resolution_is_that_of_the_spacing():
     assert grid.canvas == (20, 15, 40) and not grid.is_native  # 1 % is the same
     flat = Sampler((16, 16), patches=True, spacing=(1.5, 2.0, 1.0)).grid(scan)
     assert flat.canvas == (10, 15, 40)
-    with pytest.raises(UserError, match="its spacing in mm is not known; the network works at 1.5"):
+    with pytest.raises(
+        UserError, match="does not say how large its pixels are; the network works at 1.5"
+    ):
         sampler.grid(random_scan(10, 30, 40))
 
 

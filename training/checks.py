@@ -61,6 +61,8 @@ def check_architecture(architecture: str, known: Collection[str]) -> None:
     if is_own(architecture):
         find_code(architecture)
     else:
+        if architecture.endswith(".py"):
+            raise UserError(f"architecture is {architecture!r}; expected {architecture}:FUNCTION")
         check_name("architecture", architecture, known)
 
 
@@ -102,7 +104,9 @@ def check_values(config: Any) -> None:
     if config.window not in ("", "file"):
         parse_window(config.window)
     can_mirror = mirrored_channels(classes.names) is not None
-    one_of_folds = f"-1 or a fold of --folds {config.folds}"
+    one_of_folds = f"-1, or 0 to {config.folds - 1}"
+    if not config.folds:
+        one_of_folds = "-1; one of several folds needs --folds, such as --folds 5"
     rules = [
         ("channels", 0 <= config.channels <= MAX_CHANNELS, f"0 to {MAX_CHANNELS}"),
         ("test_fraction", 0 <= config.test_fraction <= 0.5, "0 to 0.5"),

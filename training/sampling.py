@@ -6,12 +6,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 import utils
+from dataset.cache import Dataset
 from dataset.frame import detect_frame
 from dataset.pairs import Pair
 from inference.sampler import Sampler
 from utils import UserError
 
+MUCH_LARGER = 1.5  # a patch than the largest image: the rest is padding
 # Values of --dimensions, and how many slices before and after are channels.
 DIMENSIONS = {"2": 0, "2.5": 1, "3": 0}
 
@@ -28,6 +32,12 @@ def input_size(config: Any) -> tuple[int, ...]:
         )
     if not config.patch_size:
         return utils.parse_size(config.image_size)
+    if not is_3d and str(config.patch_size).count(",") == 2:
+        raise UserError(
+            f"patch_size is {config.patch_size!r}, three sides, and dimensions is "
+            f"{config.dimensions}; expected --dimensions 3, a patch of two sides, or "
+            '--patch-size "" for whole slices'
+        )
     return utils.parse_size(config.patch_size, "patch_size", 3 if is_3d else 2)
 
 
@@ -66,3 +76,20 @@ def make_sampler(config: Any, pairs: Sequence[Pair]) -> Sampler:
     # Slices lie as they were taken; a volume is turned to how most volumes lie.
     orientation = frame.orientation if len(size) == 3 else ""
     return Sampler(size, True, neighbours, spacing, orientation)
+
+
+def describe_patches(config: Any, dataset: Dataset) -> list[str]:
+    """Say where a size is not used, or shows more padding than image."""
+    notes = []
+    if not config.patch_size:
+        return notes
+    if config.image_size != type(config)().image_size:
+        notes.append(
+            f"image_size {config.image_size} is not used, because patch_size is "
+            f'{config.patch_size}; --patch-size "" takes whole images'
+        )
+    largest = np.max([case.image.shape[:3] for case in dataset.cases], axis=0)
+    if (np.array(dataset.sampler.window) > MUCH_LARGER * largest).any():
+        shown = "x".join(map(str, largest))
+        notes.append(f"patch_size {config.patch_size} is much larger than all images ({shown})")
+    return notes
