@@ -104,29 +104,35 @@ def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> Pix
     resolution is read when it is needed. Raises UserError.
     """
     colours, change = grid.orient(scan.colours), partial(to_channels, channels=channels)
-    is_large = prod(grid.inner) * channels > lazy.LARGE_ARRAY
-    if (is_large or isinstance(colours, LazyPixels)) and grid.is_native and scan.padding is None:
-        if not isinstance(colours, LazyPixels):
-            colours = LazyPixels(colours.shape, colours.dtype, colours.__getitem__)
-        changed = colours.map(lambda part: np.stack([change(one) for one in part]))
-        levels = grey_ranges(lazy.sample(changed), scan, window)
-        return changed.map(lambda part: stretch(part, scan, levels, window))
-    step = lazy.sampling_step(prod(grid.inner) * channels)
-    slices, is_padding = grid.scale(colours, change), None
+    count = prod(grid.inner) * channels
+    is_large = count > lazy.LARGE_ARRAY or isinstance(colours, LazyPixels)
+    if is_large and grid.is_native and scan.padding is None:
+        return _prepare_when_read(colours, change, scan, window)
+    step, is_padding = lazy.sampling_step(count), None
+    measured = _scaled_sample(colours, grid, change, step)
     if scan.padding is not None:
-        shares = grid.scale(grid.orient(scan.padding), np.float32)
-        is_padding = np.stack([share[::step, ::step] for share in shares])
-    if step == 1:
-        slices = measured = np.stack(list(slices))
-    else:
-        # Scaled twice, because they would fill the memory.
-        measured = np.stack([one[::step, ::step] for one in slices])
-        slices = grid.scale(colours, change)
+        is_padding = _scaled_sample(grid.orient(scan.padding), grid, np.float32, step)
     levels = grey_ranges(measured, scan, window, is_padding)
+    # Many are scaled again, because all of them would fill the memory.
+    slices = measured if step == 1 else grid.scale(colours, change)
     canvas = np.zeros((*grid.canvas, channels), np.uint8)
     for number, image in enumerate(slices):
         canvas[number, grid.rows, grid.columns] = stretch(image, scan, levels, window)
     return canvas
+
+
+def _scaled_sample(array: Pixels, grid: Grid, change: Change, step: int) -> np.ndarray:
+    """Scale an oriented array, and keep every so many rows and columns."""
+    return np.stack([one[::step, ::step] for one in grid.scale(array, change)])
+
+
+def _prepare_when_read(colours: Pixels, change: Change, scan: Scan, window: str) -> LazyPixels:
+    """Prepare pixels at their own resolution when they are read; some squares stand for all."""
+    if not isinstance(colours, LazyPixels):
+        colours = LazyPixels(colours.shape, colours.dtype, colours.__getitem__)
+    changed = colours.map(lambda part: np.stack([change(one) for one in part]))
+    levels = grey_ranges(lazy.sample(changed), scan, window)
+    return changed.map(lambda part: stretch(part, scan, levels, window))
 
 
 def stretch(image: np.ndarray, scan: Scan, levels: tuple[Any, Any], window: str) -> np.ndarray:

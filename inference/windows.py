@@ -124,6 +124,7 @@ def roll(
     ]
     weight = outer(bells)[..., None]
     across = outer(totals[1:])[..., None]
+    # `total` holds the sums from `first` on, as far along the first axis as one window reaches.
     total, first = None, 0
     for start, following in itertools.pairwise([*starts[0], lengths[0]]):
         for others in itertools.product(*starts[1:]):
@@ -134,9 +135,10 @@ def roll(
             place, part = intersect((start, *others), window, lengths)
             rows = slice(place[0].start - first, place[0].stop - first)
             total[(rows, *place[1:])] += (weight * found)[part]
+        # Before the next row of windows all is finished. Their sum of weights is a product, too.
         count = max(following, 0) - first
-        done = total[:count] / (totals[0][first : first + count].reshape(-1, *[1] * across.ndim))
-        yield first, done / across
+        along = totals[0][first : first + count].reshape(-1, *[1] * across.ndim)
+        yield first, total[:count] / along / across
         # What the next windows reach moves to the front.
         total[: len(total) - count] = total[count:].copy()
         total[len(total) - count :] = 0

@@ -49,6 +49,7 @@ OTHER_FLAGS = {
     "--dry-run",
     "--nproc-per-node",
     "--model-repository",
+    "--xla",
 }
 
 pages = pytest.mark.parametrize("name", [path.name for path in PAGES])

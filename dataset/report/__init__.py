@@ -35,9 +35,10 @@ def describe(pairs: Sequence[Pair], dataset: Dataset, names: Sequence[str]) -> l
     for column in ("size", "slices", "spacing", "bits", "channels"):
         counts = Counter(info[column].dropna())
         if counts and not (column == "slices" and are_pictures):
-            lines.append(_line(column, _most_common(counts, 6)))
-    said = {1: "no, so 1", 3: "yes, so 3"}.get(dataset.channels, f"{dataset.channels} channels")
-    lines.append(_line("colour", f"{said} to train with (--channels)"))
+            unit = ", height x width" if column == "size" else ""
+            lines.append(_line(column, _most_common(counts, 6) + unit))
+    if set(info.channels) <= {1, 3}:
+        lines.append(_line("colour", f"in {info.in_colour.sum()} of {len(info)} images"))
     lines += _describe_levels(info)
     for name in names:
         share = info[f"share: {name}"]
@@ -62,7 +63,7 @@ def describe_objects(fingerprint: Fingerprint, ceilings: dict[str, np.ndarray]) 
             continue
         small, usual = np.quantile(diameters, (0.1, 0.5))
         count = len(diameters) / fingerprint.slices(class_id)
-        text = f"{count:.3g} a slice, {usual:.0f} pixels across (median), one in ten below"
+        text = f"{count:.3g} a slice (mean), {usual:.0f} pixels across (median), one in ten below"
         lines.append(_line("objects", f"{name}: {text} {small:.0f}"))
         half, tenth = (fingerprint.width(class_id, share) for share in (0.5, 0.1))
         if np.isfinite(half):

@@ -105,8 +105,8 @@ def _sizes(geometry: Geometry) -> list[str]:
     if geometry.size_ratio <= DIFFERENT_SIZES:
         return []
     return [
-        f"sizes differ {geometry.size_ratio:.1f}-fold. Scaled to one size, objects of large images "
-        "get smaller than those of small ones"
+        f"longer sides differ {geometry.size_ratio:.1f}-fold. Scaled to one size, objects of large "
+        "images get smaller than those of small ones"
     ]
 
 

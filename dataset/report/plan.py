@@ -104,7 +104,7 @@ def suggest(
     computer = computer or Computer(free_memory_bytes(), cores())
     geometry = measure_geometry(info)
     chosen = _input(geometry, fingerprint, computer)
-    why = "more features than with 8; a step takes a third to a half longer"
+    why = "more features than with 8; a step takes up to twice as long"
     chosen.append(Proposal("filters", FILTERS, why))
     chosen += _epochs(info, chosen, computer)
     chosen += [
@@ -221,11 +221,13 @@ def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> 
 def _batch(height: int, width: int, max_pixels: float) -> list[Proposal]:
     """Choose how many slices a step has; small ones need many, or overhead takes the time."""
     pixels, usual = height * width, USUAL_BATCH * USUAL_SIZE**2
-    batch = usual / pixels if pixels <= USUAL_SIZE**2 else 4 * (usual // pixels)
+    batch = 4 * (usual // pixels)
+    if pixels <= USUAL_SIZE**2:
+        batch = USUAL_BATCH * (USUAL_SIZE**2 / pixels) ** 1.5  # 64 images of 64x64
     most = MAX_BATCH if pixels < USUAL_SIZE**2 else USUAL_BATCH
     fits = max(2, int(max_pixels / pixels))
     batch = int(np.clip(batch, 2, min(most, fits)))
-    reason = "the usual one: more would mean fewer steps"
+    reason = "the default: larger ones would mean fewer steps an epoch"
     if batch > USUAL_BATCH:
         reason = "small images: a step of fewer is bound by overhead"
     elif batch < USUAL_BATCH:
@@ -244,7 +246,8 @@ def _depth(sides: Sequence[int]) -> list[Proposal]:
         depth -= 1
     if depth == USUAL_DEPTH:
         return []
-    return [Proposal("depth", depth, f"{min(sides)} pixels halved more often are too few to see")]
+    why = f"{min(sides)} pixels, halved more often, would be fewer than {MIN_BOTTOM}"
+    return [Proposal("depth", depth, why)]
 
 
 def _epoch_images(batch: int) -> list[Proposal]:
@@ -266,7 +269,7 @@ def _epochs(info: "pd.DataFrame", chosen: Sequence[Proposal], computer: Computer
     shown = max(TRAINED_SHARE * shown, fields.get("epoch_images", USUAL_EPOCH))
     epochs = int(PIXELS_PER_CORE * computer.cores / (shown * pixels))
     if len(sides) == 3 and epochs >= VOLUME_EPOCHS:
-        why = "a volume shows as much as many images"
+        why = "a volume has the pixels of many images, so that fewer passes are enough"
         return [Proposal("epochs", VOLUME_EPOCHS, why)]
     if epochs >= USUAL_EPOCHS:
         return []
@@ -325,10 +328,10 @@ def _volume_patch(geometry: Geometry, computer: Computer) -> list[Proposal]:
     batch = int(np.clip(min(STEP_VOXELS, computer.max_pixels) // np.prod(patch), 2, 4))
     chosen = [
         Proposal("patch_size", text, f"slices, rows, columns: {share:.0%} of the median volume"),
-        Proposal("batch_size", batch, "many small steps learn more than few of many volumes"),
+        Proposal("batch_size", batch, "in the same time, many small steps learn more"),
     ]
     if depth != USUAL_DEPTH:
-        why = f"{min(patch[1:])} pixels halved more often are too few to see"
+        why = f"{min(patch[1:])} pixels, halved more often, would be fewer than {MIN_BOTTOM}"
         chosen.append(Proposal("depth", depth, why))
     if coarser > 1:
         why = (
@@ -383,7 +386,7 @@ def _augmentation(fingerprint: Fingerprint, dimensions: str) -> Proposal:
     Volumes are few: with mild changes the validation Dice on the hippocampus fell at the end.
     """
     if dimensions == "3":
-        return Proposal("augmentation", "free", "volumes are few, so they are changed more")
+        return Proposal("augmentation", "free", "3-D networks overfit where changes are mild")
     agreement = fingerprint.pose_agreement()
     axes = {"rows": 1, "columns": 2}
     sided = [name for name, axis in axes.items() if fingerprint.symmetry(axis) < SYMMETRIC]
@@ -392,7 +395,7 @@ def _augmentation(fingerprint: Fingerprint, dimensions: str) -> Proposal:
     if not sided:
         why = "objects are the same from all sides, so images may be turned"
         return Proposal("augmentation", "free", why)
-    why = f"objects lie alike in all images, and differently along {' and '.join(sided)}"
+    why = f"objects lie alike in all images, and their two sides along {' and '.join(sided)} differ"
     return Proposal("augmentation", "mild", why)
 
 
