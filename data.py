@@ -236,6 +236,8 @@ def check(
     lines += [f"{'note':10} {note}" for note in notes]
     warnings = find_leaks(pairs, dataset)
     lines += [f"{'warning':10} {warning}" for warning in warnings]
+    if proposals:
+        lines.append(f"{'time':10} {plan.describe_time(dataset.info, proposals)}")
     if any("index.csv" in warning for warning in warnings):
         path = patients.write_index(output / "index.csv", data_dir, pairs)
         lines.append(f"{'':10} copy {path} to {data_dir / 'index.csv'} to keep them together")

@@ -344,7 +344,11 @@ def test_volumes_of_other_spacings_have_the_ceiling_of_their_resampling(tmp_path
 def test_many_images_get_fewer_epochs(tmp_path):
     _, info, taken, _ = measured(write_masks(tmp_path, draw_discs(128, 30)))
     many = pd.concat([info] * 2000, ignore_index=True)
-    found = {one.name: one.value for one in plan.suggest(many, taken, 1, COMPUTER)}
+    proposals = plan.suggest(many, taken, 1, COMPUTER)
+    found = {one.name: one.value for one in proposals}
+    assert "about 50 minutes of training on 2 cores" in plan.describe_time(
+        many, proposals, COMPUTER
+    )
     assert plan.MIN_EPOCHS <= found["epochs"] < 20
     assert "epochs" not in proposed(tmp_path)
 

@@ -36,7 +36,8 @@ PATCH_VOXELS = 2**17
 STEPS_PER_EPOCH = 12
 BYTES_PER_PIXEL = 4000  # of a training step with FILTERS
 MEMORY_SHARE = 0.25  # of the free memory that a step may take
-PIXELS_PER_CORE = 1.5e9  # that a training shows: about half an hour
+PIXELS_PER_SECOND = 5e5  # that a core trains a network of FILTERS on, in two and three dimensions
+MAX_SECONDS = 3000  # of a training
 TRAINED_SHARE, MIN_EPOCHS = 0.68, 10
 MIN_SLICES = 16  # of a volume, for a network in three dimensions
 ANISOTROPIC = 3.0  # between the distances of slices and of pixels
@@ -110,7 +111,7 @@ def suggest(
     chosen += [
         _channels(info, channels),
         *_window(info, channels),
-        _augmentation(fingerprint, dict(one[:2] for one in chosen).get("dimensions", "2")),
+        _augmentation(fingerprint, _fields(chosen).get("dimensions", "2")),
         *_loss(info, fingerprint.names),
     ]
     return chosen
@@ -260,21 +261,42 @@ def _epoch_images(batch: int) -> list[Proposal]:
 
 def _epochs(info: "pd.DataFrame", chosen: Sequence[Proposal], computer: Computer) -> list[Proposal]:
     """Choose fewer epochs than usual for many images, so that the training ends today."""
-    fields = {name: value for name, value, _ in chosen}
-    size = str(fields.get("patch_size", fields.get("image_size")))
-    sides = [int(side) for side in size.split(",")]
-    pixels = np.prod(sides if len(sides) > 1 else sides * 2, dtype=float)
-    # An epoch shows every slice, or a patch of every image.
-    shown = len(info) if "patch_size" in fields else int(info["slices"].sum())
-    shown = max(TRAINED_SHARE * shown, fields.get("epoch_images", USUAL_EPOCH))
-    epochs = int(PIXELS_PER_CORE * computer.cores / (shown * pixels))
-    if len(sides) == 3 and epochs >= VOLUME_EPOCHS:
+    shown, pixels = _epoch(info, chosen)
+    epochs = int(MAX_SECONDS * PIXELS_PER_SECOND * computer.cores / (shown * pixels))
+    if _fields(chosen).get("dimensions") == "3" and epochs >= VOLUME_EPOCHS:
         why = "a volume has the pixels of many images, so that fewer passes are enough"
         return [Proposal("epochs", VOLUME_EPOCHS, why)]
     if epochs >= USUAL_EPOCHS:
         return []
     why = f"{shown:,.0f} images or patches in each: more takes too long on {computer.cores} cores"
     return [Proposal("epochs", max(MIN_EPOCHS, epochs), why)]
+
+
+def _fields(proposals: Sequence[Proposal]) -> dict[str, Any]:
+    return {name: value for name, value, _ in proposals}
+
+
+def _epoch(info: "pd.DataFrame", proposals: Sequence[Proposal]) -> tuple[float, float]:
+    """Say how many images or patches an epoch shows, and how many pixels each of them has."""
+    fields = _fields(proposals)
+    size = str(fields.get("patch_size", fields.get("image_size")))
+    sides = [int(side) for side in size.split(",")]
+    pixels = np.prod(sides if len(sides) > 1 else sides * 2, dtype=float)
+    # Every slice, or a patch of every image.
+    count = len(info) if "patch_size" in fields else int(info["slices"].sum())
+    return max(TRAINED_SHARE * count, fields.get("epoch_images", USUAL_EPOCH)), pixels
+
+
+def describe_time(
+    info: "pd.DataFrame", proposals: Sequence[Proposal], computer: Computer | None = None
+) -> str:
+    """Estimate how long the training takes that is proposed."""
+    computer = computer or Computer(free_memory_bytes(), cores())
+    shown, pixels = _epoch(info, proposals)
+    epochs = _fields(proposals).get("epochs", USUAL_EPOCHS)
+    seconds = epochs * shown * pixels / (PIXELS_PER_SECOND * computer.cores)
+    minutes = max(1, round(seconds / 60))
+    return f"about {minutes} minutes of training on {computer.cores} cores without a GPU"
 
 
 # ------------------------------------------------------------------------------------- volumes
