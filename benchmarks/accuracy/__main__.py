@@ -8,8 +8,8 @@
     python -m benchmarks.accuracy storage --run RUN          are 8 bits enough for prepared images?
 
 They write results/ablation.csv, few.csv, corruptions-RUN.csv, uncertainty-RUN.csv and
-storage-RUN.csv. After a stop
-the same command goes on. With RAY_ADDRESS the first three train on the machines of a Ray cluster.
+storage-RUN.csv. After a stop the same command goes on. With RAY_ADDRESS the first three train on
+the machines of a Ray cluster.
 """
 
 import utils

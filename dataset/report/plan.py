@@ -26,7 +26,7 @@ PATCH_STEP = 32
 OBJECTS_PER_PATCH = 4  # sides of a patch, in objects' diameters
 OBJECT_WIDTHS = 8  # an object of a network of lines counts as so many widths long
 USUAL_DEPTH, USUAL_EPOCHS, USUAL_EPOCH = 4, 80, 96
-VOLUME_EPOCHS = 40
+VOLUME_EPOCHS = 40  # at most, of a network in three dimensions
 FILTERS = 16
 MIN_BOTTOM = 4  # pixels of the lowest level
 # A step on four cores or fewer.
@@ -105,7 +105,7 @@ def suggest(
     computer = computer or Computer(free_memory_bytes(), cores())
     geometry = measure_geometry(info)
     chosen = _input(geometry, fingerprint, computer)
-    why = "more features than with 8; a step takes up to twice as long"
+    why = "more features than with 8; a step takes about twice as long"
     chosen.append(Proposal("filters", FILTERS, why))
     chosen += _epochs(info, chosen, computer)
     chosen += [
