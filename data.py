@@ -34,6 +34,7 @@ from utils import UserError
 
 MAX_SHOWN = 20  # problems in an error message
 MIN_VAL_PARTS = 4  # one patient of so many is the least that is validated on
+MANY_PATIENTS = 1000  # more are shared out without a look at how many images each has
 FOREGROUND = "foreground"  # the class where nobody names one
 
 
@@ -66,16 +67,15 @@ def choose_classes(classes: str, layout: Layout | None = None) -> str:
 
 
 def load_dataset(
-    data_dir: str | Path,
+    layout: Layout,
     preprocessing: Preprocessing,
     cache_dir: str | Path = "",
     extra_dir: str | Path = "",
 ) -> tuple[list[Pair], Dataset]:
-    """Find and decode a whole data set, and a further one for training alone.
+    """Decode a whole data set, and a further one for training alone.
 
     The pairs of `extra_dir` have the subset "extra". Raises UserError that lists every problem.
     """
-    layout = find_data(data_dir)
     pairs, problems = list(layout.pairs), list(layout.problems)
     if extra_dir:
         extra, more = find_pairs(extra_dir)
@@ -88,7 +88,7 @@ def load_dataset(
         shown = "".join(f"\n  {problem}" for problem in problems[:MAX_SHOWN])
         rest = len(problems) - MAX_SHOWN
         shown += f"\n  … and {rest} more" if rest > 0 else ""
-        raise UserError(f"{_count(problems)} in {data_dir}. Fix or remove these files:{shown}")
+        raise UserError(f"{_count(problems)} in {layout.folder}. Fix or remove these files:{shown}")
     for note in describe_notes(layout, dataset):
         print(f"note: {note}")
     pairs = loading.name_patients(pairs, dataset.info.patient)
@@ -99,8 +99,8 @@ def load_dataset(
     shared = extra_patients & {pair.patient for pair in pairs if pair.subset != "extra"}
     if shared:
         raise UserError(
-            f"patient {min(shared)} is in {data_dir} and in {extra_dir}; remove one of them, so "
-            "that no test image is trained on"
+            f"patient {min(shared)} is in {layout.folder} and in {extra_dir}; remove one of them, "
+            "so that no test image is trained on"
         )
     return pairs, dataset
 
@@ -165,12 +165,13 @@ def split(
 
 def _draw_fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.ndarray:
     """Draw one of `folds` parts with equal shares of each label: indices of its pairs."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     groups = [pair.group for pair in pairs]
-    if len(set(groups)) < folds:
+    first = {group: i for i, group in reversed(list(enumerate(groups)))}  # an image of each group
+    if len(first) < folds:
         raise UserError(
-            f"{len(set(groups))} patients (or images) are too few to set one of {folds} aside; "
+            f"{len(first)} patients (or images) are too few to set one of {folds} aside; "
             "add data, choose a larger fraction, or set none aside with --val-fraction 0 or "
             "--test-fraction 0"
         )
@@ -178,8 +179,14 @@ def _draw_fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.nd
     counts = Counter(pair.label for pair in pairs)
     common = counts.most_common(1)[0][0]
     labels = [pair.label if counts[pair.label] >= folds else common for pair in pairs]
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(labels, labels, groups))[fold][1]
+    if len(first) <= MANY_PATIENTS:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        return list(splitter.split(labels, labels, groups))[fold][1]
+    # That takes seconds for thousands. Of so many it is enough to share out the patients.
+    own = [labels[i] for i in first.values()]
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    chosen = set(np.array(list(first))[list(splitter.split(own, own))[fold][1]])
+    return np.flatnonzero([group in chosen for group in groups])
 
 
 def _check_patients(pairs: Sequence[Pair], subsets: Sequence[str]) -> None:

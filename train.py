@@ -221,14 +221,14 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
     def load() -> tuple[list[Pair], Dataset]:
         data_dir = data_folder(config)
         print(f"data: {data_dir}", flush=True)
-        pairs = data.find_pairs(data_dir)[0]
+        layout = data.find_data(data_dir)
         preprocessing = Preprocessing(
             Classes(config.classes, config.ignore, config.overlap),
-            make_sampler(config, pairs),
-            config.channels or detect_channels(pairs),
+            make_sampler(config, layout.pairs),
+            config.channels or detect_channels(layout.pairs),
             config.window,
         )
-        return data.load_dataset(data_dir, preprocessing, cache_folder(), config.extra_dir)
+        return data.load_dataset(layout, preprocessing, cache_folder(), config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if dataset.sampler.neighbours and dataset.channels > 1:

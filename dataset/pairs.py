@@ -69,6 +69,7 @@ class Layout:
     notes: list[str] = field(default_factory=list)  # what a user may want to know
     problems: list[str] = field(default_factory=list)  # what a user must repair
     other: list[Path] = field(default_factory=list)  # files that belong to it and are no pair
+    folder: Path = Path()  # the data set's
 
 
 def classes_text(values: dict[str, str]) -> str:

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data
+from dataset.loading import Preprocessing
 from dataset.phantoms import make_phantoms
 from imaging import pictures, preprocess
 from imaging.grid import fit_grid
+from imaging.labels import Classes
+from inference.sampler import Sampler
 
 ROOT = Path(__file__).parents[1]
 os.environ["UNET_CACHE"] = ""  # tests keep no decoded images, unless they say where
@@ -91,6 +95,12 @@ def images_of(dataset):
 def masks_of(dataset):
     """The masks of all windows of a data set: (N, H, W, K)."""
     return dataset.take(dataset.cover(range(len(dataset.cases))))[1]
+
+
+def load(folder, classes="x", **more):
+    """Load a data set as small whole images: its pairs and cases."""
+    preprocessing = Preprocessing(Classes(classes), Sampler((32, 32)), **more)
+    return data.load_dataset(data.find_data(folder), preprocessing)
 
 
 def prepare_to_fit(scan, size, channels, window=""):

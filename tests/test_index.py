@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import load
 
 import data
 from dataset import copies, loading, patients
@@ -179,7 +180,7 @@ def test_check_warns_and_writes_the_index_that_repairs_it(tmp_path, capsys):
 
 def test_training_warns_too(tmp_path, capsys):
     root = slices_of_patients(tmp_path / "set")
-    data.load_dataset(root, Preprocessing(Classes("x"), Sampler((32, 32))))
+    load(root)
     said = capsys.readouterr().out
     assert "warning: the subsets would share images of one patient" in said
     assert "python data.py check writes it" in said
@@ -225,7 +226,7 @@ def copy_disc(discs, name, new):
 def test_copies_are_named_and_drawn_into_one_subset(discs, capsys):
     for i in range(5):
         copy_disc(discs, f"disc0{i}", f"zcopy{i}")
-    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32))))
+    pairs, _ = load(discs)
     said = capsys.readouterr().out
     for i in range(5):
         line = rf"warning: \S*zcopy{i}\.png: the same image as \S*disc0{i}\.png; they stay in one"
@@ -240,7 +241,7 @@ def test_copies_of_several_patients_join_them(discs, capsys):
     copy_disc(discs, "disc00", "zcopy")
     rows = [f"disc{i:02},p{i // 2}" for i in range(12)]
     (discs / "index.csv").write_text("\n".join(["stem,patient", *rows, "zcopy,p5"]))
-    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32))))
+    pairs, _ = load(discs)
     together = {pair.stem for pair in pairs if pair.patient == pairs[0].patient}
     assert together == {"disc00", "disc01", "disc10", "disc11", "zcopy"}
 
@@ -249,6 +250,6 @@ def test_copies_in_given_subsets_are_named(discs, capsys):
     copy_disc(discs, "disc00", "zcopy")
     rows = [f"disc{i:02},train" for i in range(12)]
     (discs / "index.csv").write_text("\n".join(["stem,split", *rows, "zcopy,test"]))
-    pairs, _ = data.load_dataset(discs, Preprocessing(Classes("x"), Sampler((32, 32))))
+    pairs, _ = load(discs)
     assert "disc00.png; one is test, the other train: remove it" in capsys.readouterr().out
     assert data.split(pairs, 0, 0.2)[-1] == "test" and not any(pair.patient for pair in pairs)

@@ -14,9 +14,8 @@ from inference.sampler import Sampler
 
 
 def test_montgomery_is_read_whole(real):
-    pairs, dataset = data.load_dataset(
-        real / "montgomery", Preprocessing(Classes("left lung,right lung"), Sampler((64, 64)))
-    )
+    preprocessing = Preprocessing(Classes("left lung,right lung"), Sampler((64, 64)))
+    pairs, dataset = data.load_dataset(data.find_data(real / "montgomery"), preprocessing)
     assert len(pairs) == 138
     assert pd.Series([pair.label for pair in pairs]).value_counts().to_dict() == {"0": 80, "1": 58}
     columns = np.arange(64)

@@ -160,6 +160,7 @@ def find(root: Path) -> Layout:
     layout = _find(folder)
     if layout is None:
         raise UserError(explain_unknown(folder))
+    layout.folder = root
     if not (layout.pairs or layout.problems):
         layout.problems.append(f"{root}: no image with a mask ({layout.name})")
     layout.pairs.sort(key=lambda pair: str(pair.image))
