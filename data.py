@@ -239,7 +239,7 @@ def check(
     ceilings = report.measure_ceilings(readable, dataset.info, fingerprint, proposals, parsed)
     lines += report.describe_objects(fingerprint, ceilings)
     notes = describe_notes(layout, dataset)
-    notes += consequences.name_consequences(readable, dataset.info, fingerprint)
+    notes += consequences.name_consequences(readable, dataset, fingerprint)
     lines += [f"{'note':10} {note}" for note in notes]
     warnings = find_leaks(pairs, dataset)
     lines += [f"{'warning':10} {warning}" for warning in warnings]

@@ -172,7 +172,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 
         # Compile: loss and metrics are computed per image and averaged over images.
         train_batches, val_batches = make_batches(config, dataset, numbers)
-        if config.mirror and 2 not in train_batches.augment.mirrored_axes:
+        if config.mirror and 2 not in train_batches.augment.kind.mirrored_axes:
             print("note: mirror is on, but training shows no mirrored images; it may do harm")
         compile_model(twin, config, steps=len(train_batches) * config.epochs)
 

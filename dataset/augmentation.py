@@ -177,67 +177,79 @@ def strong_steps(noise: Any, opacity: Any, border: int, patches: bool) -> list[A
     ]
 
 
-def make_pipeline(
-    classes: Classes,
-    strength: str,
-    dimensions: int,
-    isotropic: bool,
-    patches: bool,
-    mirrored_axes: Sequence[int],
-) -> Any:
+class Kind(NamedTuple):
+    """What the images of a data set are like, and so how they may be changed."""
+
+    dimensions: int = 2  # 2 for images (H, W, C), 3 for volumes (D, H, W, C)
+    # A volume's voxels are cubes, or nearly; it is turned about any axis, not only about that
+    # across its slices.
+    isotropic: bool = False
+    patches: bool = False  # pieces of larger images: a reflection comes in from outside, not black
+    mirrored_axes: Sequence[int] = (2,)  # 0 slices, 1 rows, 2 columns
+    inverted: bool = False  # objects are bright in some images and dark in others
+
+
+def make_pipeline(classes: Classes, strength: str, kind: Kind) -> Any:
     """Make albumentations' pipeline; a volume is mirrored before."""
     # Without this its import asks the internet for a newer version.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
 
     mirror, noise, opacity = own_transforms(classes)
-    border = cv2.BORDER_REFLECT_101 if patches else cv2.BORDER_CONSTANT
+    border = cv2.BORDER_REFLECT_101 if kind.patches else cv2.BORDER_CONSTANT
     if strength == "strong":
-        steps = strong_steps(noise, opacity, border, patches)
+        steps = strong_steps(noise, opacity, border, kind.patches)
     else:
         amounts = AMOUNTS[strength]
         # Half a turn is two mirrors, so it is right only where both are. It swaps no classes.
-        turned = {0, 1, 2} if dimensions == 3 and isotropic else {1, 2}
-        may_turn = turned <= set(mirrored_axes) and not has_sides(classes)
+        turned = {0, 1, 2} if kind.dimensions == 3 and kind.isotropic else {1, 2}
+        may_turn = turned <= set(kind.mirrored_axes) and not has_sides(classes)
         turn = amounts.rotate if may_turn else min(amounts.rotate, TILT)
         steps = basic_steps(amounts, turn, noise, border)
-    if dimensions == 2 and 1 in mirrored_axes:
+    if kind.inverted:
+        steps.append(A.InvertImg(p=0.3))
+    if kind.dimensions == 2 and 1 in kind.mirrored_axes:
         steps.insert(0, A.VerticalFlip(p=0.5))
-    if dimensions == 2 and 2 in mirrored_axes:
+    if kind.dimensions == 2 and 2 in kind.mirrored_axes:
         steps.insert(0, mirror(p=0.5))
     return A.Compose(steps, mask_interpolation=cv2.INTER_LINEAR)
 
 
 class Augmentation(threading.local):
-    """Change an image or a volume and its masks, see `build_augmentation`.
+    """Change an image or a volume and its masks.
 
-    Each thread that uses it has a pipeline of its own: a pipeline holds its random numbers.
+    The result follows from image and seed alone. Each thread that uses it has a pipeline of its
+    own: a pipeline holds its random numbers.
+
+    classes: a mirror swaps left and right ones. If one has a side but no partner, nothing is
+        mirrored left to right.
+    strength:
+        none: nothing is changed.
+        mild: what varies within one hospital, in any modality.
+        strong: what varies between X-rays of different hospitals and diseases.
+        free: organs of any size, anywhere, as in MRI and CT (after nnU-Net, Isensee et al. 2021);
+            at any angle if they may be mirrored along all axes and no class is that of one side,
+            else tilted by 30 degrees at most.
+
+    Raises UserError for a strength that is not for volumes.
     """
 
-    def __init__(
-        self,
-        classes: Classes,
-        strength: str,
-        dimensions: int,
-        isotropic: bool,
-        patches: bool,
-        mirrored_axes: Sequence[int],
-    ) -> None:
-        self.classes, self.strength, self.dimensions = classes, strength, dimensions
-        self.isotropic, self.patches = isotropic, patches
-        self.order, self.mirrored_axes = mirrored_planes(classes), mirrored_axes
+    def __init__(self, classes: Classes, strength: str = "mild", kind: Kind = Kind()) -> None:  # noqa: B008
+        if strength == "strong" and kind.dimensions == 3:
+            raise UserError(
+                "augmentation is strong, which is for X-rays; expected none, mild or free for "
+                "volumes with dimensions 3"
+            )
+        self.order = mirrored_planes(classes)
+        never = {2} if self.order is None else set()
+        axes = () if strength == "none" else sorted(set(kind.mirrored_axes) - never)
+        kind = kind._replace(mirrored_axes=axes)
+        self.classes, self.strength, self.kind = classes, strength, kind
 
     @cached_property
     def pipeline(self) -> Any:
         """This thread's pipeline."""
-        return make_pipeline(
-            self.classes,
-            self.strength,
-            self.dimensions,
-            self.isotropic,
-            self.patches,
-            self.mirrored_axes,
-        )
+        return make_pipeline(self.classes, self.strength, self.kind)
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray, seed: int
@@ -252,50 +264,12 @@ class Augmentation(threading.local):
         if image.ndim == 3:
             changed = self.pipeline(image=image, mask=masks)
             return changed["image"], changed["mask"]
-        for axis in self.mirrored_axes:
+        for axis in self.kind.mirrored_axes:
             if rng.random() < 0.5:
                 image, masks = np.flip(image, axis), np.flip(masks, axis)
                 masks = masks[..., self.order] if axis == 2 else masks
         is_thin = min(image.shape[:3]) < MIN_SIDE
-        across = rng.integers(3) if self.isotropic and not is_thin else 0
+        across = rng.integers(3) if self.kind.isotropic and not is_thin else 0
         slices = [np.moveaxis(array, across, 0) for array in (image, masks)]
         changed = self.pipeline(images=slices[0], masks=slices[1])
         return tuple(np.moveaxis(changed[name], 0, across) for name in ("images", "masks"))
-
-
-def build_augmentation(
-    classes: Classes,
-    strength: str = "mild",
-    dimensions: int = 2,
-    isotropic: bool = False,
-    patches: bool = False,
-    mirrored_axes: Sequence[int] = (2,),
-) -> Augmentation:
-    """Build `augment(image, masks, seed)` → (image, masks), uint8, for any number of channels.
-
-    The result follows from image and seed alone.
-
-    classes: a mirror swaps left and right ones.
-    strength:
-        none: nothing is changed.
-        mild: what varies within one hospital, in any modality.
-        strong: what varies between X-rays of different hospitals and diseases.
-        free: organs of any size, anywhere, as in MRI and CT (after nnU-Net, Isensee et al. 2021);
-            at any angle if they may be mirrored along all axes and no class is that of one side,
-            else tilted by 30 degrees at most.
-    dimensions: 2 for images (H, W, C), 3 for volumes (D, H, W, C).
-    isotropic: a volume's voxels are cubes, or nearly; it is turned about any axis, not only about
-        that across its slices.
-    patches: the images are pieces of larger ones, so a reflection comes in from outside, not black.
-    mirrored_axes: 0 slices, 1 rows, 2 columns; the last never if a class has one side only.
-
-    Raises UserError for a strength that is not for volumes.
-    """
-    if strength == "strong" and dimensions == 3:
-        raise UserError(
-            "augmentation is strong, which is for X-rays; expected none, mild or free for volumes "
-            "with dimensions 3"
-        )
-    if mirrored_planes(classes) is None:
-        mirrored_axes = [axis for axis in mirrored_axes if axis != 2]
-    return Augmentation(classes, strength, dimensions, isotropic, patches, mirrored_axes)

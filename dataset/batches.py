@@ -1,22 +1,19 @@
 """Batches for `fit`: images in order, augmented by threads ahead of the training steps."""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from dataset.augmentation import Augmentation, build_augmentation, mirrored_planes
+from dataset.augmentation import Augmentation
 from dataset.cache import Dataset
-from dataset.symmetry import SYMMETRIC, small_mask, symmetry
+from dataset.kind import find_kind
 from imaging.labels import Classes
 
 PREFETCH_PER_THREAD = 2  # batches that each thread makes in advance
 MAX_THREADS = 8
-MAX_MIRRORED = 100  # pairs that tell whether images may be mirrored
-MAX_ANISOTROPY = 1.5  # up to so many times longer than wide a voxel counts as a cube
 
 
 class Shard(NamedTuple):
@@ -31,8 +28,8 @@ class Batches(keras.utils.PyDataset):
     """Batches of images (N, [D,] H, W, C) and masks (N, [D,] H, W, K), float32 in [0, 1].
 
     examples: what is shown, see `Dataset.examples`.
-    strength: of the augmentation, see `build_augmentation`; "" keeps images and order as they
-        are, for validation.
+    strength: of the augmentation, see `Augmentation`; "" keeps images and order as they are, for
+        validation.
     at_least: an epoch has at least so many images; a smaller data set is repeated.
     shard: this process's part of each batch. Training repeats images until the last batch can be
         shared out evenly. Validation fills that batch with images that do not count: a third
@@ -65,8 +62,9 @@ class Batches(keras.utils.PyDataset):
         # Augmenting an image of 512x512 takes 8 ms, so a GPU would wait for two threads.
         self.num_threads = max(2, min(MAX_THREADS, (os.cpu_count() or 2) // 2))
         self.pool = ThreadPoolExecutor(self.num_threads)
-        pairs = np.unique(np.asarray(examples)[:, 0]) if strength else ()
-        self.augment = make_augmentation(dataset, strength or "none", pairs)
+        if strength:
+            kind = find_kind(dataset, np.unique(np.asarray(examples)[:, 0]))
+            self.augment = Augmentation(dataset.classes, strength, kind)
         self.prefetched: dict[int, Future] = {}  # by the batch's number, counted over all epochs
 
     def __len__(self) -> int:
@@ -111,8 +109,9 @@ class Batches(keras.utils.PyDataset):
             # Numbers of its own: those of the augmentation begin with the same seed.
             drawn.append(self.dataset.draw(example, np.random.default_rng((seed, 1))))
         images, masks = self.dataset.take(np.array(drawn))
-        augmented = map(self.augment, images, masks, seeds)
-        images, masks = (np.stack(one) for one in zip(*augmented, strict=True))
+        if self.strength:
+            augmented = map(self.augment, images, masks, seeds)
+            images, masks = (np.stack(one) for one in zip(*augmented, strict=True))
         masks = to_targets(masks.astype(np.float32) / 255, self.dataset.classes)
         batch = images.astype(np.float32) / 255, masks
         return (*batch, weights[part]) if self.missing else batch
@@ -120,33 +119,6 @@ class Batches(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order and augmentation."""
         self.epoch += 1
-
-
-def make_augmentation(dataset: Dataset, strength: str, pairs: Sequence[int]) -> Augmentation:
-    """Build the augmentation of a data set's examples, which are those of `pairs`."""
-    sampler = dataset.sampler
-    spacing = sampler.spacing
-    isotropic = spacing is not None and max(spacing) <= MAX_ANISOTROPY * min(spacing)
-    return build_augmentation(
-        dataset.classes,
-        strength,
-        sampler.dimensions,
-        isotropic,
-        sampler.patches,
-        mirrored_axes(dataset, pairs) if strength != "none" else (),
-    )
-
-
-def mirrored_axes(dataset: Dataset, pairs: Sequence[int]) -> tuple[int, ...]:
-    """List the axes (0 slices, 1 rows, 2 columns) on whose two sides the objects lie alike."""
-    order = mirrored_planes(dataset.classes)
-    count = len(dataset.classes.names)
-    some = np.asarray(pairs)[:: -(-len(pairs) // MAX_MIRRORED) or 1]
-    masks = [small_mask(dataset.truth(number)[0], count) for number in some]
-    axes = [axis for axis in range(2) if symmetry(masks, axis) >= SYMMETRIC]
-    if order is not None and symmetry(masks, 2, order[:count]) >= SYMMETRIC:
-        axes.append(2)
-    return tuple(axes)
 
 
 def to_targets(masks: np.ndarray, classes: Classes) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dataset.augmentation import AMOUNTS, basic_steps, build_augmentation, own_transforms
+from dataset.augmentation import AMOUNTS, Augmentation, Kind, basic_steps, own_transforms
 from imaging.labels import Classes
 from utils import UserError
 
@@ -47,7 +47,7 @@ def test_images_are_augmented_as_before(strength, names):
     grey = 40 + 0.4 * discs[0] + 20 * np.sin(x / 9) * np.cos(y / 7)
     image = np.uint8(np.stack([grey + 10 * i for i in range(channels)], axis=-1))
     masks = np.uint8(np.stack(discs[: len(classes.names)], axis=-1))
-    augment = build_augmentation(classes, strength)
+    augment = Augmentation(classes, strength)
     found = [augment(image, masks, seed)[0].mean() for seed in range(6)]
     np.testing.assert_allclose(found, EARLIER[strength, names], atol=0.3)
 
@@ -57,7 +57,7 @@ def test_images_are_augmented_as_before(strength, names):
 @pytest.mark.parametrize("strength", AMOUNTS)
 def test_masks_follow_a_volume_of_many_channels(strength, isotropic, patches):
     image, masks = phantom(6)
-    augment = build_augmentation(Classes("a,b,c,d,e,f"), strength, 3, isotropic, patches)
+    augment = Augmentation(Classes("a,b,c,d,e,f"), strength, Kind(3, isotropic, patches))
     moved = 0
     for seed in range(12):
         found, where = augment(image, masks, seed)
@@ -78,7 +78,7 @@ def test_a_mirrored_left_side_becomes_a_right_one(isotropic):
     left, right = (ball((12, 20, x), 6) for x in (23, 8))
     image = np.uint8(30 + 60 * left + 180 * right)[..., None]
     masks = np.uint8(255 * np.stack([left, right], axis=-1))
-    augment = build_augmentation(Classes("left,right"), "mild", 3, isotropic)
+    augment = Augmentation(Classes("left,right"), "mild", Kind(3, isotropic))
     mirrored = 0
     for seed in range(24):
         found, where = augment(image, masks, seed)
@@ -92,7 +92,7 @@ def edges_seen(classes, axes):
     """Say along which axes (depth, height, width) a volume gets mirrored."""
     gradient = np.stack(np.mgrid[tuple(slice(side) for side in SIZE)], axis=-1) * 5
     volume = np.uint8(gradient)
-    augment = build_augmentation(Classes(classes), "mild", 3, patches=True, mirrored_axes=axes)
+    augment = Augmentation(Classes(classes), "mild", Kind(3, patches=True, mirrored_axes=axes))
     seen = set()
     for seed in range(24):
         changed, _ = augment(volume, np.zeros((*SIZE, len(Classes(classes).names)), np.uint8), seed)
@@ -112,7 +112,7 @@ def test_volumes_are_mirrored_along_the_axes_that_are_named():
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_the_result_follows_from_the_seed_alone(dimensions):
     image, masks = (array[12] if dimensions == 2 else array for array in phantom(2))
-    augment = build_augmentation(Classes("a,b"), "free", dimensions, isotropic=True)
+    augment = Augmentation(Classes("a,b"), "free", Kind(dimensions, isotropic=True))
     before = image.copy()
     first = [augment(image, masks, seed) for seed in range(6)]
     with ThreadPoolExecutor(3) as pool:
@@ -157,7 +157,7 @@ def test_a_reflection_comes_into_patches_and_black_into_whole_images(strength, d
     full = full[0] if dimensions == 2 else full
     least = {}
     for patches in (False, True):
-        augment = build_augmentation(Classes("a"), strength, dimensions, patches=patches)
+        augment = Augmentation(Classes("a"), strength, Kind(dimensions, patches=patches))
         least[patches] = min(augment(full, full, seed)[1].min() for seed in range(12))
     assert least == {False: 0, True: 255}
 
@@ -167,7 +167,7 @@ def test_cubes_are_turned_about_every_axis():
     top[:12] = 255
     changed = {}
     for isotropic in (False, True):
-        augment = build_augmentation(Classes("left"), "free", 3, isotropic, patches=True)
+        augment = Augmentation(Classes("left"), "free", Kind(3, isotropic, patches=True))
         found = [augment(top, top, seed)[1] for seed in range(12)]
         changed[isotropic] = [np.abs(one.astype(int) - top).mean() > 5 for one in found]
     assert not any(changed[False])
@@ -188,25 +188,34 @@ def test_cubes_are_turned_about_every_axis():
 )
 def test_only_what_may_be_mirrored_is_turned_over(names, dimensions, isotropic, axes, degrees):
     classes = Classes(names)
-    augment = build_augmentation(classes, "free", dimensions, isotropic, mirrored_axes=axes)
+    augment = Augmentation(classes, "free", Kind(dimensions, isotropic, mirrored_axes=axes))
     (affine,) = [step for step in augment.pipeline if isinstance(step, A.Affine)]
     assert affine.rotate == (-degrees, degrees)
 
 
 def test_a_volume_of_one_slice_is_augmented():
     image = np.full((1, 32, 32, 1), 99, np.uint8)
-    augment = build_augmentation(Classes("a"), "free", 3, isotropic=True, mirrored_axes=(0, 1, 2))
+    augment = Augmentation(Classes("a"), "free", Kind(3, True, mirrored_axes=(0, 1, 2)))
     for seed in range(60):
         assert augment(image, image, seed)[0].shape == image.shape
 
 
+def test_images_are_inverted_only_where_objects_are_bright_in_some_and_dark_in_others():
+    image, masks = (array[12] for array in phantom(1))
+    for inverted in (False, True):
+        augment = Augmentation(Classes("a"), "mild", Kind(inverted=inverted))
+        found = [augment(image, masks, seed) for seed in range(30)]
+        dark = sum(one[where > 200].mean() < one[where < 50].mean() for one, where in found)
+        assert 3 < dark < 20 if inverted else dark == 0
+
+
 def test_strengths_that_are_not_for_volumes_or_change_nothing():
     with pytest.raises(UserError, match="expected none, mild or free for volumes"):
-        build_augmentation(Classes("a"), "strong", 3)
+        Augmentation(Classes("a"), "strong", Kind(3))
     image, masks = phantom(1)
     for augment in (
-        build_augmentation(Classes("a"), "none", 3),
-        build_augmentation(Classes("a"), "none"),
+        Augmentation(Classes("a"), "none", Kind(3)),
+        Augmentation(Classes("a"), "none"),
     ):
         for part, same in zip(augment(image, masks, 1), (image, masks), strict=True):
             np.testing.assert_array_equal(part, same)

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from conftest import images_of, masks_of
 
-from dataset.batches import Batches, mirrored_axes
+from dataset.batches import Batches
 from dataset.cache import Case, Dataset, find_places
+from dataset.kind import find_kind, mirrored_axes
 from imaging.labels import Classes, mirrored_channels
 from inference.sampler import Sampler
 
@@ -91,6 +92,17 @@ def test_only_what_lies_alike_on_both_sides_is_mirrored():
     lungs = np.zeros((2, 32, 32), np.uint8)
     lungs[:, 4:28, 3:12], lungs[:, 4:28, 20:29] = 1, 2
     assert mirrored_axes(make_dataset(np.zeros((2, 32, 32, 1)), lungs), [0, 1]) == (0, 1, 2)
+
+
+def test_objects_that_are_bright_in_some_images_and_dark_in_others_are_found():
+    disc = np.zeros((32, 32), np.uint8)
+    disc[8:20, 8:20] = 1
+    bright = np.uint8(60 + 120 * disc)[..., None]
+    for dark, faint, expected in ((0, 0, False), (1, 0, False), (2, 0, True), (0, 9, False)):
+        images = [bright] * 30 + [255 - bright] * dark + [bright * 0 + 7] * faint
+        dataset = make_dataset(np.array(images), [disc] * len(images))
+        assert find_kind(dataset, range(len(images))).inverted == expected
+    assert not find_kind(dataset, []).inverted
 
 
 def test_what_a_mirror_makes_of_class_names():

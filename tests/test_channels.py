@@ -9,7 +9,7 @@ from conftest import prepare_to_fit
 from PIL import Image
 
 import data
-from dataset.augmentation import STRENGTHS, build_augmentation
+from dataset.augmentation import STRENGTHS, Augmentation
 from dataset.channels import detect_channels
 from dataset.layouts import Pair
 from imaging import formats
@@ -165,7 +165,7 @@ def test_panels_show_the_first_three_channels(tmp_path, channels):
 @pytest.mark.parametrize("channels", [2, 4, 5])
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_images_of_any_channels_are_augmented(channels, strength):
-    augment = build_augmentation(Classes("x"), strength)
+    augment = Augmentation(Classes("x"), strength)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, channels), dtype=np.uint8)
     for seed in range(20):
         changed, _ = augment(image, np.full((64, 64, 1), 255, np.uint8), seed)

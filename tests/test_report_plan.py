@@ -27,7 +27,7 @@ COMPUTER = plan.Computer(16 * GB, 2)
 
 
 def measured(folder: Path, classes: str = "foreground"):
-    """Read a data set: its pairs, their information, the fingerprint, the channels."""
+    """Read a data set: its pairs, their cases, the fingerprint, the channels."""
     pairs, problems = data.find_pairs(folder)
     channels, parsed = detect_channels(pairs), Classes(classes)
     dataset, unreadable = loading.load_pairs(
@@ -36,12 +36,12 @@ def measured(folder: Path, classes: str = "foreground"):
     assert problems + unreadable == []
     readable = copies.read_pairs(pairs, dataset)
     taken = fingerprint.take_fingerprint(readable, dataset.info, parsed)
-    return readable, dataset.info, taken, channels
+    return readable, dataset, taken, channels
 
 
 def proposed(folder: Path, classes: str = "foreground", computer=COMPUTER) -> dict:
-    _, info, taken, channels = measured(folder, classes)
-    proposals = plan.suggest(info, taken, channels, computer)
+    _, dataset, taken, channels = measured(folder, classes)
+    proposals = plan.suggest(dataset.info, taken, channels, computer)
     assert all(reason for _, _, reason in proposals)
     found = {name: value for name, value, _ in proposals}
     checks.check_values(train.Config(**found))
@@ -130,9 +130,9 @@ def test_the_ceiling_is_what_scaling_leaves(tmp_path):
     assert 0.9 < np.mean(expected) < 0.99
     np.testing.assert_allclose(taken.ceiling(128), [np.mean(expected)], atol=0.002)
     assert taken.ceiling(256) == taken.ceiling(512) == 1
-    pairs, info, *_ = measured(tmp_path)
+    pairs, dataset, *_ = measured(tmp_path)
     chosen = [plan.Proposal("image_size", 128, "")]
-    ceilings = report.measure_ceilings(pairs, info, taken, chosen, Classes())
+    ceilings = report.measure_ceilings(pairs, dataset.info, taken, chosen, Classes())
     lines = report.describe_objects(taken, ceilings)
     told = f"foreground: Dice {taken.ceiling(128)[0] - 5e-5:.4f} at 128 pixels"
     assert any(line.startswith("ceiling") and told in line for line in lines)
@@ -186,17 +186,17 @@ def test_what_is_measured_is_bounded(monkeypatch):
 def test_masks_without_any_object_have_a_plan_too(tmp_path):
     folder = write_masks(tmp_path, [0 * mask for mask in draw_discs(600, 9, 6)])
     assert proposed(folder)["image_size"] == 128
-    pairs, info, taken, _ = measured(folder)
-    assert report.measure_ceilings(pairs, info, taken, [], Classes()) == {}
+    pairs, dataset, taken, _ = measured(folder)
+    assert report.measure_ceilings(pairs, dataset.info, taken, [], Classes()) == {}
     assert report.describe_objects(taken, {}) == [] and said_of(folder)
 
 
 def test_few_of_many_pairs_are_read(tmp_path):
     masks = [mask if i % 2 else 0 * mask for i, mask in enumerate(draw_discs(64, 10, 120))]
-    _, info, taken, _ = measured(write_masks(tmp_path, masks))
-    assert len(taken.pairs) == fingerprint.MAX_PAIRS and len(info) == 120
+    _, dataset, taken, _ = measured(write_masks(tmp_path, masks))
+    assert len(taken.pairs) == fingerprint.MAX_PAIRS and len(dataset.info) == 120
     assert all(one.slices == [1] for one in taken.pairs)
-    assert len(fingerprint.choose_rows(info.assign(slices=2**22), ["foreground"])) == 1
+    assert len(fingerprint.choose_rows(dataset.info.assign(slices=2**22), ["foreground"])) == 1
 
 
 # --------------------------------------------------------------------------------------- proposals
@@ -216,8 +216,8 @@ def test_thin_vessels_are_trained_at_their_own_resolution(tmp_path):
     size = int(found["patch_size"])
     assert 128 <= size <= 256 and size % 32 == 0 and "image_size" not in found
     assert found["channels"] == 3 and found["augmentation"] == "free"
-    pairs, info, taken, _ = measured(folder)
-    said = consequences.name_consequences(pairs, info, taken)
+    pairs, dataset, taken, _ = measured(folder)
+    said = consequences.name_consequences(pairs, dataset, taken)
     # A slanted line of 3 pixels is one of 4 in places.
     assert said[0].startswith("foreground is thin: half of it is narrower than")
     assert 3 < taken.width(1, 0.5) <= 6
@@ -334,7 +334,8 @@ def test_volumes_of_other_spacings_have_the_ceiling_of_their_resampling(tmp_path
         for name in ("images", "masks"):
             (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
             (volumes / name / "0.nii.gz").rename(tmp_path / "set" / name / f"{i}.nii.gz")
-    pairs, info, taken, channels = measured(tmp_path / "set")
+    pairs, dataset, taken, channels = measured(tmp_path / "set")
+    info = dataset.info
     proposals = plan.suggest(info, taken, channels, COMPUTER)
     ceilings = report.measure_ceilings(pairs, info, taken, proposals, Classes())
     assert list(ceilings) == ["1 x 1 x 1 mm"] and 0.98 < ceilings["1 x 1 x 1 mm"][0] <= 1
@@ -343,8 +344,8 @@ def test_volumes_of_other_spacings_have_the_ceiling_of_their_resampling(tmp_path
 
 
 def test_many_images_get_fewer_epochs(tmp_path):
-    _, info, taken, _ = measured(write_masks(tmp_path, draw_discs(128, 30)))
-    many = pd.concat([info] * 2000, ignore_index=True)
+    _, dataset, taken, _ = measured(write_masks(tmp_path, draw_discs(128, 30)))
+    many = pd.concat([dataset.info] * 2000, ignore_index=True)
     proposals = plan.suggest(many, taken, 1, COMPUTER)
     found = {one.name: one.value for one in proposals}
     said = plan.describe_time(many, proposals, COMPUTER)
@@ -357,8 +358,13 @@ def test_many_images_get_fewer_epochs(tmp_path):
 
 
 def said_of(folder: Path, classes: str = "foreground") -> str:
-    pairs, info, taken, _ = measured(folder, classes)
-    return "\n".join(consequences.name_consequences(pairs, info, taken))
+    pairs, dataset, taken, _ = measured(folder, classes)
+    return "\n".join(consequences.name_consequences(pairs, dataset, taken))
+
+
+def test_objects_that_are_bright_in_some_images_and_dark_in_others_are_told(tmp_path):
+    write_masks(tmp_path, draw_discs(128, 30), lambda i: 3 * (1 if i % 3 else -0.3,))
+    assert "are brighter than the rest in" in said_of(tmp_path)
 
 
 def test_a_white_background_with_dark_lines_is_told(tmp_path):

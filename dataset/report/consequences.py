@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset.cache import Dataset
+from dataset.kind import count_contrasts, is_mixed
 from dataset.layouts import Pair
 from dataset.report.fingerprint import Fingerprint
 from dataset.report.plan import DIFFERENT_SIZES, Geometry, floor_dice, measure_geometry
@@ -23,12 +25,13 @@ ANISOTROPIC = 3.0
 
 
 def name_consequences(
-    pairs: Sequence[Pair], info: "pd.DataFrame", fingerprint: Fingerprint
+    pairs: Sequence[Pair], dataset: Dataset, fingerprint: Fingerprint
 ) -> list[str]:
     """List what stands out in a data set, each with its consequence, a sentence or two each.
 
-    pairs: those that `info` describes.
+    pairs: those of `dataset`.
     """
+    info = dataset.info
     if not len(info):
         return []
     geometry = measure_geometry(info)
@@ -36,6 +39,7 @@ def name_consequences(
         *_thin(fingerprint),
         *_background(info, fingerprint),
         *_rare(info, fingerprint.names),
+        *_contrast(dataset),
         *_sizes(geometry),
         *_spacing(geometry),
         *_patients(pairs),
@@ -98,6 +102,17 @@ def _rare(info: "pd.DataFrame", names: Sequence[str]) -> list[str]:
                 "finds nothing is right nearly everywhere; look at the masks that it predicts"
             )
     return lines
+
+
+def _contrast(dataset: Dataset) -> list[str]:
+    """Say what objects do that are bright in some images and dark in others."""
+    bright, dark = count_contrasts(dataset, range(len(dataset.cases)))
+    if not is_mixed((bright, dark)):
+        return []
+    return [
+        f"objects are brighter than the rest in {bright} images and darker in {dark} of those that "
+        "were looked at. Training inverts some images, so that it learns both from all of them"
+    ]
 
 
 def _sizes(geometry: Geometry) -> list[str]:

@@ -1,0 +1,65 @@
+"""Find out what the images of a data set are like, and so how training may change them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dataset.augmentation import Kind, mirrored_planes
+from dataset.cache import Dataset
+from dataset.symmetry import SYMMETRIC, small_mask, symmetry
+
+MAX_ASKED = 100  # pairs that are looked at
+MAX_SLICES = 8  # of each
+MAX_ANISOTROPY = 1.5  # up to so many times longer than wide a voxel counts as a cube
+CLEAR = 0.5  # standard deviations of the image between objects and the rest
+MIXED = 0.02  # share of the images whose objects are dark, where those of others are bright
+
+
+def find_kind(dataset: Dataset, pairs: Sequence[int]) -> Kind:
+    """Look at the pairs with these numbers, the training ones."""
+    sampler = dataset.sampler
+    spacing = sampler.spacing
+    return Kind(
+        sampler.dimensions,
+        spacing is not None and max(spacing) <= MAX_ANISOTROPY * min(spacing),
+        sampler.patches,
+        mirrored_axes(dataset, pairs),
+        is_mixed(count_contrasts(dataset, pairs)),
+    )
+
+
+def _some(pairs: Sequence[int]) -> np.ndarray:
+    return np.asarray(pairs, int)[:: -(-len(pairs) // MAX_ASKED) or 1]
+
+
+def mirrored_axes(dataset: Dataset, pairs: Sequence[int]) -> tuple[int, ...]:
+    """List the axes (0 slices, 1 rows, 2 columns) on whose two sides the objects lie alike."""
+    order = mirrored_planes(dataset.classes)
+    count = len(dataset.classes.names)
+    masks = [small_mask(dataset.truth(number)[0], count) for number in _some(pairs)]
+    axes = [axis for axis in range(2) if symmetry(masks, axis) >= SYMMETRIC]
+    if order is not None and symmetry(masks, 2, order[:count]) >= SYMMETRIC:
+        axes.append(2)
+    return tuple(axes)
+
+
+def is_mixed(contrasts: tuple[int, int]) -> bool:
+    """Say whether objects are bright in some images and dark in others, see `count_contrasts`."""
+    return min(contrasts) >= max(2, MIXED * sum(contrasts))
+
+
+def count_contrasts(dataset: Dataset, pairs: Sequence[int]) -> tuple[int, int]:
+    """Count the images whose objects are clearly brighter than the rest, and clearly darker."""
+    contrasts = [_contrast(dataset, number) for number in _some(pairs)]
+    return sum(one > CLEAR for one in contrasts), sum(one < -CLEAR for one in contrasts)
+
+
+def _contrast(dataset: Dataset, number: int) -> float:
+    """How much brighter objects are than the rest, in standard deviations of the image."""
+    case, count = dataset.cases[number], len(dataset.classes.names)
+    step = -(-len(case.image) // MAX_SLICES)
+    grey = case.image[::step].mean(-1, dtype=np.float32)
+    inside = case.masks[::step, ..., :count].max(-1) > 127
+    if not inside.any() or inside.all():
+        return 0.0
+    return float((grey[inside].mean() - grey[~inside].mean()) / (grey.std() + 1e-6))
