@@ -65,6 +65,11 @@ class Computer(NamedTuple):
     cores: int
 
     @property
+    def text(self) -> str:
+        """How many cores, in words."""
+        return f"{self.cores} core{'s' if self.cores > 1 else ''}"
+
+    @property
     def max_pixels(self) -> float:
         """How many pixels a step may have to fit into the memory."""
         return MEMORY_SHARE * self.memory_bytes / BYTES_PER_PIXEL
@@ -268,7 +273,7 @@ def _epochs(info: "pd.DataFrame", chosen: Sequence[Proposal], computer: Computer
         return [Proposal("epochs", VOLUME_EPOCHS, why)]
     if epochs >= USUAL_EPOCHS:
         return []
-    why = f"{shown:,.0f} images or patches in each: more takes too long on {computer.cores} cores"
+    why = f"{shown:,.0f} images or patches in each: more takes too long on {computer.text}"
     return [Proposal("epochs", max(MIN_EPOCHS, epochs), why)]
 
 
@@ -296,7 +301,7 @@ def describe_time(
     epochs = _fields(proposals).get("epochs", USUAL_EPOCHS)
     seconds = epochs * shown * pixels / (PIXELS_PER_SECOND * computer.cores)
     minutes = max(1, round(seconds / 60))
-    return f"about {minutes} minutes of training on {computer.cores} cores without a GPU"
+    return f"about {minutes} minutes of training on {computer.text} without a GPU"
 
 
 # ------------------------------------------------------------------------------------- volumes
