@@ -85,10 +85,9 @@ def load_dataset(
     annotations.forget_files()
     problems += unreadable + copies.copies_in_extra(pairs, dataset)
     if problems:
-        shown = "".join(f"\n  {problem}" for problem in problems[:MAX_SHOWN])
-        rest = len(problems) - MAX_SHOWN
-        shown += f"\n  … and {rest} more" if rest > 0 else ""
-        raise UserError(f"{_count(problems)} in {layout.folder}. Fix or remove these files:{shown}")
+        count = utils.count_problems(problems)
+        shown = "\n  ".join(_shorten(problems))
+        raise UserError(f"{count} in {layout.folder}. Fix or remove these files:\n  {shown}")
     for note in describe_notes(layout, dataset):
         print(f"note: {note}")
     pairs = loading.name_patients(pairs, dataset.info.patient)
@@ -105,6 +104,11 @@ def load_dataset(
     return pairs, dataset
 
 
+def _shorten(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - MAX_SHOWN
+    return [*lines[:MAX_SHOWN], *([f"… and {rest} more"] if rest > 0 else [])]
+
+
 def find_leaks(pairs: Sequence[Pair], dataset: Dataset) -> list[str]:
     """Warn of images that should not be in different subsets: of one patient, or the same."""
     return [*patients.warn_of_patients(pairs), *copies.warn_of_copies(pairs, dataset)]
@@ -114,10 +118,6 @@ def describe_notes(layout: Layout, dataset: Dataset) -> list[str]:
     """List what a user must know of how the data lie and how the files were read, a line each."""
     notes = layouts.describe_layout(layout, dataset.classes.names)
     return [*notes, *summarize_notes(dataset.info.to_dict("records")), *describe_masks(dataset)]
-
-
-def _count(problems: Sequence[str]) -> str:
-    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
 
 
 # ------------------------------------------------------------------------------------------ split
@@ -249,7 +249,7 @@ def check(
         path = patients.write_index(output / "index.csv", data_dir, pairs)
         lines.append(f"{'':10} copy {path} to {data_dir / 'index.csv'} to keep them together")
     shown = [*lines, *report.describe_proposals(proposals)]
-    print(*shown, *(f"{'problem':10} {problem}" for problem in problems), sep="\n")
+    print(*shown, *(f"{'problem':10} {problem}" for problem in _shorten(problems)), sep="\n")
     given = {"data_dir": str(data_dir), "classes": classes}
     given |= {"ignore": ignore} if ignore else {}
     given |= {"overlap": overlap} if overlap else {}
@@ -258,9 +258,8 @@ def check(
     )
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:
-        raise UserError(
-            f"{_count(problems)} in {data_dir}. Fix or remove the files that are named above"
-        )
+        count = utils.count_problems(problems)
+        raise UserError(f"{count} in {data_dir}. Fix or remove the files that are named above")
     fields = given | {name: value for name, value, _ in proposals}
     command = report.train_command(fields, output / "report.json")
     print(f"no problems\nnext: {command}")

@@ -81,13 +81,13 @@ class Config:
 def main(config: Config) -> None:
     """Score or segment, and print what was written.
 
-    Raises UserError for a wrong config, and at the end if files were left out.
+    Raises UserError for a wrong config, and at the end if there were problems.
     """
     check_config(config)
     problems = run_segmentation(config) if config.input else run_scoring(config)
     if problems:
         lines = "\n".join(f"  {printable(problem)}" for problem in problems)
-        raise UserError(f"{len(problems)} file(s) left out:\n{lines}")
+        raise UserError(f"{utils.count_problems(problems)}:\n{lines}")
 
 
 def check_config(config: Config) -> None:

@@ -235,8 +235,10 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
         raise UserError(
             f"dimensions is 2.5; expected 2: the images have {dataset.channels} channels"
         )
-    if dataset.sampler.dimensions == 3 and all(len(case.image) == 1 for case in dataset.cases):
-        raise UserError("dimensions is 3; expected 2: the images have one slice each")
+    if str(config.dimensions) != "2" and all(len(case.image) == 1 for case in dataset.cases):
+        raise UserError(
+            f"dimensions is {config.dimensions}; expected 2: the images have one slice each"
+        )
     images = [pair.image.name for pair in pairs]
     if distributed.broadcast_from_main(lambda: images) != images:
         raise UserError("the data set holds other images here than where the main process runs")

@@ -316,6 +316,11 @@ def or_expected(near: str) -> str:
     return f"; did you mean {near}? Expected" if near else "; expected"
 
 
+def count_problems(problems: Sequence[str]) -> str:
+    """Say how many they are."""
+    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+
+
 def first_line(error: BaseException) -> str:
     """Shorten another library's error to its first line."""
     line = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -492,6 +492,7 @@ def test_nan_stops_where_the_loss_is_read_beside_the_steps(discs, tmp_path, scri
         ({"fold": 2}, "fold is 2; expected -1; one of several folds needs --folds"),
         ({"architecture": "my_net.py"}, "expected my_net.py:FUNCTION"),
         ({"dimensions": "3", "patch_size": "8,16,16"}, "dimensions is 3; expected 2: the images"),
+        ({"dimensions": "2.5"}, "dimensions is 2.5; expected 2: the images have one slice each"),
         ({"patch_size": "16", "spacing": "1"}, r"\.png: it does not say how large its pixels are"),
         ({"channels": -1}, "channels is -1; expected 0"),
         ({"test_fraction": 0.6}, "test_fraction is 0.6; expected 0 to 0.5"),
@@ -534,7 +535,7 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
     assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err
 
 
-def test_neighbours_are_for_grey_volumes(small, monkeypatch):
+def test_neighbours_are_for_grey_images(small, monkeypatch):
     monkeypatch.setattr(train, "detect_channels", lambda pairs: 3)
     with pytest.raises(UserError, match="the images have 3 channels"):
         train.train(dataclasses.replace(small, dimensions="2.5"))
