@@ -14,7 +14,10 @@ Band = tuple[slice, slice]
 class Components:
     """The connected components of a mask (S, H, W), in the order of their first pixels.
 
-    Iterating gives each band and its labels: 1 plus the number of a pixel's component, or 0.
+    Iterating gives each band and, for its pixels, 1 plus their component's place, or 0.
+
+    Each band is labelled for itself: its labels count from 1 and 0 is outside. Numbers count the
+    labels of all bands, one band after the other. A component is all numbers that touch.
     """
 
     sizes: np.ndarray  # (N,) pixels of each component
@@ -29,7 +32,8 @@ class Components:
         """inside: gives a band of the mask, bool. corners: whether pixels touch there, too."""
         self._inside, self._shape, self._corners = inside, shape, corners
         axis = int(shape[1] > shape[0])
-        self._starts, sizes, border, pairs, last = [0], [], [], [], None
+        self._starts = [0]  # how many labels there are before each band
+        sizes, border, pairs, last = [], [], [], None  # of numbers
         for _, labels, count in self._labelled():
             sizes.append(np.bincount(labels.ravel(), minlength=count + 1)[1:])
             start = self._starts[-1]
@@ -45,20 +49,20 @@ class Components:
                 pairs.append(touching(last, first, corners))
             last = _numbered(np.take(labels, -1, axis), start)
         border.append(np.unique(last))
-        self._found = join(self._starts[-1], np.concatenate([*pairs, np.empty((0, 2), int)]))
-        total = int(self._found.max(initial=-1)) + 1
-        self.sizes = np.bincount(self._found, np.concatenate(sizes), total).astype(np.int64)
+        self._component_of = join(self._starts[-1], np.concatenate([*pairs, np.empty((0, 2), int)]))
+        total = int(self._component_of.max(initial=-1)) + 1
+        self.sizes = np.bincount(self._component_of, np.concatenate(sizes), total).astype(np.int64)
         numbers = np.unique(np.concatenate(border))
         self.at_border = np.zeros(total, bool)
-        self.at_border[self._found[numbers[numbers > 0] - 1]] = True
+        self.at_border[self._component_of[numbers[numbers > 0] - 1]] = True
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Band, np.ndarray]]:
-        for number, (band, labels, _) in enumerate(self._labelled()):
-            found = self._found[self._starts[number] : self._starts[number + 1]]
-            yield band, np.concatenate([[0], 1 + found])[labels]
+        for place, (band, labels, _) in enumerate(self._labelled()):
+            components = self._component_of[self._starts[place] : self._starts[place + 1]]
+            yield band, np.concatenate([[0], 1 + components])[labels]
 
     def _labelled(self) -> Iterator[tuple[Band, np.ndarray, int]]:
         """Label each band for itself: the band, its labels, and how many there are."""
@@ -70,7 +74,7 @@ class Components:
 
 
 def _numbered(labels: np.ndarray, start: int) -> np.ndarray:
-    """Number the labels of a band through all bands; 0 stays."""
+    """Turn a band's labels into numbers; 0 stays."""
     return np.where(labels > 0, labels.astype(np.int64) + start, 0)
 
 
@@ -98,7 +102,7 @@ def touching(one: np.ndarray, other: np.ndarray, corners: bool) -> np.ndarray:
 
 
 def join(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Say to which component each of `count` labels belongs, numbered from 1, by pairs (N, 2)."""
+    """Give the component of each of the numbers 1 to `count`, from the pairs (N, 2) that touch."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
