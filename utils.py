@@ -575,7 +575,8 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     import h5py
 
     if not Path(path).is_file():
-        near = nearest_path(path)
+        inside = Path(path) / "model.h5"  # of a run folder
+        near = inside if inside.is_file() else nearest_path(path)
         hint = f"did you mean {near}? Else " if near else ""
         raise UserError(
             f"no model at {path}; {hint}run `python train.py` first, or name one with --model"

@@ -60,6 +60,8 @@ def test_a_misspelt_path_gets_the_nearest_that_exists(tmp_path):
         UserError, match="no model at .*mdoel.h5; did you mean .*model.h5. Else run"
     ):
         utils.load_metadata(tmp_path / "mdoel.h5")
+    with pytest.raises(UserError, match="no model at .*; did you mean .*model.h5. Else run"):
+        utils.load_metadata(tmp_path)
 
 
 def test_a_mistyped_command_gets_the_nearest(script, tmp_path):
