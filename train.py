@@ -231,10 +231,6 @@ def load_data(config: Config) -> tuple[list[Pair], Dataset]:
         return data.load_dataset(layout, preprocessing, cache_folder(), config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
-    if dataset.sampler.neighbours and dataset.channels > 1:
-        raise UserError(
-            f"dimensions is 2.5; expected 2: the images have {dataset.channels} channels"
-        )
     if str(config.dimensions) != "2" and all(len(case.image) == 1 for case in dataset.cases):
         raise UserError(
             f"dimensions is {config.dimensions}; expected 2: the images have one slice each"

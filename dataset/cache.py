@@ -54,6 +54,22 @@ class Case(NamedTuple):
     masks: np.ndarray  # (D, H, W, K) uint8: the share of the pixel that is of each class
     places: np.ndarray  # (K, MAX_PLACES) int64: pixels of each class by their number, then -1
 
+    def truth(self, classes: Classes) -> tuple[np.ndarray, np.ndarray | None]:
+        """Get the mask (D, H, W), ids or BITS, and which pixels do not count, if any may."""
+        ids = np.empty(self.masks.shape[:3], classes.dtype)
+        for place, one in enumerate(self.masks):
+            ids[place] = shares_to_ids(one[..., : len(classes.names)], classes.dtype)
+        return ids, self.masks[..., -1] > 127 if classes.ignored else None
+
+    def thinned(self, slices: int, side: int) -> "Case":
+        """Leave out slices, rows and columns so that at most so many remain. It has no places."""
+        most = (slices, side, side)
+        kept = tuple(
+            slice(None, None, -(-length // limit))
+            for length, limit in zip(self.image.shape[:3], most, strict=True)
+        )
+        return Case(self.image[kept], self.masks[kept], self.places[:, :0])
+
 
 class Store:
     """A file of cases. A table in JSON follows them.
@@ -209,14 +225,6 @@ class Dataset:
             mask = read_box(case.masks, start, self.sampler.window)
             masks.append(mask if self.sampler.dimensions == 3 else mask[0])
         return np.stack(images), np.stack(masks)
-
-    def truth(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Get a case's mask (D, H, W), ids or BITS, and which pixels do not count, if any may."""
-        shares, count = self.cases[number].masks, len(self.classes.names)
-        ids = np.empty(shares.shape[:3], self.classes.dtype)
-        for place, one in enumerate(shares):
-            ids[place] = shares_to_ids(one[..., :count], self.classes.dtype)
-        return ids, shares[..., -1] > 127 if self.classes.ignored else None
 
 
 def select(

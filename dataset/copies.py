@@ -13,6 +13,7 @@ from dataset.patients import guess_patients
 MAX_NAMED = 20  # copies that are named one by one
 MAX_LISTED = 3
 SMALL = 16  # pixels of the images that are compared
+MAX_SIDE = 2048  # of larger images pixels are left out before
 ALIKE = 0.999  # correlation of images that are nearly the same
 BLOCK = 1024  # images that are compared at once
 MAX_ALIKE = 10_000  # pairs of images; then no more are looked for
@@ -128,7 +129,8 @@ def shrink(images: Iterable[np.ndarray]) -> np.ndarray:
     """Shrink the middle slice of images (D, H, W, C): float32 (n, pixels), mean 0 and length 1."""
     small = [np.zeros((0, SMALL, SMALL), np.float32)]
     for image in images:
-        middle = image[len(image) // 2].mean(-1, dtype=np.float32)
+        step = -(-max(image.shape[1:3]) // MAX_SIDE)
+        middle = image[len(image) // 2, ::step, ::step].mean(-1, dtype=np.float32)
         small.append(cv2.resize(middle, (SMALL, SMALL), interpolation=cv2.INTER_AREA)[None])
     small = np.concatenate(small).reshape(-1, SMALL * SMALL)
     small -= small.mean(1, keepdims=True)

@@ -1,15 +1,15 @@
 """Find out what the images of a data set are like, and so how training may change them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dataset.augmentation import Kind, mirrored_planes
-from dataset.cache import Dataset
+from dataset.cache import Case, Dataset
 from dataset.symmetry import SYMMETRIC, small_mask, symmetry
 
 MAX_ASKED = 100  # pairs that are looked at
-MAX_SLICES = 8  # of each
+MAX_SLICES, MAX_SIDE = 64, 512  # of each, in slices and pixels
 MAX_ANISOTROPY = 1.5  # up to so many times longer than wide a voxel counts as a cube
 CLEAR = 0.5  # standard deviations of the image between objects and the rest
 MIXED = 0.02  # share of the images whose objects are dark, where those of others are bright
@@ -28,15 +28,17 @@ def find_kind(dataset: Dataset, pairs: Sequence[int]) -> Kind:
     )
 
 
-def _some(pairs: Sequence[int]) -> np.ndarray:
-    return np.asarray(pairs, int)[:: -(-len(pairs) // MAX_ASKED) or 1]
+def _some(dataset: Dataset, pairs: Sequence[int]) -> Iterator[Case]:
+    """Give some of the cases, thinned out."""
+    for number in np.asarray(pairs, int)[:: -(-len(pairs) // MAX_ASKED) or 1]:
+        yield dataset.cases[number].thinned(MAX_SLICES, MAX_SIDE)
 
 
 def mirrored_axes(dataset: Dataset, pairs: Sequence[int]) -> tuple[int, ...]:
     """List the axes (0 slices, 1 rows, 2 columns) on whose two sides the objects lie alike."""
     order = mirrored_planes(dataset.classes)
     count = len(dataset.classes.names)
-    masks = [small_mask(dataset.truth(number)[0], count) for number in _some(pairs)]
+    masks = [small_mask(case.truth(dataset.classes)[0], count) for case in _some(dataset, pairs)]
     axes = [axis for axis in range(2) if symmetry(masks, axis) >= SYMMETRIC]
     if order is not None and symmetry(masks, 2, order[:count]) >= SYMMETRIC:
         axes.append(2)
@@ -50,16 +52,18 @@ def is_mixed(contrasts: tuple[int, int]) -> bool:
 
 def count_contrasts(dataset: Dataset, pairs: Sequence[int]) -> tuple[int, int]:
     """Count the images whose objects are clearly brighter than the rest, and clearly darker."""
-    contrasts = [_contrast(dataset, number) for number in _some(pairs)]
+    count = len(dataset.classes.names)
+    contrasts = [_contrast(case, count) for case in _some(dataset, pairs)]
     return sum(one > CLEAR for one in contrasts), sum(one < -CLEAR for one in contrasts)
 
 
-def _contrast(dataset: Dataset, number: int) -> float:
-    """How much brighter objects are than the rest, in standard deviations of the image."""
-    case, count = dataset.cases[number], len(dataset.classes.names)
-    step = -(-len(case.image) // MAX_SLICES)
-    grey = case.image[::step].mean(-1, dtype=np.float32)
-    inside = case.masks[::step, ..., :count].max(-1) > 127
+def _contrast(case: Case, count: int) -> float:
+    """How much brighter objects are than the rest, in standard deviations of the image.
+
+    count: how many classes there are.
+    """
+    grey = case.image.mean(-1, dtype=np.float32)
+    inside = case.masks[..., :count].max(-1) > 127
     if not inside.any() or inside.all():
         return 0.0
     return float((grey[inside].mean() - grey[~inside].mean()) / (grey.std() + 1e-6))

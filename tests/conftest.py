@@ -2,6 +2,7 @@
 is some.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -101,6 +102,16 @@ def load(folder, classes="x", **more):
     """Load a data set as small whole images: its pairs and cases."""
     preprocessing = Preprocessing(Classes(classes), Sampler((32, 32)), **more)
     return data.load_dataset(data.find_data(folder), preprocessing)
+
+
+def flags(config):
+    """Turn a config into the command line that gives it."""
+    changed = [
+        (f.name, getattr(config, f.name))
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != f.default
+    ]
+    return [part for name, value in changed for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def prepare_to_fit(scan, size, channels, window=""):

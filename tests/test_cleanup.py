@@ -28,7 +28,7 @@ def test_masks_without_a_class_have_no_say_in_its_components(dataset):
 
 @pytest.mark.parametrize(("count", "accepted"), [(2, True), (1, False)])
 def test_a_class_is_not_cleaned_at_another_ones_cost(dataset, monkeypatch, count, accepted):
-    found = dataset.truth(0)[0].copy()
+    found = dataset.cases[0].truth(dataset.classes)[0].copy()
     found[:, 2, 2] = 2  # a speck of class b in each slice, which cleaning removes
     changed = {}
     monkeypatch.setattr(cleanup.utils, "load_model", lambda path: (None, {"threshold": 0.5}))

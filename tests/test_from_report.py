@@ -3,10 +3,15 @@
 import json
 import sys
 
+import nibabel
+import numpy as np
+import pandas as pd
 import pytest
 
+import data
 import train
 import utils
+from imaging import pictures
 from utils import UserError
 
 
@@ -70,6 +75,63 @@ def test_a_report_that_is_not_there_is_refused_before_keras(script, tmp_path):
         done = script(tmp_path, "train.py", *flags)
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
         assert "loading Keras" not in done.stdout
+
+
+def write_volumes(folder, shape, spacing, channels):
+    """Ten volumes with a bright box, and its masks."""
+    for i in range(10):
+        mask, rng = np.zeros(shape, np.uint8), np.random.default_rng(i)
+        x, y, z = rng.integers(2, np.array(shape) // 2)
+        mask[x : x + shape[0] // 3, y : y + shape[1] // 3, z : z + shape[2] // 3] = 1
+        image = rng.normal(100, 10, (*shape, channels)) + 80 * mask[..., None]
+        image = image.astype(np.float32)[..., 0 if channels == 1 else slice(None)]
+        for kind, voxels in (("images", image), ("masks", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            volume = nibabel.Nifti1Image(voxels, np.diag((*spacing, 1.0)))
+            nibabel.save(volume, folder / kind / f"{i}.nii.gz")
+
+
+def write_specks(folder):
+    """Eight images of 256x256 with a small square far from their borders."""
+    for i in range(8):
+        mask, rng = np.zeros((256, 256), np.uint8), np.random.default_rng(i)
+        y, x = rng.integers(60, 190, 2)
+        mask[y : y + 20, x : x + 20] = 255
+        image = np.clip(rng.normal(80, 10, mask.shape) + mask / 3, 0, 255)
+        pictures.write_picture(folder / "images" / f"{i}.png", np.uint8(image))
+        pictures.write_picture(folder / "masks" / f"{i}.png", mask)
+
+
+PROPOSALS = {
+    "patches": (write_specks, {"patch_size": "128"}),
+    "2.5-D, two channels": (
+        lambda folder: write_volumes(folder, (40, 44, 8), (1, 1, 5), 2),
+        {"dimensions": "2.5", "channels": 2},
+    ),
+    "3-D, two channels": (
+        lambda folder: write_volumes(folder, (32, 40, 24), (1, 1, 1.2), 2),
+        {"dimensions": "3", "channels": 2, "depth": 3},
+    ),
+    "3-D": (
+        lambda folder: write_volumes(folder, (32, 40, 24), (1, 1, 1.2), 1),
+        {"dimensions": "3", "channels": 1},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PROPOSALS)
+def test_what_check_proposes_can_be_trained(monkeypatch, tmp_path, kind):
+    write, expected = PROPOSALS[kind]
+    write(tmp_path / "set")
+    data.check(tmp_path / "set", output=tmp_path / "check")
+    less = ["--epochs", "1", "--filters", "2", "--epoch-images", "8", "--folds", "2"]
+    report = str(tmp_path / "check" / "report.json")
+    config = parse(monkeypatch, "--from-report", report, "--out-dir", str(tmp_path / "run"), *less)
+    assert expected.items() <= vars(config).items()
+    summary = train.train(config)
+    assert 0 <= summary.loc["dice", "mean"] <= 1
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) in (8, 10)
 
 
 def test_help_names_it(script, tmp_path):

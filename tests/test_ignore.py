@@ -91,7 +91,7 @@ def test_targets_hold_what_does_not_count(discs_with_border, strength):
     classes = Classes("disc", "255")
     dataset, problems = loading.load_pairs(pairs, Preprocessing(classes, Sampler((32, 32))))
     assert not problems and masks_of(dataset).shape == (12, 32, 32, 2)
-    truth, ignored = dataset.truth(0)
+    truth, ignored = dataset.cases[0].truth(dataset.classes)
     assert truth.max() == 1 and not (truth.astype(bool) & ignored).any()
     _, targets = Batches(dataset, dataset.cover(np.arange(12)), 12, strength)[0]
     assert targets.shape == (12, 32, 32, 2)

@@ -60,7 +60,7 @@ def test_both_classes_keep_their_pixels(organs):
     assert not problems and masks_of(dataset).shape == (12, 32, 32, 2)
     assert (masks_of(dataset)[..., 0] >= masks_of(dataset)[..., 1]).all()
     assert dataset.info["share: organ"].mean() == pytest.approx(np.pi * 20**2 / 64**2, rel=0.02)
-    assert dataset.truth(0)[0].dtype == BITS
+    assert dataset.cases[0].truth(dataset.classes)[0].dtype == BITS
     _, targets = Batches(dataset, dataset.cover(np.arange(12)), 12)[0]
     assert targets.shape == (12, 32, 32, 2) and targets.sum(-1).max() == 2
 

@@ -1,13 +1,20 @@
 """Training on patches: how they are drawn, kept in the cache, and trained on in 2-D and 3-D."""
 
 import dataclasses
+import mmap
+import subprocess
+import sys
+import time
 
+import keras
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT, flags
 
 import data
+import export
 import predict
 import train
 import utils
@@ -18,6 +25,8 @@ from dataset.frame import detect_frame
 from dataset.loading import Preprocessing
 from imaging import formats, pictures
 from imaging.labels import Classes
+from inference import engines
+from inference.exported_model import load_exported
 from inference.sampler import Sampler
 from training.sampling import describe_patches, make_sampler
 from utils import UserError
@@ -180,7 +189,16 @@ def test_a_cache_of_patches_serves_every_patch_size(volumes, tmp_path, monkeypat
         np.testing.assert_array_equal(one.image, other.image)
     # All at the median spacing: 40 mm in slices of 2 mm.
     assert {case.image.shape[:3] for case in cases["8,16,16"]} == {(20, 48, 44)}
-    assert isinstance(cases["8,16,16"][0].image.base, np.ndarray)
+    assert is_mapped(cases["8,16,16"][0].image)
+    assert is_mapped(cases["8,16,16"][0].thinned(4, 8).masks)
+    assert cases["8,16,16"][0].thinned(4, 8).image.shape == (4, 8, 8, 1)
+
+
+def is_mapped(array) -> bool:
+    """Say whether an array lies in a file, of which only what is used is read."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
 
 
 def test_what_a_sampler_cannot_be(volumes):
@@ -255,6 +273,55 @@ def test_volumes_are_trained_and_predicted_in_three_dimensions(volumes, tmp_path
     assert found.shape == image.shape
 
 
+@pytest.fixture
+def sequences(tmp_path):
+    """Ten volumes of two sequences and two classes; each class is seen in one of them alone."""
+    for i in range(10):
+        rng = np.random.default_rng(i)
+        mask, voxels = np.zeros((40, 44, 18), np.uint8), rng.normal(100, 10, (40, 44, 18, 2))
+        for class_id, (x, y, z) in enumerate(rng.integers((2, 2, 2), (26, 30, 9), (2, 3)), 1):
+            mask[x : x + 11, y : y + 11, z : z + 7] = class_id
+            voxels[..., class_id - 1] += 90 * (mask == class_id)
+        affine = np.diag((1.0, 1.0, 2.0, 1.0))
+        for kind, array in (("images", voxels.astype(np.float32)), ("masks", mask)):
+            (tmp_path / "set" / kind).mkdir(parents=True, exist_ok=True)
+            path = tmp_path / "set" / kind / f"v{i}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return tmp_path / "set"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes SavedModels")
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"dimensions": "2.5", "image_size": 48},
+        {"dimensions": "3", "patch_size": "16,32,32", "architecture": "residual"},
+    ],
+)
+def test_several_sequences_and_classes_from_training_to_export(sequences, tmp_path, sampler):
+    more = {"classes": "ball,box", "batch_size": 8, "epoch_images": 96, "epochs": 8, **sampler}
+    train.train(dataclasses.replace(tiny(sequences, tmp_path), **more))
+    table = predict.score_run(tmp_path / "run")
+    assert min(table["dice: ball"].mean(), table["dice: box"].mean()) > 0.7
+    model = str(tmp_path / "run" / "model.h5")
+    image = sequences / "images" / "v0.nii.gz"
+    predict.main(predict.Config(model=model, input=str(image), output=str(tmp_path / "keras")))
+    written = tmp_path / "keras" / "v0.nii.gz"
+    np.testing.assert_array_equal(nibabel.load(written).affine, nibabel.load(image).affine)
+    expected = formats.read_scan(written).pixels[..., 0]
+    manifest = export.export(
+        export.Config(model, str(tmp_path / "export"), images=str(sequences / "images"), checked=3)
+    )
+    assert min(manifest["agreement"]["saved_model"], manifest["agreement"]["onnx"]) > 0.9999
+    for engine in ("onnxruntime", "openvino"):
+        if engine == "openvino" and not engines.has_openvino():
+            continue
+        exported, run = load_exported(tmp_path / "export" / "unet.onnx", 1, engine, "float32")
+        prepared = exported.read(image.read_bytes(), max_slices=99)
+        assert (exported.predict(prepared, run).ids == expected).mean() > 0.9999
+
+
 @pytest.mark.slow
 @pytest.mark.compiled
 def test_small_objects_in_large_images_are_found_by_patches(tmp_path):
@@ -315,12 +382,34 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(volumes, tmp_path, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.compiled
-def test_folds_of_volumes_score_each_volume_once(volumes, tmp_path):
-    config = short(volumes, tmp_path, folds=3, epochs=1, **SAMPLERS["3-D patches"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_folds_of_volumes_score_each_volume_once(volumes, tmp_path, name):
+    config = short(volumes, tmp_path, folds=3, epochs=1, **SAMPLERS[name])
     summary = train.train(config)
     table = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert len(table) == 10 and table.image.nunique() == 10 and set(table.unit) == {"mm"}
     assert summary.loc["dice", "mean"] == pytest.approx(table.dice.mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_killed_run_goes_on(volumes, tmp_path, name):
+    """Killed in the middle of an epoch: the model loads, and in the end every epoch stands once."""
+    config = short(volumes, tmp_path, epochs=12, epoch_images=64, **SAMPLERS[name])
+    command = [sys.executable, ROOT / "train.py", *flags(config)]
+    model, log = tmp_path / "run" / "model.h5", tmp_path / "run" / "log.csv"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not log.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    utils.load_model(model)
+    assert len(pd.read_csv(log)) < 12
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pd.read_csv(log).epoch.tolist() == list(range(1, 13))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, flags
 
 import data
 import predict
@@ -59,16 +59,6 @@ def eager(request, monkeypatch):
         monkeypatch.setattr(
             keras.Model, "compile", lambda self, *args, **more: compile_(self, *args, **more | now)
         )
-
-
-def flags(config):
-    """Turn a config into the command line that gives it."""
-    changed = [
-        (f.name, getattr(config, f.name))
-        for f in dataclasses.fields(config)
-        if getattr(config, f.name) != f.default
-    ]
-    return [part for name, value in changed for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def without_time(log):
@@ -535,15 +525,9 @@ def test_help_and_unknown_flags(monkeypatch, capsys):
     assert "--learning-rate" in said.out and "cosine" in said.out and "--epoch-count" in said.err
 
 
-def test_neighbours_are_for_grey_images(small, monkeypatch):
-    monkeypatch.setattr(train, "detect_channels", lambda pairs: 3)
-    with pytest.raises(UserError, match="the images have 3 channels"):
-        train.train(dataclasses.replace(small, dimensions="2.5"))
-
-
 def test_an_old_flag_still_works(monkeypatch):
-    for flags in (["--normalisation", "group"], ["--normalisation=group"]):
-        monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    for given in (["--normalisation", "group"], ["--normalisation=group"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", *given])
         assert utils.parse_flags(train.Config).normalization == "group"
 
 

@@ -53,7 +53,7 @@ def count_components(dataset: Dataset, pairs: Sequence[int]) -> list[int]:
     """Count, for each class, the components that 95 % of the masks that hold it do not exceed."""
     counts: list[list[int]] = [[] for _ in dataset.classes.names]
     for number in pairs:
-        for mask in parts(dataset.truth(number)[0], dataset):
+        for mask in parts(dataset.cases[number].truth(dataset.classes)[0], dataset):
             for class_id, found in enumerate(counts, 1):
                 found.append(postprocess.count_components(plane(mask, class_id)))
     return [postprocess.usual_count([one for one in found if one] or [1]) for found in counts]
@@ -72,7 +72,7 @@ def segment_case(model: keras.Model, dataset: Dataset, number: int, threshold: f
 
 def dice_of(found: np.ndarray, dataset: Dataset, number: int) -> list[list[float]]:
     """Score a mask of a case: the Dice of each class in its slices, or in the volume."""
-    truth, ignored = dataset.truth(number)
+    truth, ignored = dataset.cases[number].truth(dataset.classes)
     names, scores = dataset.classes.names, []
     hidden = [None] * len(truth) if ignored is None else list(parts(ignored, dataset))
     for one, other, out in zip(parts(truth, dataset), parts(found, dataset), hidden, strict=False):
