@@ -17,25 +17,16 @@ from imaging import pictures
 from utils import UserError
 
 SIZE = 512  # pixels
-# Train as train.py does, as if so many bytes of memory were free.
-SCRIPT = """
-import sys
-import train, utils
-from dataset import loading
-free = float(sys.argv.pop(1))
-loading.free_memory_bytes = lambda: free
-train.train(utils.parse_flags(train.Config))
-"""
 
 
-def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> None:
+def memory(*, count: int = 10_000) -> None:
     """Train a small network for an epoch on many images of 512x512; measure the peak memory.
 
+    Decoded images are mapped into memory: of their pages those count that are there at the time.
     A gigabyte is 2**30 bytes.
 
     Args:
         count: how many images
-        memory_gb: what decoded images may take
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -43,15 +34,14 @@ def memory(*, count: int = 10_000, memory_gb: float = 1.0) -> None:
         flags = ["--data-dir", f"{name}/data", "--out-dir", f"{name}/run"]
         flags += f"--image-size {SIZE} --filters 2 --depth 2 --epochs 1".split()
         # Not run_script: the user wants to see what takes so long.
-        # Half of the free memory is used.
-        command = python_command("-c", SCRIPT, str(2 * memory_gb * 2**30), *flags)
+        command = python_command("train.py", *flags)
         environment = os.environ | {"UNET_CACHE": f"{name}/cache"}
         done = subprocess.run(command, cwd=utils.ROOT, check=False, env=environment)
         if done.returncode:
             raise UserError("the training failed; its message is above")
         decoded = sum(path.stat().st_size for path in (folder / "cache").iterdir()) / 2**30
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    what = f"train.py on {count} images of {SIZE}x{SIZE}, {memory_gb:g} GB of them kept: peak"
+    what = f"train.py on {count} images of {SIZE}x{SIZE}: peak"
     write_rows([make_row(what, "GB", [peak], "decoded images", [decoded])])
 
 
