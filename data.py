@@ -85,7 +85,7 @@ def load_dataset(
     annotations.forget_files()
     problems += unreadable + copies.copies_in_extra(pairs, dataset)
     if problems:
-        count = utils.count_problems(problems)
+        count = utils.counted(len(problems), "problem")
         shown = "\n  ".join(_shorten(problems))
         raise UserError(f"{count} in {layout.folder}. Fix or remove these files:\n  {shown}")
     for note in describe_notes(layout, dataset):
@@ -258,7 +258,7 @@ def check(
     )
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:
-        count = utils.count_problems(problems)
+        count = utils.counted(len(problems), "problem")
         raise UserError(f"{count} in {data_dir}. Fix or remove the files that are named above")
     fields = given | {name: value for name, value, _ in proposals}
     command = report.train_command(fields, output / "report.json")

@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     problems = run_segmentation(config) if config.input else run_scoring(config)
     if problems:
         lines = "\n".join(f"  {printable(problem)}" for problem in problems)
-        raise UserError(f"{utils.count_problems(problems)}:\n{lines}")
+        raise UserError(f"{utils.counted(len(problems), 'problem')}:\n{lines}")
 
 
 def check_config(config: Config) -> None:

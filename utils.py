@@ -316,9 +316,9 @@ def or_expected(near: str) -> str:
     return f"; did you mean {near}? Expected" if near else "; expected"
 
 
-def count_problems(problems: Sequence[str]) -> str:
-    """Say how many they are."""
-    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+def counted(number: int, word: str) -> str:
+    """Write "1 problem" or "2 problems"."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:
@@ -464,7 +464,7 @@ def gpus() -> list[str]:
 
 def device_name() -> str:
     """Name what Keras computes on."""
-    return ", ".join(gpus()) or f"{cores()} CPU cores"
+    return ", ".join(gpus()) or counted(cores(), "CPU core")
 
 
 def _has_fast_bfloat16() -> bool:

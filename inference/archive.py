@@ -43,7 +43,7 @@ from inference import engines
 from inference.exported_model import load_exported
 from inference.inputs import describe_passed_over
 from inference.storage import Folder
-from utils import UserError, count_problems, first_line
+from utils import UserError, counted, first_line
 
 # Files that a worker reads or writes at once: a bucket takes long to answer.
 FILES_AT_ONCE = 8
@@ -105,7 +105,7 @@ def main(config: Config) -> None:
     count = sum(image not in problems for image in images.values())
     print(f"{count} masks in {config.output}")
     if problems:
-        raise UserError(f"{count_problems(problems)}, see problems.csv in {config.output}")
+        raise UserError(f"{counted(len(problems), 'problem')}, see problems.csv in {config.output}")
 
 
 def check_config(config: Config) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from dataset.report.fingerprint import SIZES, Fingerprint
 from dataset.symmetry import SYMMETRIC
 from imaging.grid import SAME
-from utils import cores, free_memory_bytes
+from utils import cores, counted, free_memory_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +64,6 @@ class Computer(NamedTuple):
 
     memory_bytes: float
     cores: int
-
-    @property
-    def text(self) -> str:
-        """How many cores, in words."""
-        return f"{self.cores} core{'s' if self.cores > 1 else ''}"
 
     @property
     def max_pixels(self) -> float:
@@ -285,7 +280,8 @@ def _epochs(info: "pd.DataFrame", chosen: Sequence[Proposal], computer: Computer
         return [Proposal("epochs", VOLUME_EPOCHS, why)]
     if epochs >= USUAL_EPOCHS:
         return []
-    why = f"{shown:,.0f} images or patches in each: more takes too long on {computer.text}"
+    on = counted(computer.cores, "core")
+    why = f"{shown:,.0f} images or patches in each: more takes too long on {on}"
     return [Proposal("epochs", max(MIN_EPOCHS, epochs), why)]
 
 
@@ -313,7 +309,8 @@ def describe_time(
     epochs = _fields(proposals).get("epochs", USUAL_EPOCHS)
     seconds = epochs * shown * pixels / (PIXELS_PER_SECOND * computer.cores)
     minutes = max(1, round(seconds / 60))
-    return f"about {minutes} minutes of training on {computer.text} without a GPU"
+    on = counted(computer.cores, "core")
+    return f"about {counted(minutes, 'minute')} of training on {on} without a GPU"
 
 
 # ------------------------------------------------------------------------------------- volumes

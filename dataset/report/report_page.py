@@ -18,7 +18,7 @@ from dataset.report.plan import Proposal
 from dataset.report.report_charts import draw_charts
 from dataset.report.thumbnails import Thumbnail
 from imaging.plots import COLOURS
-from utils import ROOT, atomic, count_problems
+from utils import ROOT, atomic, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ def split_notes(lines: Sequence[str]) -> tuple[list[str], list[str]]:
 def _problems(problems: Sequence[str]) -> str:
     if not problems:
         return '<p class="fine">No problems.</p>'
-    return _list(f"{count_problems(problems)} to repair first", problems, "problem")
+    return _list(f"{counted(len(problems), 'problem')} to repair first", problems, "problem")
 
 
 def _list(title: str, lines: Sequence[str], kind: str) -> str:
