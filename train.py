@@ -5,7 +5,7 @@
     python train.py --from-report results/check/report.json    as data.py check proposes
     python train.py --folds 5              cross-validation
 
-The run folder (default files/) gets model.h5 (the best epoch by validation Dice), log.csv,
+The run folder (default files/) gets model.h5 (the best epoch by smoothed validation Dice), log.csv,
 curves.png, split.csv and config.json. The same command goes on after Ctrl-C or a crash.
 --distributed shares each batch among several processes, see docs/scaling.md.
 --verbose also shows what TensorFlow or JAX says.
@@ -372,9 +372,9 @@ def finish_run(
     is_extra = np.array([pair.subset == "extra" for pair in pairs])
     own = numbers["train"][~is_extra[numbers["train"]]]
     choose_cleanup(path, dataset, own, numbers["val"])
-    draw_curves(log, folder / "curves.png")
-    score = f", validation Dice {log.val_dice.max():.4f}" if "val_dice" in log else ""
     best = run_folder.best_epoch(log.to_dict("records"))
+    draw_curves(log, best, folder / "curves.png")
+    score = f", validation Dice {log.val_dice[best - 1]:.4f}" if "val_dice" in log else ""
     print(f"best epoch {best}{score}, trained {log.seconds.sum():.0f} s: {path}")
 
 

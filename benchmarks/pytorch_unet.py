@@ -28,6 +28,7 @@ from dataset.layouts import SUBSETS, Pair
 from metrics import SMOOTHING
 from networks.levels import Level, plan_levels
 from training.optimizer import WARMUP, WEIGHT_DECAY, WarmupCosine
+from training.run_folder import best_epoch
 from utils import UserError, atomic
 
 # Fields of train.Config that have their default here.
@@ -251,21 +252,20 @@ def fit(
     numbers: dict[str, np.ndarray],
     precision: str,
 ) -> Path:
-    """Train; return the file of the epoch with the best validation Dice, or of the last epoch."""
+    """Train; return the file of the best epoch, as train.py chooses it."""
     batches, held_out = train.make_batches(config, dataset, numbers)
     schedule = make_schedule(len(batches) * config.epochs)
     step = make_step(model, precision, config.learning_rate, schedule)
-    path, best = Path(config.out_dir) / "model.pt", -1.0
+    path, history = Path(config.out_dir) / "model.pt", []
     for epoch in range(config.epochs):
         batches.epoch = epoch
         model.train()
         losses = [step(*batches[i]) for i in range(len(batches))]
         print(f"epoch {epoch + 1:3}/{config.epochs}  loss {np.mean(losses):.4f}", flush=True)
-        dice = float(epoch)
+        history.append({"epoch": epoch + 1})
         if held_out is not None:
-            dice = validation_dice(Predictor(model, precision), held_out)
-        if dice > best:
-            best = dice
+            history[-1]["val_dice"] = validation_dice(Predictor(model, precision), held_out)
+        if best_epoch(history) == epoch + 1:
             with atomic(path) as temporary:
                 torch.save(model.state_dict(), temporary)
     return path

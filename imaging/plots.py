@@ -60,10 +60,11 @@ def write_figure(figure: Any, path: str | Path) -> None:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 
-def draw_curves(log: "pd.DataFrame", path: Path) -> None:
+def draw_curves(log: "pd.DataFrame", best: int, path: Path) -> None:
     """Draw loss, Dice and, if the log has it, learning rate over the epochs; write a PNG.
 
     log: a row per epoch, columns epoch, loss, dice and perhaps val_loss, val_dice, learning_rate.
+    best: the epoch that is saved.
     """
     labels = {"loss": "loss", "dice": "Dice", "learning_rate": "learning rate"}
     names = [name for name in labels if name in log]
@@ -75,23 +76,22 @@ def draw_curves(log: "pd.DataFrame", path: Path) -> None:
         for label, values in curves.items():
             axes.plot(log.epoch, values, marker="." if len(log) < 20 else "", label=label)
         if "val_dice" in log:
-            best = log.epoch[log.val_dice.idxmax()]
-            axes.axvline(best, color="grey", linestyle=":", label="best epoch")
+            axes.axvline(best, color="grey", linestyle=":", label="saved")
         axes.set(xlabel="epoch", ylabel=labels[name])
         axes.grid(alpha=0.3)
         if name != "learning_rate":
             axes.set_ylim(interesting_range(list(curves.values())))
             axes.legend(frameon=False)
-    figure.suptitle(curves_title(log))
+    figure.suptitle(curves_title(log, best))
     write_figure(figure, path)
 
 
-def curves_title(log: "pd.DataFrame") -> str:
+def curves_title(log: "pd.DataFrame", best: int) -> str:
     """Name the epoch whose model is saved."""
     if "val_dice" not in log:
         return f"{len(log)} epochs, the last one is saved (no validation images)"
-    best = log.val_dice.idxmax()
-    return f"best epoch {log.epoch[best]} of {len(log)}, validation Dice {log.val_dice[best]:.4f}"
+    dice = log.val_dice[best - 1]
+    return f"epoch {best} of {len(log)} is saved, validation Dice {dice:.4f}"
 
 
 def interesting_range(curves: Sequence["pd.Series"]) -> tuple[float, float]:

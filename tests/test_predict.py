@@ -381,10 +381,10 @@ def test_curves_show_the_later_epochs(tmp_path):
     more = log.assign(val_loss=1 - dice, val_dice=dice, learning_rate=0.1)
     widths = []
     for number, table in enumerate((log, more, log[:1], more.assign(val_loss=np.nan))):
-        plots.draw_curves(table, tmp_path / f"{number}.png")
+        plots.draw_curves(table, len(table), tmp_path / f"{number}.png")
         widths.append(formats.read_image(tmp_path / f"{number}.png").shape[1])
     assert widths == [1000, 1500, 1000, 1500]  # the third picture is the learning rate
-    assert plots.curves_title(more) == "best epoch 80 of 80, validation Dice 0.9700"
+    assert plots.curves_title(more, 80) == "epoch 80 of 80 is saved, validation Dice 0.9700"
 
 
 def test_a_model_without_its_split(run, tmp_path):

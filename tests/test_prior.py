@@ -42,3 +42,11 @@ def test_among_epochs_without_a_hit_the_one_with_the_lowest_loss_is_best():
     assert best_epoch(history) == 2
     assert best_epoch([*history, {"epoch": 4, "val_dice": 0.1, "val_loss": 2.0}]) == 4
     assert best_epoch([{"epoch": 1}, {"epoch": 2}]) == 2
+
+
+def test_a_lucky_epoch_is_not_the_best_and_a_long_fall_is_seen():
+    rising = [0.5, 0.7, 0.8, 0.95, 0.83, 0.84, 0.85, 0.86, 0.86, 0.86, 0.86, 0.86]
+    history = [{"epoch": i, "val_dice": dice} for i, dice in enumerate(rising, 1)]
+    assert best_epoch(history) == 12
+    history += [{"epoch": i, "val_dice": 0.5} for i in range(13, 30)]
+    assert best_epoch(history) == 12

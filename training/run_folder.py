@@ -21,6 +21,7 @@ from training import run_identity
 from utils import UserError, atomic
 
 STATE = "state.weights.h5"
+SMOOTHING = 0.9  # of the validation Dice: the share of the earlier epochs
 RUN_FILES = (
     STATE,
     "model.h5",
@@ -158,12 +159,15 @@ def archive_previous_run(folder: Path) -> None:
 
 
 def best_epoch(history: list[Epoch]) -> int:
-    """Number of the epoch with the highest validation Dice, from 1; the last one if none has it.
+    """Number of the epoch with the highest smoothed validation Dice, from 1; the last without any.
 
-    Among equals it is the one with the lowest loss: while all masks are empty, each Dice is 0.
+    Smoothed as by nnU-Net (Isensee et al. 2021): the Dice of a single epoch on few images is partly
+    chance. Among equals it is the epoch with the lowest loss: while all masks are empty, each Dice
+    is 0.
     """
-    return max(history, key=_merit)["epoch"]
-
-
-def _merit(epoch: Epoch) -> tuple[float, float]:
-    return epoch.get("val_dice", epoch["epoch"]), -epoch.get("val_loss", 0.0)
+    smoothed, merits = None, []
+    for epoch in history:
+        dice = epoch.get("val_dice", epoch["epoch"])
+        smoothed = dice if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * dice
+        merits.append((smoothed, -epoch.get("val_loss", 0.0), epoch["epoch"]))
+    return max(merits)[-1]
