@@ -92,11 +92,11 @@ def write_volumes(folder, shape, spacing, channels):
 
 
 def write_specks(folder):
-    """Eight images of 256x256 with a small square far from their borders."""
+    """Eight images of 600x600 with small squares."""
     for i in range(8):
-        mask, rng = np.zeros((256, 256), np.uint8), np.random.default_rng(i)
-        y, x = rng.integers(60, 190, 2)
-        mask[y : y + 20, x : x + 20] = 255
+        mask, rng = np.zeros((600, 600), np.uint8), np.random.default_rng(i)
+        for y, x in rng.integers(10, 580, (12, 2)):
+            mask[y : y + 6, x : x + 6] = 255
         image = np.clip(rng.normal(80, 10, mask.shape) + mask / 3, 0, 255)
         pictures.write_picture(folder / "images" / f"{i}.png", np.uint8(image))
         pictures.write_picture(folder / "masks" / f"{i}.png", mask)

@@ -210,13 +210,6 @@ def test_one_large_disc_needs_a_small_image(tmp_path):
     assert not {"patch_size", "dimensions", "loss", "window", "depth"} & set(found)
 
 
-def test_small_objects_are_trained_in_patches_though_images_could_be_shown_whole(tmp_path):
-    small = proposed(write_masks(tmp_path / "small", draw_discs(256, 18)))
-    assert small["patch_size"] == "160" and "image_size" not in small
-    large = proposed(write_masks(tmp_path / "large", draw_discs(256, 40)))
-    assert large["image_size"] == 256 and "patch_size" not in large
-
-
 def test_thin_vessels_are_trained_at_their_own_resolution(tmp_path):
     folder = write_masks(tmp_path, draw_vessels(960, 3), lambda i: (1, 0.5, 0.2))
     found = proposed(folder)

@@ -42,7 +42,6 @@ TRAINED_SHARE, MIN_EPOCHS = 0.68, 10
 MIN_SLICES = 16  # of a volume, for a network in three dimensions
 ANISOTROPIC = 3.0  # between the distances of slices and of pixels
 MIN_COVER = 0.25  # of the volume that a patch covers
-SMALL_PATCH = 0.65  # of the side of images that would be shown whole: a patch has less to compute
 DIFFERENT_SIZES = 2.0  # between large and small images
 MANY_OBJECTS = 10  # of an image
 COLOUR_SHARE = 0.03  # of the images that must be in colour
@@ -177,13 +176,10 @@ def choose_whole(
     geometry: Geometry, fingerprint: Fingerprint, computer: Computer
 ) -> Proposal | None:
     """Choose the size to which whole images are scaled; None where patches are better."""
-    has_many = fingerprint.objects_per_image() >= MANY_OBJECTS
-    if geometry.size_ratio > DIFFERENT_SIZES and has_many:
+    if geometry.size_ratio > DIFFERENT_SIZES and fingerprint.objects_per_image() >= MANY_OBJECTS:
         return None
     own = next((size for size in SIZES if size >= geometry.side), SIZES[-1])
     if own <= MAX_WHOLE and 2 * own**2 <= computer.max_pixels:
-        if not has_many and _patch_side(geometry, fingerprint, computer) <= SMALL_PATCH * own:
-            return None
         return Proposal("image_size", own, "whole images at about their own size lose nothing")
     fits = [size for size in SIZES if min(USUAL_SIZE, own) <= size <= min(MAX_WHOLE, own)]
     fits = [size for size in fits if size == fits[0] or 2 * size**2 <= computer.max_pixels]
@@ -197,8 +193,8 @@ def choose_whole(
     return Proposal("image_size", size, reason)
 
 
-def _patch_side(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> int:
-    """Choose how wide patches of slices are, by the objects that make up most of a class."""
+def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> list[Proposal]:
+    """Choose the size of patches of slices at their own resolution."""
     scale = max(
         min(_usual_diameter(fingerprint.diameters(k)), OBJECT_WIDTHS * fingerprint.width(k, 0.5))
         for k in range(1, len(fingerprint.names) + 1)
@@ -209,18 +205,10 @@ def _patch_side(geometry: Geometry, fingerprint: Fingerprint, computer: Computer
     )
     while size > 2 * PATCH_STEP and 2 * size**2 > computer.max_pixels:
         size -= PATCH_STEP
-    return size
-
-
-def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> list[Proposal]:
-    """Propose patches of slices at their own resolution, and say why."""
-    size = _patch_side(geometry, fingerprint, computer)
     tried = max(one for one in SIZES if one <= MAX_WHOLE)
     why = f"a Dice of {floor_dice(fingerprint.least_ceiling(tried))} at most"
     reason = f"patches at the images' own resolution: scaled to {tried} pixels they allow {why}"
-    if geometry.side <= MAX_WHOLE:
-        reason = "patches at the images' own resolution: most of an image is far from its objects"
-    elif fingerprint.least_ceiling(tried) >= MIN_CEILING:
+    if fingerprint.least_ceiling(tried) >= MIN_CEILING:
         reason = (
             f"patches at the images' own resolution: many small objects "
             f"({fingerprint.objects_per_image():.0f} an image) in images of different sizes"
