@@ -259,7 +259,7 @@ def check(
     print(f"{page}: pictures and proposed hyperparameters")
     if problems:
         count = utils.counted(len(problems), "problem")
-        raise UserError(f"{count} in {data_dir}. Fix or remove the files that are named above")
+        raise UserError(f"{count} in {data_dir}. Fix or remove the files that {page} names")
     fields = given | {name: value for name, value, _ in proposals}
     command = report.train_command(fields, output / "report.json")
     print(f"no problems\nnext: {command}")

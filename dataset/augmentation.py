@@ -234,7 +234,12 @@ class Augmentation(threading.local):
     Raises UserError for a strength that is not for volumes.
     """
 
-    def __init__(self, classes: Classes, strength: str = "mild", kind: Kind = Kind()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        classes: Classes,
+        strength: str = "mild",
+        kind: Kind = Kind(),  # noqa: B008 (a NamedTuple cannot be changed)
+    ) -> None:
         if strength == "strong" and kind.dimensions == 3:
             raise UserError(
                 "augmentation is strong, which is for X-rays; expected none, mild or free for "

@@ -129,9 +129,9 @@ def test_what_check_proposes_can_be_trained(monkeypatch, tmp_path, kind):
     report = str(tmp_path / "check" / "report.json")
     config = parse(monkeypatch, "--from-report", report, "--out-dir", str(tmp_path / "run"), *less)
     assert expected.items() <= vars(config).items()
-    summary = train.train(config)
-    assert 0 <= summary.loc["dice", "mean"] <= 1
-    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) in (8, 10)
+    train.train(config)
+    count = len(list((tmp_path / "set" / "images").iterdir()))
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == count
 
 
 def test_help_names_it(script, tmp_path):
