@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from imaging.dicom import dicom_series
 from imaging.formats import DICOM, SUFFIXES
@@ -59,14 +59,18 @@ def is_dicom(path: Path) -> bool:
 def file_stem(path: Path) -> str:
     """Give the name that image, mask and prediction share: the file's name without its ending."""
     # A series: its folder may have any name, such as 1.2.840.
-    if path.is_dir():
-        return path.name
+    return path.name if path.is_dir() else name_stem(path.name)
+
+
+def name_stem(name: str) -> str:
+    """Give a file's name without its ending."""
     # ".nii.gz" is one ending.
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
-            return path.name[: -len(suffix)]
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
     # What follows the last dot of a name such as 1.2.840.1 is no ending.
-    return path.stem if ENDING.fullmatch(path.suffix) else path.name
+    path = PurePath(name)
+    return path.stem if ENDING.fullmatch(path.suffix) else name
 
 
 def normalize_name(name: str) -> str:

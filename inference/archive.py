@@ -9,9 +9,11 @@ them `pip install -r requirements-archive.txt`.
 
 A mask is a PNG (0/255 for one class, else class ids) at the image's place: ward1/a.dcm becomes
 ward1/a.png below the output. A mask of a NIfTI, NRRD or MetaImage file is of the same kind and has
-all slices: ward1/b.nii.gz. The same command goes on where it was stopped. If a worker or a
-machine dies, others do its images. Images that cannot be segmented are listed in problems.csv
-there; the exit code is then 2.
+all slices: ward1/b.nii.gz. A network that looks at several slices takes the DICOM files of a folder
+as one volume, and writes a DICOM segmentation: ward1/ct/1.dcm, 2.dcm … become ward1/ct.dcm.
+Channels in files of their own are joined. The same command goes on where it was stopped. If a
+worker or a machine dies, others do its images. Images that cannot be segmented are listed in
+problems.csv there; the exit code is then 2.
 """
 
 import csv
@@ -34,12 +36,12 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from imaging import formats, pictures
-from imaging.files import is_image, is_litter
+from imaging import pictures
 from imaging.formats import SUFFIXES
 from imaging.labels import Classes
 from imaging.scan import Mask
 from inference import engines
+from inference.archive_items import Item, mask_format, passed_over, plan_masks, read_joined
 from inference.exported_model import load_exported
 from inference.inputs import describe_passed_over
 from inference.storage import Folder
@@ -49,8 +51,6 @@ from utils import UserError, counted, first_line
 FILES_AT_ONCE = 8
 # Note in the output: whose masks these are.
 NOTE = "archive.json"
-# Files of these kinds are volumes, and so are their masks.
-VOLUMES = (formats.NIFTI, formats.NRRD, formats.METAIMAGE)
 MAX_SLICES = 65_535  # of a volume
 # Names that `utils.atomic` gives.
 UNFINISHED = re.compile(r"(^|/)\.\d+\.[^/]+$")
@@ -86,10 +86,11 @@ def main(config: Config) -> None:
             "without images"
         )
     config = replace(config, model=utils.find_default(config.model))
-    network, sha256 = load_for_all(config)
+    network, metadata, sha256 = load_for_all(config)
     print(f"model: {config.model} ({network.engine}, {network.precision})", flush=True)
     names = list(source.list_files())
-    images, problems = plan_masks(names)
+    plan = plan_masks(names, metadata, source.name)
+    images, problems = plan.images, plan.problems
     if others := describe_passed_over(passed_over(names)):
         print(f"note  {others}")
     if not images:
@@ -102,7 +103,7 @@ def main(config: Config) -> None:
     missing = {mask: image for mask, image in images.items() if mask not in existing}
     problems |= segment_missing(config, source, target, network, missing, len(images))
     write_problems(target, problems)
-    count = sum(image not in problems for image in images.values())
+    count = sum(image.name not in problems for image in images.values())
     print(f"{count} masks in {config.output}")
     if problems:
         raise UserError(f"{counted(len(problems), 'problem')}, see problems.csv in {config.output}")
@@ -118,34 +119,6 @@ def check_config(config: Config) -> None:
         raise UserError(
             f"{error.name} is not installed: pip install -r requirements-archive.txt"
         ) from None
-
-
-def plan_masks(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return each mask's image, and the problem of each image that gets no mask."""
-    images: dict[str, str] = {}
-    problems: dict[str, str] = {}
-    for name in sorted(names):
-        path = PurePosixPath(name)
-        if not is_image(path):
-            continue
-        volume = volume_format(name)
-        endings = volume.suffixes if volume else (path.suffix.lower(),)
-        ending = max((one for one in endings if name.lower().endswith(one)), key=len)
-        mask = name[: -len(ending)] + (volume.mask_suffix if volume else ".png")
-        if images.setdefault(mask, name) != name:
-            problems[name] = f"{images[mask]} has the same name, and gets the mask"
-    return images, problems
-
-
-def volume_format(name: str) -> formats.Format | None:
-    """Return the format of a file that holds a volume, by its name; None for a picture."""
-    return next((form for form in VOLUMES if name.lower().endswith(form.suffixes)), None)
-
-
-def passed_over(names: Sequence[str]) -> list[PurePosixPath]:
-    """List the files that are no images, by their endings, without what systems leave behind."""
-    paths = map(PurePosixPath, sorted(names))
-    return [path for path in paths if not is_image(path) and not any(map(is_litter, path.parts))]
 
 
 def delete_unfinished(target: Folder, existing: set[str]) -> None:
@@ -202,26 +175,37 @@ class Worker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Write the masks of a batch; return the problem of each image, or nothing."""
-        problems = self.pool.map(self.attempt, batch["image"], batch["mask"])
+        problems = self.pool.map(self.attempt, batch["files"], batch["mask"])
         return {"image": batch["image"], "problem": list(problems)}
 
-    def attempt(self, image: str, mask: str) -> str:
+    def attempt(self, files: Sequence[str], mask: str) -> str:
         """Write one image's mask, or return why that is not possible."""
         try:
-            self.write_mask(image, mask)
+            with tempfile.TemporaryDirectory() as folder:
+                self.write_mask(files, mask, Path(folder))
         except UserError as error:
             return str(error)
         except Exception as error:  # whatever it is, the other images are to be done
             return first_line(error)
         return ""
 
-    def write_mask(self, image: str, mask: str) -> None:
-        """Segment one image."""
-        content = self.source.read(image)
+    def write_mask(self, files: Sequence[str], mask: str, folder: Path) -> None:
+        """Segment one image. folder: an empty one, for the copies of several files."""
+        paths = [folder / PurePosixPath(name).name for name in files]
+        if len(files) == 1:
+            content = self.source.read(files[0])
+        else:
+            for path, name in zip(paths, files, strict=True):
+                path.write_bytes(self.source.read(name))
+        volume = mask_format(mask)
+        max_slices = MAX_SLICES if volume else 1
         # Many files are read and written at once, but the CPUs are for one computation.
         with self.computing:
-            volume = volume_format(image)
-            prepared = self.model.read(content, max_slices=MAX_SLICES if volume else 1)
+            if len(files) == 1:
+                prepared = self.model.read(content, max_slices=max_slices)
+            else:
+                scan = read_joined(paths, self.model.metadata.get("window", ""))
+                prepared = self.model.prepare(scan, max_slices=max_slices)
             ids = self.model.predict(prepared, self.run).ids
             names = self.model.metadata["classes"]
             if volume:
@@ -237,10 +221,10 @@ def segment_missing(
     source: Folder,
     target: Folder,
     network: engines.Engine,
-    missing: dict[str, str],
+    missing: dict[str, Item],
     total: int,
 ) -> dict[str, str]:
-    """Write the masks of `missing`, {mask: image}; return the problem of each image left out."""
+    """Write the masks of `missing`, by their names; return the problem of each image left out."""
     problems: dict[str, str] = {}
     if not missing:
         return problems
@@ -257,11 +241,11 @@ def segment_missing(
                 if problem:
                     problems[image] = problem
                 bar.update()
-            missing = {mask: image for mask, image in missing.items() if image not in done}
+            missing = {mask: item for mask, item in missing.items() if item.name not in done}
             if not missing:
                 return problems
-    for image in missing.values():
-        problems[image] = f"its worker died, {MAX_RETRIES + 1} times"
+    for item in missing.values():
+        problems[item.name] = f"its worker died, {MAX_RETRIES + 1} times"
     return problems
 
 
@@ -275,13 +259,19 @@ def read_model_files(config: Config, network: engines.Engine) -> dict[str, bytes
 
 
 def run_tasks(
-    config: Config, worker: tuple, missing: dict[str, str], batch: int
+    config: Config, worker: tuple, missing: dict[str, Item], batch: int
 ) -> Iterator[tuple[str, str]]:
     """Write the masks of `missing`, `batch` in a task; yield (image, problem) when it is done."""
     import pyarrow as pa
     import ray
 
-    table = pa.table({"mask": list(missing), "image": list(missing.values())})
+    items = missing.values()
+    columns = {
+        "mask": list(missing),
+        "image": [item.name for item in items],
+        "files": [item.files for item in items],
+    }
+    table = pa.table(columns)
     blocks = []
     for start in range(0, len(table), batch):
         blocks.append(table.slice(start, batch).combine_chunks())
@@ -336,15 +326,15 @@ def kinds_of_cpu() -> set[str]:
     return set(ray.get(answers))
 
 
-def load_for_all(config: Config) -> tuple[engines.Engine, str]:
-    """Load the network in a precision that is allowed on all machines; also its checksum.
+def load_for_all(config: Config) -> tuple[engines.Engine, dict[str, Any], str]:
+    """Load the network in a precision that is allowed on all machines; its metadata and checksum.
 
     Raises UserError.
     """
     path = Path(config.model)
-    network, _, sha256 = engines.load_engine(path, config.engine, config.precision, 1)
+    network, metadata, sha256 = engines.load_engine(path, config.engine, config.precision, 1)
     if network.precision == "float32" or not os.environ.get("RAY_ADDRESS"):
-        return network, sha256
+        return network, metadata, sha256
     connect()
     place = path.with_name("manifest.json")
     measured = json.loads(place.read_text())["precisions"]
@@ -353,7 +343,7 @@ def load_for_all(config: Config) -> tuple[engines.Engine, str]:
         if not engines.is_allowed(network.engine, network.precision, measured.get(kind, {})):
             refusing.append(kind)
     if not refusing:
-        return network, sha256
+        return network, metadata, sha256
     name = f"{network.engine} {network.precision}"
     reason = f"{name} is not allowed on {', '.join(refusing)}, according to {place}"
     if config.precision != "auto":
@@ -362,8 +352,8 @@ def load_for_all(config: Config) -> tuple[engines.Engine, str]:
             "and add its result to this file"
         )
     print(f"{reason}; float32 instead")
-    network, _, sha256 = engines.load_engine(path, config.engine, "float32", 1)
-    return network, sha256
+    network, metadata, sha256 = engines.load_engine(path, config.engine, "float32", 1)
+    return network, metadata, sha256
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ class ExportedModel:
         max_bytes: of the decoded image. Raises UserError, ImageTooLargeError.
         """
         check_declared_pixels(content, max_bytes)
-        scan = formats.decode_scan(content, max_bytes)
+        return self.prepare(formats.decode_scan(content, max_bytes), max_bytes, max_slices)
+
+    def prepare(self, scan: Scan, max_bytes: int = MAX_BYTES, max_slices: int = 1) -> Prepared:
+        """Prepare an image of at most `max_slices` slices. Raises UserError, ImageTooLargeError."""
         sampler, window = Sampler.from_metadata(self.metadata), self.metadata.get("window", "")
         check_slices(len(scan.pixels), max_slices)
         if len(scan.pixels) == 1 and sampler.dimensions == 3:

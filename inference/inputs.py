@@ -10,7 +10,7 @@ from typing import Any
 from imaging import formats, partners
 from imaging.channel_files import read_channels
 from imaging.dicom import dicom_series
-from imaging.files import file_stem, is_dicom, is_image, is_litter
+from imaging.files import file_stem, is_dicom, is_image, is_litter, name_stem
 from imaging.scan import MAX_BYTES, Scan, name_in_errors
 from inference.output_names import name_outputs
 from utils import UserError, nearest_path, printable
@@ -61,7 +61,7 @@ def list_inputs(source: Path, output: Path | None = None, endings: Sequence[str]
     found = Inputs()
     if source.is_file():
         groups = [(Path(), [source])]
-        if _split_ending(source, endings):
+        if split_ending(source, endings):
             groups = [(Path(), _other_channels(source, endings))]
     else:
         groups = [
@@ -182,7 +182,7 @@ def _group_channels(
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     items = []
     for path in paths:
-        if found := _split_ending(path, endings):
+        if found := split_ending(path, endings):
             groups[found[0]][found[1]] = path
         else:
             items.append((file_stem(path), (path,)))
@@ -196,9 +196,9 @@ def _group_channels(
     return items
 
 
-def _split_ending(path: Path, endings: Sequence[str]) -> tuple[str, int] | None:
+def split_ending(path: PurePath, endings: Sequence[str]) -> tuple[str, int] | None:
     """Split a file's name into the image's name and the number of the channel."""
-    stem = file_stem(path)
+    stem = name_stem(path.name)
     for number in sorted(range(len(endings)), key=lambda i: -len(endings[i])):
         if stem.endswith(endings[number]):
             return stem.removesuffix(endings[number]), number
@@ -207,10 +207,10 @@ def _split_ending(path: Path, endings: Sequence[str]) -> tuple[str, int] | None:
 
 def _other_channels(path: Path, endings: Sequence[str]) -> list[Path]:
     """List the files of all channels of an image, by one of them."""
-    stem = _split_ending(path, endings)[0]
+    stem = split_ending(path, endings)[0]
     files = []
     for other in sorted(path.parent.iterdir()):
-        found = _split_ending(other, endings)
+        found = split_ending(other, endings)
         if found and found[0] == stem and is_image(other):
             files.append(other)
     return files

@@ -1,7 +1,7 @@
 """Read and write files in a folder on a disk or in a bucket (S3 and others, by pyarrow)."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from utils import UserError, atomic, first_line
 
@@ -22,6 +22,7 @@ class Folder:
                 f"{url} cannot be opened ({first_line(error)}); expected a folder or a URL"
             ) from None
         self.root = root.rstrip("/")
+        self.name = PurePosixPath(self.root).name
 
     def list_files(self, missing_ok: bool = False) -> Iterator[str]:
         """List the files in it and in its folders. Raises UserError."""

@@ -16,8 +16,9 @@ from test_serve import exported  # noqa: F401 (a fixture)
 import utils
 from benchmarks.scripts import wait_until
 from benchmarks.speed.archive import TwoNodes, count_masks
-from imaging import formats
+from imaging import formats, pictures
 from inference import archive
+from inference.archive_items import Item, plan_masks, read_joined
 from inference.exported_model import load_exported
 from utils import UserError
 
@@ -93,17 +94,47 @@ def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
 
 
+WHOLE = {"image_size": [32, 32]}
+
+
 def test_plan_gives_each_mask_one_image():
-    wanted, problems = archive.plan_masks(
-        ["b/x.nii.gz", "b/x.NII", "b/x.mhd", "a/x.PNG", "a/x.dcm", "a/.y.png", "notes.txt", "x.png"]
-    )
-    assert wanted == {
-        "a/x.png": "a/x.PNG",
-        "b/x.nii.gz": "b/x.NII",
-        "b/x.mha": "b/x.mhd",
-        "x.png": "x.png",
+    names = ["b/x.nii.gz", "b/x.NII", "b/x.mhd", "a/x.PNG", "a/x.dcm", "a/.y.png", "notes.txt"]
+    plan = plan_masks([*names, "x.png"], WHOLE, "scans")
+    assert {mask: item.files for mask, item in plan.images.items()} == {
+        "a/x.png": ("a/x.PNG",),
+        "b/x.nii.gz": ("b/x.NII",),
+        "b/x.mha": ("b/x.mhd",),
+        "x.png": ("x.png",),
     }
-    assert list(problems) == ["a/x.dcm", "b/x.nii.gz"]
+    assert list(plan.problems) == ["a/x.dcm", "b/x.nii.gz"]
+
+
+def test_plan_joins_what_is_one_image():
+    names = ["1.dcm", "2.DCM", "ct/1.dcm", "ct/2.dcm", "ct/a.nii", "ct/a_t2.nii", "ct/b_t2.nii"]
+    names += ["ct/a_t1.nii.gz", "ct/c_t1.png", "ct/c_t2.png"]
+    metadata = {"image_size": [32, 32], "channel_endings": ["_t1", "_t2"]}
+    plan = plan_masks(names, metadata | {"neighbours": 1}, "scans")
+    assert plan.images == {
+        "ct/a.nii.gz": Item("ct/a.nii", ("ct/a.nii",)),
+        "ct/c.png": Item("ct/c_t1.png", ("ct/c_t1.png", "ct/c_t2.png")),
+        "ct.dcm": Item("ct", ("ct/1.dcm", "ct/2.dcm")),
+        "scans.dcm": Item("scans", ("1.dcm", "2.DCM")),
+    }
+    assert plan.problems == {
+        "ct/a_t1.nii.gz": "ct/a.nii has the same name, and gets the mask",
+        "ct/b_t2.nii": "channels are missing; this model expects _t1, _t2",
+    }
+    assert "ct/1.png" in plan_masks(names, metadata, "scans").images
+
+
+def test_channels_in_files_of_their_own_are_joined(tmp_path):
+    paths = [tmp_path / "a_t1.png", tmp_path / "a_t2.png"]
+    for level, path in enumerate(paths, 1):
+        pictures.write_picture(path, np.full((16, 20), level, np.uint8))
+    assert read_joined(paths, "").pixels[0, 3, 4].tolist() == [1, 2]
+    pictures.write_picture(paths[1], np.zeros((16, 24), np.uint8))
+    with pytest.raises(UserError, match=r"^a_t2.png: 16x24 pixels; a_t1.png is 16x20 pixels"):
+        read_joined(paths, "")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ The network marks bright voxels. Each corner of the volume, and of a box within 
 
 import itertools
 
+import highdicom
 import keras
 import nibabel
 import numpy as np
@@ -50,6 +51,13 @@ def labelled_volume():
         volume[place] = 900
     volume[1, 2, 5] = 800  # so that no mirror image is the same
     return volume
+
+
+def sorted_places(affine, inside):
+    """Where the voxels lie that are inside, mm."""
+    indices = np.argwhere(inside)
+    places = indices @ affine[:3, :3].T + affine[:3, 3]
+    return sorted(map(tuple, places.round(3) + 0.0))
 
 
 def segment(model, source, output):
@@ -129,5 +137,12 @@ def test_dicom_series(model, tmp_path, direction):
     mask = formats.read_mask_scan(path, scan, ["x"])
     np.testing.assert_array_equal(mask.pixels > 0, scan.pixels > 500)
     assert (scan.pixels > 500).sum() == 17
+    # highdicom's own reader finds the voxels at the places that the slices' headers say.
+    seg = highdicom.seg.segread(path).get_volume(combine_segments=True)
+    found = sorted_places(seg.affine, seg.array > 0)
+    steps = np.array(direction, float).reshape(2, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([2.5 * normal, steps[1], steps[0]], axis=1)
+    np.testing.assert_allclose(found, sorted_places(affine, volume > 500), atol=1e-6)
     source = pydicom.dcmread(tmp_path / "in" / "IM00")
     assert pydicom.dcmread(path).FrameOfReferenceUID == source.FrameOfReferenceUID

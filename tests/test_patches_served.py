@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from nibabel import orientations
+from test_dicom_series import write_series
 from test_serve import Running
 
 import export
@@ -260,25 +262,58 @@ def test_what_would_fill_the_memory_is_refused(exported, sampler):
 # ---------------------------------------------------------------------------------------- archive
 
 
-def test_the_archive_writes_volumes_in_kind(exported, sampler, tmp_path):
+def run_archive(exported: Path, folder: Path) -> list[str]:
+    """Segment folder/in into folder/out without a cluster; return the images' problems."""
     pytest.importorskip("ray")
+    metadata = utils.load_metadata(exported / "model.h5")
+    source, target = Folder(str(folder / "in")), Folder(str(folder / "out"))
+    plan = archive.plan_masks(list(source.list_files()), metadata, source.name)
+    assert not plan.problems
+    names = ("unet.onnx", "manifest.json")
+    files = {name: (exported / "export" / name).read_bytes() for name in names}
+    worker = archive.Worker(source, target, files, 1, "onnxruntime", "float32")
+    items = plan.images.values()
+    batch = {"image": [item.name for item in items], "files": [item.files for item in items]}
+    return worker(batch | {"mask": list(plan.images)})["problem"]
+
+
+def test_the_archive_writes_volumes_in_kind(exported, sampler, tmp_path):
     image = draw_volume(3)
     (tmp_path / "in").mkdir()
     nibabel.save(image, tmp_path / "in" / "a.nii.gz")
     pictures.write_picture(tmp_path / "in" / "b.png", np.zeros((64, 64), np.uint8))
-    names = sorted(path.name for path in (tmp_path / "in").iterdir())
-    planned, problems = archive.plan_masks(names)
-    assert planned == {"a.nii.gz": "a.nii.gz", "b.png": "b.png"} and not problems
-    files = {
-        name: (exported / "export" / name).read_bytes() for name in ("unet.onnx", "manifest.json")
-    }
-    source, target = Folder(str(tmp_path / "in")), Folder(str(tmp_path / "out"))
-    worker = archive.Worker(source, target, files, 1, "onnxruntime", "float32")
-    done = worker({"image": np.array(names), "mask": np.array(list(planned))})
+    problems = run_archive(exported, tmp_path)
     wrong = "one slice; this network takes volumes" if sampler.dimensions == 3 else ""
-    assert done["problem"] == ["", wrong]
+    assert problems == ["", wrong]
     mask = nibabel.load(tmp_path / "out" / "a.nii.gz")
     np.testing.assert_array_equal(mask.affine, image.affine)
     scan = formats.decode_scan(mask.to_bytes())
     assert np.array_equal(scan.pixels[..., 0], expected_mask(exported, image))
     assert (tmp_path / "out" / "b.png").is_file() == (not wrong)
+
+
+def test_the_archive_takes_a_folder_of_dicom_files_as_a_volume(exported, sampler, tmp_path):
+    if sampler.dimensions == 2 and not sampler.neighbours:
+        pytest.skip("this network takes each slice by itself")
+    voxels = np.asarray(draw_volume(4).dataobj).transpose(2, 1, 0)
+    for place in ("in/ward", "broken"):
+        write_series(
+            tmp_path / place,
+            positions=2 * np.arange(len(voxels)),
+            Rows=voxels.shape[1],
+            Columns=voxels.shape[2],
+            PixelSpacing=[1.0, 1.0],
+            PixelData=lambda i: np.uint16(voxels[i]).tobytes(),
+        )
+        for path in (tmp_path / place).iterdir():
+            path.rename(path.with_name(f"{path.name}.dcm"))
+    # Slices of two volumes.
+    shutil.copytree(tmp_path / "in" / "ward", tmp_path / "in" / "two")
+    for path in (tmp_path / "broken").iterdir():
+        path.rename(tmp_path / "in" / "two" / f"b{path.name}")
+    two, ward = run_archive(exported, tmp_path)
+    assert ward == "" and two.startswith("2 volumes, of 22, 22 files; expected one volume")
+    image = formats.read_scan(tmp_path / "in" / "ward")
+    mask = formats.read_mask_scan(tmp_path / "out" / "ward.dcm", image, ["box"])
+    expected = segment_scans([utils.load_model(exported / "model.h5")], [image])[0].ids
+    assert expected.any() and np.array_equal(mask.pixels[..., 0], expected)
