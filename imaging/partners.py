@@ -6,7 +6,7 @@ A header stands for both. Headers may name files beside them only.
 import gzip
 import re
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from utils import UserError
 
@@ -20,7 +20,7 @@ HEADER_BYTES = 2**16
 
 def header_of(path: Path) -> Path | None:
     """Find the header that stands for a file of voxels, such as x.hdr for x.img; else None."""
-    stem, suffix = _split(path)
+    stem, suffix = split(path)
     for end in HEADERS.get(suffix.lower(), ()):
         if found := _beside(path, stem, end):
             return found
@@ -33,7 +33,7 @@ def header_of(path: Path) -> Path | None:
 
 def read_beside(path: Path, suffix: str, count: int) -> bytes:
     """Read the first `count` bytes, unpacked, of the voxels beside a header. Raises UserError."""
-    stem, _ = _split(path)
+    stem, _ = split(path)
     partner = _beside(path, stem, suffix)
     if partner is None:
         raise UserError(f"a header without voxels; expected {stem}{suffix} beside it")
@@ -54,7 +54,7 @@ def read_named(path: Path, name: str, count: int) -> bytes:
     return _read(partner, count, unpack=False)
 
 
-def _split(path: Path) -> tuple[str, str]:
+def split(path: PurePath) -> tuple[str, str]:
     """Split a name into stem and ending; .gz after the ending does not count."""
     name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
     stem, dot, suffix = name.rpartition(".")

@@ -36,12 +36,12 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from imaging import pictures
+from imaging import formats
 from imaging.formats import SUFFIXES
 from imaging.labels import Classes
-from imaging.scan import Mask
+from imaging.scan import OVERLAPPING, Mask
 from inference import engines
-from inference.archive_items import Item, mask_format, passed_over, plan_masks, read_joined
+from inference.archive_items import Item, mask_format, plan_masks, read_joined
 from inference.exported_model import load_exported
 from inference.inputs import describe_passed_over
 from inference.storage import Folder
@@ -88,10 +88,12 @@ def main(config: Config) -> None:
     config = replace(config, model=utils.find_default(config.model))
     network, metadata, sha256 = load_for_all(config)
     print(f"model: {config.model} ({network.engine}, {network.precision})", flush=True)
+    if Classes.from_metadata(metadata).overlap:
+        raise UserError(f"{OVERLAPPING}; predict.py --input writes a mask for each class")
     names = list(source.list_files())
     plan = plan_masks(names, metadata, source.name)
     images, problems = plan.images, plan.problems
-    if others := describe_passed_over(passed_over(names)):
+    if others := describe_passed_over(plan.passed_over):
         print(f"note  {others}")
     if not images:
         raise UserError(
@@ -197,22 +199,20 @@ class Worker:
         else:
             for path, name in zip(paths, files, strict=True):
                 path.write_bytes(self.source.read(name))
-        volume = mask_format(mask)
-        max_slices = MAX_SLICES if volume else 1
+        form = mask_format(mask)
+        max_slices = 1 if form is formats.PNG else MAX_SLICES
         # Many files are read and written at once, but the CPUs are for one computation.
         with self.computing:
             if len(files) == 1:
                 prepared = self.model.read(content, max_slices=max_slices)
             else:
-                scan = read_joined(paths, self.model.metadata.get("window", ""))
+                window = self.model.metadata.get("window", "")
+                scan = read_joined(paths, form is formats.DICOM, window)
                 prepared = self.model.prepare(scan, max_slices=max_slices)
             ids = self.model.predict(prepared, self.run).ids
-            names = self.model.metadata["classes"]
-            if volume:
-                levels = Classes.from_metadata(self.model.metadata).levels
-                written = volume.encode_mask(Mask(ids, names, levels), prepared.scan())
-            else:
-                written = pictures.mask_to_png(ids[0], names)
+            classes = Classes.from_metadata(self.model.metadata)
+            found = Mask(ids, classes.names, classes.levels)
+            written = form.encode_mask(found, prepared.scan())
         self.target.write(mask, written)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from imaging import formats
+from imaging import formats, partners
 from imaging.channel_files import read_channels
 from imaging.dicom import dicom_series
 from imaging.files import is_image, is_litter, name_stem
@@ -21,10 +21,10 @@ VOLUMES = (formats.NIFTI, formats.NRRD, formats.METAIMAGE)
 
 @dataclass(frozen=True)
 class Item:
-    """An image: a file, the DICOM files of a folder, or a file per channel. Names, not paths."""
+    """An image: its files' names. The first one is read if there are no channels and no series."""
 
     name: str  # in problems.csv
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # also voxels that lie beside their header
 
 
 @dataclass
@@ -33,80 +33,99 @@ class Plan:
 
     images: dict[str, Item] = field(default_factory=dict)  # by the name of the mask
     problems: dict[str, str] = field(default_factory=dict)  # of images that get no mask
+    passed_over: list[PurePosixPath] = field(default_factory=list)  # files that are no images
 
     def add(self, mask: str, item: Item) -> None:
         """Note an image, unless another one has its mask's name."""
         if mask in self.images:
-            other = self.images[mask].name
-            self.problems[item.name] = f"{other} has the same name, and gets the mask"
+            self.add_twin(item.name, self.images[mask].name)
         else:
             self.images[mask] = item
+
+    def add_channels(self, mask: str, item: Item, count: int, endings: Sequence[str]) -> None:
+        """Note an image of several channels, unless some are missing."""
+        if count == len(endings):
+            self.add(mask, item)
+        else:
+            expected = ", ".join(endings)
+            self.problems[item.name] = f"channels are missing; this model expects {expected}"
+
+    def add_twin(self, name: str, other: str) -> None:
+        """Note a file that another one is taken instead of."""
+        self.problems[name] = f"{other} has the same name, and gets the mask"
 
 
 def plan_masks(names: Sequence[str], metadata: dict[str, Any], root: str) -> Plan:
     """Join the files that are one image, and name each image's mask.
 
     A network that looks at several slices gets the DICOM files of a folder as one volume.
-    root: the name of the mask of DICOM files that lie in no folder.
+    root: the name of what lies in no folder, and is named by its folder.
     """
     sampler, endings = Sampler.from_metadata(metadata), metadata.get("channel_endings", ())
     takes_volumes = sampler.dimensions == 3 or sampler.neighbours > 0
-    plan = Plan()
+    plan, known = Plan(), set(names)
     series: dict[str, list[str]] = defaultdict(list)
     channels: dict[str, dict[int, str]] = defaultdict(dict)
     for name in sorted(names):
         path = PurePosixPath(name)
-        if not is_image(path):
+        if any(map(is_litter, path.parts)):
             continue
-        if takes_volumes and name.lower().endswith(formats.DICOM.suffixes):
-            series[str(path.parent)].append(name)
-        elif found := split_ending(path, endings):
+        is_dicom = name.lower().endswith(formats.DICOM.suffixes)
+        folder = str(path.parent) if path.parent.name else root
+        if not is_image(path):
+            plan.passed_over.append(path)
+        elif is_dicom and takes_volumes:
+            series[folder].append(name)
+        elif not is_dicom and (found := split_ending(path, endings)):
             stem, number = found
-            channels[_mask_name(path.parent / stem, name)][number] = name
+            mask = _mask_name(str(path.parent / stem) if stem else folder, name)
+            if channels[mask].setdefault(number, name) != name:
+                plan.add_twin(name, channels[mask][number])
         else:
-            plan.add(_mask_name(path.parent / name_stem(path.name), name), Item(name, (name,)))
+            mask = _mask_name(str(path.parent / name_stem(path.name)), name)
+            plan.add(mask, Item(name, (name, *voxels_beside(name, known))))
     for mask, files in channels.items():
-        item = Item(files[min(files)], tuple(files[number] for number in sorted(files)))
-        if len(files) < len(endings):
-            missing = ", ".join(endings)
-            plan.problems[item.name] = f"channels are missing; this model expects {missing}"
-        else:
-            plan.add(mask, item)
+        images = [files[number] for number in sorted(files)]
+        voxels = [one for image in images for one in voxels_beside(image, known)]
+        plan.add_channels(mask, Item(images[0], (*images, *voxels)), len(files), endings)
     for folder, files in series.items():
-        place = folder if folder != "." else root
-        plan.add(f"{place}{formats.DICOM.mask_suffix}", Item(place, tuple(files)))
+        plan.add(f"{folder}{formats.DICOM.mask_suffix}", Item(folder, tuple(files)))
+    used = {file for item in plan.images.values() for file in item.files}
+    plan.passed_over = [path for path in plan.passed_over if str(path) not in used]
     return plan
 
 
-def _mask_name(stem: PurePosixPath, image: str) -> str:
-    volume = volume_format(image)
-    return f"{stem}{volume.mask_suffix if volume else formats.PNG.mask_suffix}"
+def _mask_name(stem: str, image: str) -> str:
+    """Name a mask by the format of its image: a volume's is in kind, a picture's is PNG."""
+    forms = [form for form in VOLUMES if image.lower().endswith(form.suffixes)]
+    return f"{stem}{(*forms, formats.PNG)[0].mask_suffix}"
 
 
-def volume_format(name: str) -> formats.Format | None:
-    """Return the format of a file that holds a volume, by its name; None for a picture."""
-    return next((form for form in VOLUMES if name.lower().endswith(form.suffixes)), None)
+def mask_format(mask: str) -> formats.Format:
+    """Return the format of a mask, by its name."""
+    forms = (*VOLUMES, formats.DICOM, formats.PNG)
+    return next(form for form in forms if mask.endswith(form.mask_suffix))
 
 
-def mask_format(mask: str) -> formats.Format | None:
-    """Return the format of a volume's mask, by its name; None for a picture's."""
-    forms = (*VOLUMES, formats.DICOM)
-    return next((form for form in forms if mask.endswith(form.mask_suffix)), None)
+def voxels_beside(header: str, known: set[str]) -> tuple[str, ...]:
+    """Name the file of a volume's voxels, if it is another one than its header's."""
+    stem, suffix = partners.split(PurePosixPath(header))
+    place = PurePosixPath(header).with_name(stem)
+    for ending, headers in partners.HEADERS.items():
+        if suffix.lower() in headers:
+            for end in (ending, ending.upper(), f"{ending}.gz"):
+                if f"{place}{end}" in known:
+                    return (f"{place}{end}",)
+    return ()
 
 
-def passed_over(names: Sequence[str]) -> list[PurePosixPath]:
-    """List the files that are no images, by their endings, without what systems leave behind."""
-    paths = map(PurePosixPath, sorted(names))
-    return [path for path in paths if not is_image(path) and not any(map(is_litter, path.parts))]
-
-
-def read_joined(paths: Sequence[Path], window: str) -> Scan:
+def read_joined(paths: Sequence[Path], is_series: bool, window: str) -> Scan:
     """Read an image of several files, alone in their folder. Raises UserError without its name."""
     folder = paths[0].parent
     try:
-        if paths[0].name.lower().endswith(formats.DICOM.suffixes):
+        if is_series:
             scan = dicom_series.read_folder(folder, MAX_BYTES)
             return replace(scan, format=formats.DICOM.name)
-        return read_channels(paths, window)
+        return read_channels([path for path in paths if is_image(path)], window)
     except UserError as error:
         raise UserError(str(error).replace(f"{folder}/", "")) from None

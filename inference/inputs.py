@@ -183,7 +183,9 @@ def _group_channels(
     items = []
     for path in paths:
         if found := split_ending(path, endings):
-            groups[found[0]][found[1]] = path
+            first = groups[found[0]].setdefault(found[1], path)
+            if first != path:
+                problems.append(f"{path}: {first.name} has the same name, and is taken")
         else:
             items.append((file_stem(path), (path,)))
     for stem, group in groups.items():

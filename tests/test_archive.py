@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK
 from conftest import ROOT
 from test_serve import exported  # noqa: F401 (a fixture)
 
@@ -127,14 +128,36 @@ def test_plan_joins_what_is_one_image():
     assert "ct/1.png" in plan_masks(names, metadata, "scans").images
 
 
+def test_plan_keeps_what_belongs_together_and_leaves_litter():
+    names = ["@eaDir/x.jpg", "__MACOSX/y.png", "notes.txt", "a/t1.nii", "a/t2.nii", "t1.mhd"]
+    names += ["t1.raw", "t2.mhd", "t2.raw", "a/b.mhd", "a/b.RAW", "a/c.raw", "d_t1.png", "d_t1.jpg"]
+    names += ["d_t2.png"]
+    plan = plan_masks(names, WHOLE | {"channel_endings": ["t1", "t2"]}, "scans")
+    assert {mask: item.files for mask, item in plan.images.items()} == {
+        "a/b.mha": ("a/b.mhd", "a/b.RAW"),
+        "a.nii.gz": ("a/t1.nii", "a/t2.nii"),
+        "scans.mha": ("t1.mhd", "t2.mhd", "t1.raw", "t2.raw"),
+        "d_.png": ("d_t1.jpg", "d_t2.png"),
+    }
+    assert plan.problems == {"d_t1.png": "d_t1.jpg has the same name, and gets the mask"}
+    assert [str(path) for path in plan.passed_over] == ["a/c.raw", "notes.txt"]
+
+
+def test_a_header_and_its_voxels_are_read(tmp_path):
+    voxels = np.arange(2 * 16 * 20, dtype=np.int16).reshape(2, 16, 20)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(tmp_path / "a.mhd"))
+    scan = read_joined([tmp_path / "a.mhd", tmp_path / "a.raw"], False, "")
+    np.testing.assert_array_equal(scan.pixels[..., 0], voxels)
+
+
 def test_channels_in_files_of_their_own_are_joined(tmp_path):
     paths = [tmp_path / "a_t1.png", tmp_path / "a_t2.png"]
     for level, path in enumerate(paths, 1):
         pictures.write_picture(path, np.full((16, 20), level, np.uint8))
-    assert read_joined(paths, "").pixels[0, 3, 4].tolist() == [1, 2]
+    assert read_joined(paths, False, "").pixels[0, 3, 4].tolist() == [1, 2]
     pictures.write_picture(paths[1], np.zeros((16, 24), np.uint8))
     with pytest.raises(UserError, match=r"^a_t2.png: 16x24 pixels; a_t1.png is 16x20 pixels"):
-        read_joined(paths, "")
+        read_joined(paths, False, "")
 
 
 @pytest.mark.slow

@@ -44,6 +44,11 @@ def test_among_epochs_without_a_hit_the_one_with_the_lowest_loss_is_best():
     assert best_epoch([{"epoch": 1}, {"epoch": 2}]) == 2
 
 
+def test_an_untrained_network_that_is_right_on_empty_masks_is_not_the_best():
+    dice = [0.8, 0.3, 0.5, 0.62, 0.7, 0.77]
+    assert best_epoch([{"epoch": i, "val_dice": one} for i, one in enumerate(dice, 1)]) == 6
+
+
 def test_a_lucky_epoch_is_not_the_best_and_a_long_fall_is_seen():
     rising = [0.5, 0.7, 0.8, 0.95, 0.83, 0.84, 0.85, 0.86, 0.86, 0.86, 0.86, 0.86]
     history = [{"epoch": i, "val_dice": dice} for i, dice in enumerate(rising, 1)]

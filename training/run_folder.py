@@ -162,12 +162,12 @@ def best_epoch(history: list[Epoch]) -> int:
     """Number of the epoch with the highest smoothed validation Dice, from 1; the last without any.
 
     Smoothed as by nnU-Net (Isensee et al. 2021): the Dice of a single epoch on few images is partly
-    chance. Among equals it is the epoch with the lowest loss: while all masks are empty, each Dice
-    is 0.
+    chance. It starts from 0, because a network that finds nothing yet is right on empty masks.
+    Among equals it is the epoch with the lowest loss: while all masks are empty, each Dice is 0.
     """
-    smoothed, merits = None, []
+    smoothed, merits = 0.0, []
     for epoch in history:
         dice = epoch.get("val_dice", epoch["epoch"])
-        smoothed = dice if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * dice
+        smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * dice
         merits.append((smoothed, -epoch.get("val_loss", 0.0), epoch["epoch"]))
     return max(merits)[-1]
