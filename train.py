@@ -149,7 +149,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         return pd.DataFrame(history)
 
     # Data: pairs of image and mask, decoded once.
-    pairs, dataset = load_data(config)
+    pairs, dataset = load_data(config, folder if history else None)
 
     with distributed.scope():
         # Model: plain Keras is saved; a twin that shares its weights trains faster on a CPU.
@@ -215,17 +215,21 @@ def data_folder(config: Config) -> str:
     return config.data_dir or str(make_phantoms("", PHANTOMS, seed=0))
 
 
-def load_data(config: Config) -> tuple[list[Pair], Dataset]:
-    """Find and decode the images and masks. Raises UserError that lists every unusable file."""
+def load_data(config: Config, stopped: Path | None = None) -> tuple[list[Pair], Dataset]:
+    """Find and decode the images and masks. Raises UserError that lists every unusable file.
+
+    stopped: the folder of a run that goes on as it began, also if there are more images now.
+    """
 
     def load() -> tuple[list[Pair], Dataset]:
         data_dir = data_folder(config)
         print(f"data: {data_dir}", flush=True)
         layout = data.find_data(data_dir)
+        sampler, channels = run_folder.read_input(stopped)
         preprocessing = Preprocessing(
             Classes(config.classes, config.ignore, config.overlap),
-            make_sampler(config, layout.pairs),
-            config.channels or detect_channels(layout.pairs),
+            sampler or make_sampler(config, layout.pairs),
+            channels or config.channels or detect_channels(layout.pairs),
             config.window,
         )
         return data.load_dataset(layout, preprocessing, cache_folder(), config.extra_dir)

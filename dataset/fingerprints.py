@@ -7,21 +7,37 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from imaging.partners import voxels_of
+
 # Of larger files only the size and both ends are read, so that 10,000 files take seconds.
 WHOLE_BYTES = 2**22
 END_BYTES = 2**20
 
 
 def fingerprint(path: Path) -> str:
-    """Return size and hash of a file, or of all files of a folder; "" if it is not there."""
+    """Return size and hash of a file, or of all files of a folder; "" if it is not there.
+
+    The voxels that belong to a header count, too.
+    """
     if path.is_dir():
-        parts = [f"{file.name} {fingerprint(file)}" for file in sorted(path.iterdir())]
-        return f"{len(parts)}-{hashlib.sha256(os.fsencode(repr(parts))).hexdigest()[:16]}"
+        return _join({file.name: fingerprint(file) for file in sorted(path.iterdir())})
     try:
-        stat = path.stat()
-        return _fingerprint(str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if voxels := voxels_of(path):
+            return _join({file.name: _of_file(file) for file in (path, voxels)})
+        return _of_file(path)
     except OSError:
         return ""
+
+
+def _join(marks: dict[str, str]) -> str:
+    """Make one fingerprint of those of several files, by their names."""
+    parts = [f"{name} {mark}" for name, mark in marks.items()]
+    return f"{len(parts)}-{hashlib.sha256(os.fsencode(repr(parts))).hexdigest()[:16]}"
+
+
+def _of_file(path: Path) -> str:
+    stat = path.stat()
+    return _fingerprint(str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 # The folds of a cross-validation ask for the same files again. The times are only part of the key.

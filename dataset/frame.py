@@ -29,25 +29,25 @@ class Frame(NamedTuple):
 
 def detect_frame(pairs: Sequence[Pair]) -> Frame:
     """Return the median spacing and the most common orientation of a data set's volumes."""
-    affines = []
+    frames = []
     headers = [pair.image for pair in pairs if _is_nifti(pair.image)]
     others = [pair.image for pair in pairs if not _is_nifti(pair.image)]
     for path in [*_some(headers, HEADERS), *_some(others, IMAGES)]:
         try:
-            affine = _read_affine(path)
+            frames.append(_read_frame(path))
         except UserError:  # reported when all files are read
             continue
-        if affine is not None:
-            affines.append(affine)
-    if not affines:
+    frames = [frame for frame in frames if frame.spacing is not None]
+    if not frames:
         return Frame(None, "")
-    names = [orientation_of(affine) for affine in affines]
-    usual = Counter(names).most_common(1)[0][0]
+    names = [frame.orientation for frame in frames if frame.orientation]
+    usual = Counter(names).most_common(1)[0][0] if names else ""
     spacings = []
-    for affine, name in zip(affines, names, strict=True):
-        axes, _ = turns_between(name, usual)
-        spacings.append([volumes.spacing_of(affine)[axis] for axis in axes])
-    return Frame(tuple(np.round(np.median(spacings, axis=0), 4).tolist()), usual)
+    for frame in frames:
+        axes = turns_between(frame.orientation, usual)[0] if frame.orientation else (0, 1, 2)
+        spacings.append([frame.spacing[axis] for axis in axes])
+    # Of microscopes, too: 0.00012 mm.
+    return Frame(tuple(float(f"{one:.4g}") for one in np.median(spacings, axis=0)), usual)
 
 
 def _is_nifti(path: Path) -> bool:
@@ -59,9 +59,15 @@ def _some(paths: Sequence[Path], most: int) -> list[Path]:
     return [paths[place] for place in np.unique(places)]
 
 
-def _read_affine(path: Path) -> np.ndarray | None:
-    """Read the affine of a volume; None for pictures."""
+def _read_frame(path: Path) -> Frame:
+    """Read how a volume lies; no spacing for pictures, no orientation where a file tells none."""
     if _is_nifti(path):
-        return nifti.read_affine(read_bytes(path, HEADER_BYTES))
-    scan = formats.read_scan(path)
-    return scan.affine if len(scan.pixels) > 1 else None
+        affine, spacing = nifti.read_affine(read_bytes(path, HEADER_BYTES)), None
+    else:
+        scan = formats.read_scan(path, is_lazy=True)
+        if len(scan.pixels) == 1:
+            return Frame(None, "")
+        affine, spacing = scan.affine, scan.spacing_mm
+    if affine is None:
+        return Frame(spacing, "")
+    return Frame(tuple(volumes.spacing_of(affine)), orientation_of(affine))

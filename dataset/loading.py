@@ -1,5 +1,6 @@
 """Decode a data set's images and masks to cases, in parallel, with a cache on disk."""
 
+import functools
 import hashlib
 import json
 import os
@@ -22,11 +23,14 @@ from imaging import preprocess
 from imaging.files import split_by_size
 from imaging.labels import Classes
 from imaging.masks.encodings import Truth
+from imaging.partners import voxels_of
 from imaging.scan import Scan
 from inference.sampler import Sampler
-from utils import PREPARATION, UserError, atomic
+from utils import PREPARATION, ROOT, UserError, atomic
 
 CHUNK = 64  # pairs that are decoded before the next are begun
+# What decodes files and prepares cases.
+SOURCE = ("imaging", "dataset/loading.py", "dataset/reading.py", "inference/sampler.py")
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,31 @@ def name_patients(pairs: Sequence[Pair], headers: Sequence[str]) -> list[Pair]:
 
 
 def _fingerprint(pair: Pair) -> str:
-    """Name a pair's files, their sizes and times: changes whenever one of the files changes."""
+    """Name a pair's files, their sizes and times: changes with any of them, and with the source."""
     files = []
     for path in (pair.image, *pair.more_channels, *pair.masks):
         place = path.resolve()
         files += sorted(place.iterdir()) if place.is_dir() else [place]
-    seen = []
+    seen: list[Any] = [source_mark()]
     for file in files:
-        stat = file.stat() if file.exists() else None
-        seen.append((str(file), stat and (stat.st_size, stat.st_mtime_ns)))
+        seen.append(_file_mark(file))
+        if file.exists() and (voxels := voxels_of(file)):
+            seen.append(_file_mark(voxels))
     return repr(seen)
+
+
+def _file_mark(file: Path) -> tuple:
+    stat = file.stat() if file.exists() else None
+    return str(file), stat and (stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def source_mark() -> str:
+    """Hash the source that decides a case's pixels: after an edit everything is decoded anew."""
+    files = [path for name in SOURCE for path in sorted((ROOT / name).rglob("*.py"))]
+    files += [ROOT / name for name in SOURCE if name.endswith(".py")]
+    content = b"".join(path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _store_path(

@@ -4,6 +4,7 @@ A header stands for both. Headers may name files beside them only.
 """
 
 import gzip
+import os
 import re
 import zlib
 from pathlib import Path, PurePath
@@ -29,6 +30,20 @@ def header_of(path: Path) -> Path | None:
             if path.name.encode() in DATA_NAME.findall(file.read(HEADER_BYTES)):
                 return header
     return None
+
+
+def voxels_of(header: Path) -> Path | None:
+    """Find the file of voxels that belongs to a header; None if they are in one file."""
+    stem, suffix = split(header)
+    endings = [end for end, headers in HEADERS.items() if suffix.lower() in headers]
+    if ".img" in endings:
+        return _beside(header, stem, ".img")
+    if not endings:
+        return None
+    with header.open("rb") as file:
+        names = DATA_NAME.findall(file.read(HEADER_BYTES))
+    found = [header.parent / os.fsdecode(name) for name in names]
+    return found[0] if found and found[0].is_file() else None
 
 
 def read_beside(path: Path, suffix: str, count: int) -> bytes:

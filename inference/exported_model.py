@@ -98,8 +98,7 @@ class ExportedModel:
         """Prepare an image of at most `max_slices` slices. Raises UserError, ImageTooLargeError."""
         sampler, window = Sampler.from_metadata(self.metadata), self.metadata.get("window", "")
         check_slices(len(scan.pixels), max_slices)
-        if len(scan.pixels) == 1 and sampler.dimensions == 3:
-            raise UserError("one slice; this network takes volumes")
+        sampler.check(scan)
         grid = sampler.grid(scan)
         self._check_size(grid, sampler, max_bytes)
         if window == "file" and scan.window is None:

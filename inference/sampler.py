@@ -66,6 +66,11 @@ class Sampler:
         """Return the network's input, (H, W, C) or (D, H, W, C), for images of so many channels."""
         return (*self.size, channels * (1 + 2 * self.neighbours))
 
+    def check(self, scan: Scan) -> None:
+        """Raise UserError for a single slice that is to be segmented by a network of volumes."""
+        if len(scan.pixels) == 1 and self.dimensions == 3:
+            raise UserError("one slice; this network takes volumes")
+
     def grid(self, scan: Scan) -> Grid:
         """Say how a scan lies in the working array. Raises UserError if its spacing is needed."""
         axes, flips = (0, 1, 2), (False, False, False)
@@ -86,8 +91,9 @@ class Sampler:
         if spacing_mm is None:
             wanted = " x ".join(f"{side:g}" for side in self.spacing)
             raise UserError(
-                f"it does not say how large its pixels are; the network works at {wanted} mm "
-                "(train without --spacing, or convert it to a format that has one)"
+                f"it does not say how large its pixels are; the network works at {wanted} mm. "
+                "Convert it to a format that tells it, such as NIfTI; in training, leave out "
+                "--spacing"
             )
         sides = []
         for number, (length, axis) in enumerate(zip(shape, axes, strict=True)):

@@ -70,6 +70,7 @@ def segment_scans(
 def prepare(scan: Scan, metadata: dict[str, Any], tile: bool = False) -> tuple[Grid, Windows]:
     """Prepare a scan for a network: how it lies in the working array, and that array's windows."""
     sampler = Sampler.from_metadata(metadata, tile)
+    sampler.check(scan)
     grid = sampler.grid(scan)
     case = preprocess.prepare_scan(scan, grid, metadata["channels"], metadata.get("window", ""))
     return grid, Windows(case, sampler)

@@ -11,6 +11,8 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
+import tifffile
 from conftest import ROOT, flags
 
 import data
@@ -18,7 +20,7 @@ import export
 import predict
 import train
 import utils
-from dataset import loading
+from dataset import fingerprints, loading
 from dataset.batches import Batches
 from dataset.cache import MAX_PLACES, Case, Dataset, find_places
 from dataset.frame import detect_frame
@@ -28,6 +30,7 @@ from imaging.labels import Classes
 from inference import engines
 from inference.exported_model import load_exported
 from inference.sampler import Sampler
+from training.checkpoint import Checkpoint
 from training.sampling import describe_patches, make_sampler
 from utils import UserError
 
@@ -171,6 +174,48 @@ def test_the_frame_is_what_most_volumes_have(volumes, discs):
     frame = detect_frame(data.find_pairs(volumes)[0])
     assert frame.spacing == (2.0, 1.0, 1.0) and frame.orientation == "SPL"
     assert detect_frame(data.find_pairs(discs)[0]) == (None, "")
+
+
+def test_stacks_of_a_microscope_have_a_spacing_and_no_orientation(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, step in enumerate((0.12, 0.24, 0.3)):
+        stack = rng.integers(0, 255, (6, 16, 20), dtype=np.uint8)
+        for name in ("images", "masks"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            tifffile.imwrite(
+                tmp_path / name / f"{number}.tif",
+                stack if name == "images" else np.uint8(stack > 128),
+                imagej=True,
+                resolution=(10, 10),
+                metadata={"axes": "ZYX", "unit": "um", "spacing": step},
+            )
+    spacing, orientation = detect_frame(data.find_pairs(tmp_path)[0])
+    assert spacing == pytest.approx((0.00024, 0.0001, 0.0001)) and orientation == ""
+
+
+def test_replaced_voxels_beside_a_header_are_seen(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        voxels = np.zeros((2, 16, 20), np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), tmp_path / name / "a.mhd")
+    [pair] = data.find_pairs(tmp_path)[0]
+    before = loading._fingerprint(pair), fingerprints.fingerprint(pair.image)
+    assert fingerprints.fingerprint(pair.image) == before[1]
+    pair.image.with_suffix(".raw").write_bytes(bytes([1]) * 640)
+    after = loading._fingerprint(pair), fingerprints.fingerprint(pair.image)
+    assert before[0] != after[0] and before[1] != after[1]
+
+
+def test_cases_are_decoded_again_after_an_edit_of_the_source(volumes, tmp_path, monkeypatch):
+    pairs, _ = data.find_pairs(volumes)
+    preprocessing = Preprocessing(Classes("ball"), Sampler((16, 16)))
+    loading.load_pairs(pairs, preprocessing, tmp_path / "cache")
+    monkeypatch.setattr(loading, "source_mark", lambda: "edited")
+    count, read = [], loading.read_pair
+    monkeypatch.setattr(loading, "read_pair", lambda *args: count.append(1) or read(*args))
+    loading.load_pairs(pairs, preprocessing, tmp_path / "cache")
+    loading.load_pairs(pairs, preprocessing, tmp_path / "cache")
+    assert len(count) == 10 and len(list((tmp_path / "cache").glob("*.cases"))) == 1
 
 
 def test_a_cache_of_patches_serves_every_patch_size(volumes, tmp_path, monkeypatch):
@@ -378,6 +423,31 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(volumes, tmp_path, monkeyp
         patch.setattr(train.Checkpoint, "on_epoch_end", crash)
         train.train(config)
     pd.testing.assert_frame_equal(without_time(train.train(config)), without_time(whole), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_keeps_its_spacing_when_volumes_are_added(volumes, tmp_path, monkeypatch):
+    config = short(volumes, tmp_path, dimensions="3", patch_size="8,16,16")
+    begin = Checkpoint.on_epoch_begin
+
+    def stop(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        begin(self, epoch, logs)
+
+    monkeypatch.setattr(Checkpoint, "on_epoch_begin", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    monkeypatch.undo()
+    for number in range(20):
+        for name in ("images", "masks"):
+            voxels = np.asarray(nibabel.load(volumes / name / "v1.nii.gz").dataobj)
+            path = volumes / name / f"w{number}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(voxels, np.diag((3.0, 3, 3, 1))), path)
+    assert detect_frame(data.find_pairs(volumes)[0]).spacing == (3.0, 3.0, 3.0)
+    train.train(config)
+    metadata = utils.load_metadata(tmp_path / "run" / "model.h5")
+    assert metadata["sampler"]["spacing"] == [2.0, 1.0, 1.0]
 
 
 @pytest.mark.slow

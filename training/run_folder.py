@@ -17,6 +17,7 @@ import h5py
 import utils
 from dataset.layouts import Pair
 from dataset.split_table import make_rows, read_rows, write_split
+from inference.sampler import Sampler
 from training import run_identity
 from utils import UserError, atomic
 
@@ -137,6 +138,15 @@ def resume(folder: Path, config: Any, pairs: Sequence[Pair]) -> list[str]:
         write_split(folder / "split.csv", pairs, subsets)
     write_config(folder, config)
     return subsets
+
+
+def read_input(folder: Path | None) -> tuple[Sampler | None, int]:
+    """Read what the network of a run takes: sampler and channels; None and 0 for no model."""
+    path = folder / "model.h5" if folder else None
+    if path is None or not utils.is_model_file(path):
+        return None, 0
+    metadata = utils.load_metadata(path)
+    return Sampler.from_metadata(metadata), metadata["channels"]
 
 
 def write_config(folder: Path, config: Any) -> None:

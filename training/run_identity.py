@@ -30,6 +30,8 @@ SOURCE = (
     "data.py",
     "dataset",
     "imaging",
+    "inference/sampler.py",
+    "inference/windows.py",
     "networks",
     "training",
 )

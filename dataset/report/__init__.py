@@ -89,7 +89,7 @@ def measure_ceilings(
     if "patch_size" in fields:
         ceilings["their own resolution"] = np.ones(len(classes.names))
     if spacing := working_spacing(info, proposals):
-        name = " x ".join(f"{one:.3g}" for one in spacing) + " mm"
+        name = " x ".join(f"{one:.3g}" for one in spacing if one) + " mm"
         ceilings = {name: resampled_ceiling(pairs, info, classes, spacing)}
     for size in ceiling_sizes(proposals):
         ceilings[f"{size} pixels"] = fingerprint.ceiling(size)

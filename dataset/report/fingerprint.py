@@ -173,7 +173,7 @@ def resampled_ceiling(
 ) -> np.ndarray:
     """Measure the mean Dice (K,) of masks of volumes that are resampled to a spacing and back.
 
-    At most MAX_VOLUMES are measured.
+    A spacing of 0 leaves an axis as it is. At most MAX_VOLUMES are measured.
     """
     rows = choose_rows(info, classes.names)
     rows = [
@@ -186,7 +186,7 @@ def resampled_ceiling(
         if not isinstance(own, list):
             return np.full(len(classes.names) + 1, np.nan)
         inner = [
-            max(1, round(length * mm / wanted))
+            max(1, round(length * mm / wanted)) if wanted else length
             for length, mm, wanted in zip(mask.shape, own, spacing_mm, strict=True)
         ]
         grid = Grid((0, 1, 2), (False,) * 3, mask.shape, tuple(inner), tuple(inner))

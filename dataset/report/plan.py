@@ -132,15 +132,21 @@ def measure_geometry(info: "pd.DataFrame") -> Geometry:
 def working_spacing(
     info: "pd.DataFrame", proposals: Sequence[Proposal]
 ) -> tuple[float, float, float] | None:
-    """Give the spacing in mm to which volumes are resampled; None where all keep their own."""
-    fields = {name: value for name, value, _ in proposals}
-    if fields.get("dimensions") != "3":
+    """Give the spacing in mm to which volumes are resampled; None where all keep their own.
+
+    The slices of a 2-D network keep theirs: 0.
+    """
+    fields = _fields(proposals)
+    spacing = measure_geometry(info).spacing_mm
+    if not {"dimensions", "patch_size"} <= set(fields) or spacing is None:
         return None
     if "spacing" in fields:
         return tuple(float(one) for one in fields["spacing"].split(","))
-    spacing = measure_geometry(info).spacing_mm
     known = [one for one in info["spacing_mm"] if isinstance(one, list)]
-    return spacing if np.abs(np.divide(known, spacing) - 1).max() > SAME else None
+    differences = np.abs(np.divide(known, spacing) - 1)
+    if fields["dimensions"] != "3":
+        differences, spacing = differences[:, 1:], (0.0, *spacing[1:])
+    return spacing if differences.max() > SAME else None
 
 
 def ceiling_sizes(proposals: Sequence[Proposal]) -> list[int]:
@@ -194,7 +200,7 @@ def choose_whole(
 
 
 def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> list[Proposal]:
-    """Choose the size of patches of slices at their own resolution."""
+    """Choose the size of patches of slices."""
     scale = max(
         min(_usual_diameter(fingerprint.diameters(k)), OBJECT_WIDTHS * fingerprint.width(k, 0.5))
         for k in range(1, len(fingerprint.names) + 1)
@@ -207,10 +213,10 @@ def _patch(geometry: Geometry, fingerprint: Fingerprint, computer: Computer) -> 
         size -= PATCH_STEP
     tried = max(one for one in SIZES if one <= MAX_WHOLE)
     why = f"a Dice of {floor_dice(fingerprint.least_ceiling(tried))} at most"
-    reason = f"patches at the images' own resolution: scaled to {tried} pixels they allow {why}"
+    reason = f"patches, not scaled: whole images scaled to {tried} pixels allow {why}"
     if fingerprint.least_ceiling(tried) >= MIN_CEILING:
         reason = (
-            f"patches at the images' own resolution: many small objects "
+            f"patches, not scaled: many small objects "
             f"({fingerprint.objects_per_image():.0f} an image) in images of different sizes"
         )
     return [
@@ -386,15 +392,16 @@ def _channels(info: "pd.DataFrame", channels: int) -> Proposal:
     if channels == 1 and set(info.channels) <= {1, 3} and info.in_colour.mean() >= COLOUR_SHARE:
         some = f"{info.in_colour.sum()} of {len(info)} images are in colour"
         return Proposal("channels", 3, f"{some}: as grey ones their stains look alike")
-    reasons = {1: "most images are grey", 3: "most images are in colour"}
-    return Proposal("channels", channels, reasons.get(channels, "most images have as many"))
+    reason = "most images are grey" if channels == 1 else f"most images have {channels} channels"
+    return Proposal("channels", channels, reason)
 
 
 def _window(info: "pd.DataFrame", channels: int) -> list[Proposal]:
     """Choose the grey levels of CT that hold the objects, with a margin; none for other images."""
     objects = np.concatenate([np.ravel(levels) for levels in info["object"]])
     lowest = min(levels[0] for levels in info["quantiles"])
-    if not len(objects) or lowest >= HOUNSFIELD_BELOW or channels == 3:
+    # A window counts for all channels, and others than CT's have no Hounsfield units.
+    if not len(objects) or lowest >= HOUNSFIELD_BELOW or channels > 1:
         return []
     low, high = np.percentile(objects, (0.5, 99.5))
     margin = max(50.0, 0.25 * (high - low))
