@@ -294,25 +294,16 @@ def test_of_ct_a_window_is_proposed_that_holds_the_organs(tmp_path):
     assert found["dimensions"] == "2.5"
 
 
-def test_several_channels_get_no_window(tmp_path):
+def test_several_channels_get_no_window():
     """A PET beside the CT has no Hounsfield units."""
     info = pd.DataFrame({"object": [[-50.0, 60.0]], "quantiles": [[-1000.0, 400.0]]})
     assert [one.name for one in plan._window(info, 1)] == ["window"]
     assert plan._window(info, 2) == plan._window(info, 3) == []
 
 
-def test_patches_of_slices_keep_the_distance_of_slices(tmp_path):
-    info = pd.DataFrame(
-        {
-            "size": ["64x64"] * 3,
-            "slices": 9,
-            "spacing_mm": [[5.0, 1, 1], [5.0, 1, 1], [2.0, 0.5, 1]],
-        }
-            "size": ["64x64"] * 3,
-            "slices": 9,
-            "spacing_mm": [[5.0, 1, 1], [5.0, 1, 1], [2.0, 0.5, 1]],
-        }
-    )
+def test_patches_of_slices_keep_the_distance_of_slices():
+    info = pd.DataFrame({"size": ["64x64"] * 3, "slices": 9})
+    info["spacing_mm"] = [[5.0, 1, 1], [5.0, 1, 1], [2.0, 0.5, 1]]
     chosen = [plan.Proposal("dimensions", "2.5", ""), plan.Proposal("patch_size", "64", "")]
     assert plan.working_spacing(info, chosen) == (0.0, 1.0, 1.0)
     info["spacing_mm"] = [[5.0, 1, 1], [2.0, 1, 1], [3.0, 1, 1]]
