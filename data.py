@@ -232,7 +232,12 @@ def check(
     preprocessing = Preprocessing(parsed, Sampler((128, 128)), detect_channels(pairs))
     dataset, unreadable = loading.load_pairs(pairs, preprocessing)
     problems += unreadable
+    # Patients as training knows them: those of the headers, too.
     readable = copies.read_pairs(pairs, dataset)
+    if readable:
+        readable = loading.name_patients(readable, dataset.info.patient)
+    by_image = {pair.image: pair for pair in readable}
+    pairs = [by_image.get(pair.image, pair) for pair in pairs]
     fingerprint = take_fingerprint(readable, dataset.info, parsed)
     proposals = plan.suggest(dataset.info, fingerprint, dataset.channels)
     lines = [f"{'layout':10} {layout.name}", *report.describe(pairs, dataset, names)]

@@ -373,12 +373,13 @@ def score_patients(table: pd.DataFrame) -> pd.DataFrame:
     """Score each patient's images as one stack: Dice and IoU of their PIXELS, a row per patient.
 
     The columns are `dice per patient`, `iou per patient` and, with several classes, those of each.
-    There are none if each patient has one row, or if `table` has no PIXELS.
+    There are none if each patient has one row, or if some rows have no PIXELS.
     """
     patients, column = number_patients(table), PIXELS[0]
     endings = [name.removeprefix(column) for name in table if name.startswith(column)]
     is_alone = np.bincount(patients) == 1
-    if is_alone.all() or not endings:
+    # In a cross-validation only some folds may have patients, and so the PIXELS.
+    if is_alone.all() or not endings or table[column + endings[0]].isna().any():
         return pd.DataFrame(index=range(len(is_alone)))
     by_patient = table.groupby(patients)
     scores = {}

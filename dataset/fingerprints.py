@@ -1,17 +1,38 @@
-"""Tell whether a file is still the same: a fingerprint of its size and content."""
+"""Tell whether a file is still the same: a fingerprint of its size and content.
+
+What was computed is kept beside the decoded images, by path, size and times. So a file is read
+again only after it changed.
+"""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from dataset.cache import cache_folder
 from imaging.partners import voxels_of
+from utils import atomic
 
-# Of larger files only the size and both ends are read, so that 10,000 files take seconds.
-WHOLE_BYTES = 2**22
-END_BYTES = 2**20
+NAME = "fingerprints.json"  # in the folder of the cache
+MAX_KEPT = 200_000  # of more only those that were asked for last
+
+# Size and times of a file, and its fingerprint.
+Known = tuple[int, int, int, str]
+
+
+def fingerprints(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the fingerprint of each file, by its path."""
+    folder = cache_folder()
+    known, distinct = _read_known(folder), list(dict.fromkeys(paths))
+    before = dict(known)
+    with ThreadPoolExecutor() as pool:
+        marks = dict(zip(distinct, pool.map(fingerprint, distinct), strict=True))
+    if folder and known != before:
+        _write_known(Path(folder) / NAME, known)
+    return marks
 
 
 def fingerprint(path: Path) -> str:
@@ -36,25 +57,30 @@ def _join(marks: dict[str, str]) -> str:
 
 
 def _of_file(path: Path) -> str:
-    stat = path.stat()
-    return _fingerprint(str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    known, stat = _read_known(cache_folder()), path.stat()
+    place, now = str(path.absolute()), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if place not in known or known[place][:3] != now:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        known[place] = (*now, f"{stat.st_size}-{digest}")
+    return known[place][3]
 
 
-# The folds of a cross-validation ask for the same files again. The times are only part of the key.
 @cache
-def _fingerprint(path: str, size: int, _mtime_ns: int, _ctime_ns: int) -> str:
-    with Path(path).open("rb") as file:
-        if size <= WHOLE_BYTES:
-            content = file.read()
-        else:
-            content = file.read(END_BYTES)
-            file.seek(-END_BYTES, os.SEEK_END)
-            content += file.read()
-    return f"{size}-{hashlib.sha256(content).hexdigest()[:16]}"
+def _read_known(folder: str) -> dict[str, Known]:
+    """Read what was computed before; nothing if that is not there, or damaged."""
+    try:
+        table = json.loads((Path(folder) / NAME).read_text()) if folder else {}
+        return {place: tuple(known) for place, known in table.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
-def fingerprints(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the fingerprint of each file, by its path."""
-    distinct = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(distinct, pool.map(fingerprint, distinct), strict=True))
+def _write_known(path: Path, known: dict[str, Known]) -> None:
+    while len(known) > MAX_KEPT:
+        del known[next(iter(known))]
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(known))
+    except OSError:
+        pass  # loading.py says that nothing can be kept there

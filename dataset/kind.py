@@ -24,7 +24,7 @@ def find_kind(dataset: Dataset, pairs: Sequence[int]) -> Kind:
         spacing is not None and max(spacing) <= MAX_ANISOTROPY * min(spacing),
         sampler.patches,
         mirrored_axes(dataset, pairs),
-        is_mixed(count_contrasts(dataset, pairs)),
+        count_mixed(dataset, pairs)[0] != "",
     )
 
 
@@ -45,25 +45,30 @@ def mirrored_axes(dataset: Dataset, pairs: Sequence[int]) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def is_mixed(contrasts: tuple[int, int]) -> bool:
-    """Say whether objects are bright in some images and dark in others, see `count_contrasts`."""
-    return min(contrasts) >= max(2, MIXED * sum(contrasts))
+def count_mixed(dataset: Dataset, pairs: Sequence[int]) -> tuple[str, int, int]:
+    """Find a class that is clearly brighter than the rest in some images, and darker in others.
+
+    Returns its name, how many are bright and how many dark; "" if no class is like that.
+    """
+    contrasts = [_contrasts(case, len(dataset.classes.names)) for case in _some(dataset, pairs)]
+    for name, found in zip(dataset.classes.names, zip(*contrasts, strict=True), strict=False):
+        bright, dark = sum(one > CLEAR for one in found), sum(one < -CLEAR for one in found)
+        if min(bright, dark) >= max(2, MIXED * (bright + dark)):
+            return name, bright, dark
+    return "", 0, 0
 
 
-def count_contrasts(dataset: Dataset, pairs: Sequence[int]) -> tuple[int, int]:
-    """Count the images whose objects are clearly brighter than the rest, and clearly darker."""
-    count = len(dataset.classes.names)
-    contrasts = [_contrast(case, count) for case in _some(dataset, pairs)]
-    return sum(one > CLEAR for one in contrasts), sum(one < -CLEAR for one in contrasts)
-
-
-def _contrast(case: Case, count: int) -> float:
-    """How much brighter objects are than the rest, in standard deviations of the image.
+def _contrasts(case: Case, count: int) -> list[float]:
+    """How much brighter each class is than what is no object, in standard deviations of the image.
 
     count: how many classes there are.
     """
     grey = case.image.mean(-1, dtype=np.float32)
-    inside = case.masks[..., :count].max(-1) > 127
-    if not inside.any() or inside.all():
-        return 0.0
-    return float((grey[inside].mean() - grey[~inside].mean()) / (grey.std() + 1e-6))
+    objects = case.masks[..., :count] > 127
+    rest = ~objects.any(-1)
+    contrasts = []
+    for inside in np.moveaxis(objects, -1, 0):
+        is_known = inside.any() and rest.any()
+        difference = grey[inside].mean() - grey[rest].mean() if is_known else 0.0
+        contrasts.append(float(difference / (grey.std() + 1e-6)))
+    return contrasts

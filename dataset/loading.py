@@ -191,14 +191,15 @@ def _read_prepared(pair: Pair, preprocessing: Preprocessing) -> tuple[Case, dict
     except UserError as error:
         raise UserError(f"{pair.image}: {error}") from None
     image = np.asarray(preprocess.prepare_scan(scan, grid, preprocessing.channels, window))
+    notes = [*scan.notes, *truth.notes]
     if window and np.ptp(image) == 0 < np.ptp(scan.pixels):
         levels = f"{scan.pixels.min():g} to {scan.pixels.max():g}"
-        raise UserError(
-            f"{pair.image}: nothing is seen in window {window} of grey levels {levels}; "
-            "choose another window"
-        )
+        nothing = f"nothing is seen in window {window} of grey levels"
+        if truth.mask.any():
+            raise UserError(f"{pair.image}: {nothing} {levels}; choose another window")
+        notes.append(nothing)  # a slice of air
     masks = truth.prepare(grid, classes)
     digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]
-    info = {"image": str(pair.image), "digest": digest, "notes": [*scan.notes, *truth.notes]}
+    info = {"image": str(pair.image), "digest": digest, "notes": notes}
     case = Case(image, masks, cache.find_places(masks))
     return case, info | describe_pair(scan, truth.mask, classes)

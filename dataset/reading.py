@@ -50,10 +50,20 @@ def read_pair(pair: Pair, classes: Classes, window: str = "") -> tuple[Scan, Tru
 
 
 def read_truth(pair: Pair, classes: Classes) -> Truth:
-    """Read a pair's masks alone. Raises UserError, see `read_pair`."""
-    if not pair.masks or any(is_annotation(path) for path in pair.masks):
-        return read_pair(pair, classes)[1]  # the image says how large they are
+    """Read a pair's masks, without the image if they do not depend on it.
+
+    Raises UserError, see `read_pair`.
+    """
+    if not pair.masks or not all(map(_is_picture, pair.masks)):
+        return read_pair(pair, classes)[1]
     return merge_masks(pair, read_masks(pair, classes), classes)
+
+
+def _is_picture(mask: Path) -> bool:
+    """Say whether a mask is as large as its image: drawn shapes and volumes need not be."""
+    placed = [suffix for form in formats.PLACED for suffix in form.suffixes]
+    name = mask.name.lower()
+    return name.endswith(formats.SUFFIXES) and not name.endswith(tuple(placed))
 
 
 def read_masks(pair: Pair, classes: Classes, image: Scan | None = None) -> list[Scan]:

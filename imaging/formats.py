@@ -161,6 +161,8 @@ FORMATS = (
     Format("NPY", (".npy",), arrays.NPY_MAGIC, arrays.decode_npy),
     Format("NPZ", (".npz",), arrays.NPZ_MAGIC, arrays.decode_npz),
 )
+# They say where in the patient they lie, so that a mask may cover a part of its image.
+PLACED = (DICOM, NIFTI, NRRD, METAIMAGE)
 # They may have a palette.
 PALETTES = (PNG, TIFF, BMP, GIF)
 # What `write_mask` can be asked for.

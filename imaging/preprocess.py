@@ -37,11 +37,16 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
     if found == 1 and channels == 3:
         return np.broadcast_to(image, (*image.shape[:2], 3))
+    check_channels(found, channels)
+    return image
+
+
+def check_channels(found: int, channels: int) -> None:
+    """Raise UserError unless an image has as many channels as the network takes."""
     if found != channels:
         raise UserError(
             f"an image of {count_channels(found)}; the network takes {count_channels(channels)}"
         )
-    return image
 
 
 def count_channels(count: int) -> str:
@@ -100,10 +105,13 @@ def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> Pix
 
     window: the grey levels that become 0 and 1. "centre,width" is in the file's units (HU for CT),
     "file" is what its header proposes, "" is two percentiles of the whole scan, of each channel if
-    these are measurements of their own. What is constant becomes all zeros. A large file at its own
-    resolution is read when it is needed. Raises UserError.
+    these are measurements of their own; such channels are never turned into others. What is
+    constant becomes all zeros. A large file at its own resolution is read when it is needed. Raises
+    UserError.
     """
     colours, change = grid.orient(scan.colours), partial(to_channels, channels=channels)
+    if scan.separate:
+        check_channels(colours.shape[-1], channels)
     count = prod(grid.inner) * channels
     is_large = count > lazy.LARGE_ARRAY or isinstance(colours, LazyPixels)
     if is_large and grid.is_native and scan.padding is None:

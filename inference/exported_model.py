@@ -98,7 +98,7 @@ class ExportedModel:
         """Prepare an image of at most `max_slices` slices. Raises UserError, ImageTooLargeError."""
         sampler, window = Sampler.from_metadata(self.metadata), self.metadata.get("window", "")
         check_slices(len(scan.pixels), max_slices)
-        sampler.check(scan)
+        segment.check_scan(scan, self.metadata)
         grid = sampler.grid(scan)
         self._check_size(grid, sampler, max_bytes)
         if window == "file" and scan.window is None:

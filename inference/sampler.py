@@ -66,11 +66,6 @@ class Sampler:
         """Return the network's input, (H, W, C) or (D, H, W, C), for images of so many channels."""
         return (*self.size, channels * (1 + 2 * self.neighbours))
 
-    def check(self, scan: Scan) -> None:
-        """Raise UserError for a single slice that is to be segmented by a network of volumes."""
-        if len(scan.pixels) == 1 and self.dimensions == 3:
-            raise UserError("one slice; this network takes volumes")
-
     def grid(self, scan: Scan) -> Grid:
         """Say how a scan lies in the working array. Raises UserError if its spacing is needed."""
         axes, flips = (0, 1, 2), (False, False, False)
@@ -100,7 +95,7 @@ class Sampler:
             factor = spacing_mm[axis] / self.spacing[number]
             is_same = abs(factor - 1) < SAME or (number == 0 and self.dimensions == 2)
             sides.append(length if is_same else max(1, round(length * factor)))
-        if min(sides[1:]) < MIN_SIDE <= min(shape[axes[1]], shape[axes[2]]):
+        if min(sides[1:]) < MIN_SIDE <= min(shape[1:]):
             shown = "x".join(map(str, sides))
             raise UserError(f"{shown} voxels at the network's spacing; expected finer --spacing")
         return tuple(sides)

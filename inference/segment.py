@@ -16,6 +16,7 @@ from imaging.scan import Scan
 from inference import postprocess
 from inference.sampler import Sampler
 from inference.windows import Band, Windows
+from utils import UserError
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,21 @@ def segment_scans(
 def prepare(scan: Scan, metadata: dict[str, Any], tile: bool = False) -> tuple[Grid, Windows]:
     """Prepare a scan for a network: how it lies in the working array, and that array's windows."""
     sampler = Sampler.from_metadata(metadata, tile)
-    sampler.check(scan)
+    check_scan(scan, metadata)
     grid = sampler.grid(scan)
     case = preprocess.prepare_scan(scan, grid, metadata["channels"], metadata.get("window", ""))
     return grid, Windows(case, sampler)
+
+
+def check_scan(scan: Scan, metadata: dict[str, Any]) -> None:
+    """Raise UserError for a single slice or channel where the network takes several.
+
+    What is in files of its own is not shown three times, as grey is where colour is expected.
+    """
+    if len(scan.pixels) == 1 and Sampler.from_metadata(metadata).dimensions == 3:
+        raise UserError("one slice; this network takes volumes")
+    if metadata.get("channel_endings"):
+        preprocess.check_channels(scan.colours.shape[-1], metadata["channels"])
 
 
 def prepare_inputs(scan: Scan, metadata: dict[str, Any]) -> np.ndarray:

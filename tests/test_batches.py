@@ -7,7 +7,7 @@ from conftest import images_of, masks_of
 
 from dataset.batches import Batches
 from dataset.cache import Case, Dataset, find_places
-from dataset.kind import find_kind, mirrored_axes
+from dataset.kind import count_mixed, find_kind, mirrored_axes
 from imaging.labels import Classes, mirrored_channels
 from inference.sampler import Sampler
 
@@ -103,6 +103,16 @@ def test_objects_that_are_bright_in_some_images_and_dark_in_others_are_found():
         dataset = make_dataset(np.array(images), [disc] * len(images))
         assert find_kind(dataset, range(len(images))).inverted == expected
     assert not find_kind(dataset, []).inverted
+
+
+def test_a_dark_class_beside_a_bright_one_inverts_nothing():
+    """Lung is dark and bone is bright; some slices show one of them only."""
+    disc = np.zeros((32, 32), np.uint8)
+    disc[8:20, 8:20] = 1
+    images = [np.uint8(100 + sign * 80.0 * disc)[..., None] for sign in (-1, 1)] * 10
+    dataset = make_dataset(np.array(images), [disc, 2 * disc] * 10)
+    assert not find_kind(dataset, range(20)).inverted
+    assert count_mixed(dataset, range(20)) == ("", 0, 0)
 
 
 def test_what_a_mirror_makes_of_class_names():

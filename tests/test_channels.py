@@ -13,10 +13,12 @@ from dataset.augmentation import STRENGTHS, Augmentation
 from dataset.channels import detect_channels
 from dataset.layouts import Pair
 from imaging import formats
+from imaging.grid import fit_grid
 from imaging.labels import Classes
 from imaging.plots import draw_panel
-from imaging.preprocess import to_channels, to_picture, to_rgb
+from imaging.preprocess import prepare_scan, to_channels, to_picture, to_rgb
 from imaging.scan import Scan
+from inference.segment import prepare
 from utils import UserError
 
 
@@ -170,3 +172,16 @@ def test_images_of_any_channels_are_augmented(channels, strength):
     for seed in range(20):
         changed, _ = augment(image, np.full((64, 64, 1), 255, np.uint8), seed)
         assert changed.shape == image.shape and changed.dtype == np.uint8
+
+
+def test_measurements_are_not_turned_into_others():
+    """Three sequences are no colours, and one sequence is not three."""
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 20, 24, 3), dtype=np.uint8)
+    grid = fit_grid((1, 20, 24), (32, 32))
+    assert prepare_scan(Scan(pixels), grid, 1).shape[-1] == 1
+    with pytest.raises(UserError, match="an image of 3 channels; the network takes 1 channel"):
+        prepare_scan(Scan(pixels, separate=True), grid, 1)
+    metadata = {"image_size": [32, 32], "channels": 3, "channel_endings": ["_a", "_b", "_c"]}
+    with pytest.raises(UserError, match="an image of 1 channel; the network takes 3 channels"):
+        prepare(Scan(pixels[..., :1]), metadata)
+    assert prepare(Scan(pixels[..., :1]), metadata | {"channel_endings": []})[1][0].shape[-1] == 3

@@ -331,6 +331,13 @@ def test_a_window_that_shows_nothing_is_refused(discs):
         load(discs, "x", window="900,10")
 
 
+def test_a_slice_of_air_is_a_note(discs, capsys):
+    pictures.write_picture(discs / "images" / "air.png", np.uint8(np.eye(64)))
+    pictures.write_picture(discs / "masks" / "air_mask.png", np.zeros((64, 64), np.uint8))
+    load(discs, "x", window="128,200")
+    assert "nothing is seen in window 128,200 of grey levels" in capsys.readouterr().out
+
+
 def test_classes_may_be_grey_levels(discs):
     pair = data.find_pairs(discs)[0][0]
     mask = formats.read_mask(pair.masks[0]) > 0

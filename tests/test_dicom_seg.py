@@ -11,6 +11,7 @@ from pydicom.uid import generate_uid
 from test_dicom_series import write_series
 from test_medical import ct_slice
 
+import data
 from imaging import formats
 from imaging.dicom import dicom_seg
 from imaging.scan import Scan
@@ -257,3 +258,28 @@ def test_odd_values_of_the_source_break_nothing(tmp_path, name, value):
     scan = formats.read_scan(tmp_path / "ct")
     (tmp_path / "a.dcm").write_bytes(dicom_seg.encode_seg(truth(), NAMES, scan.header))
     np.testing.assert_array_equal(read_ids(tmp_path / "a.dcm", scan, NAMES), truth())
+
+
+def test_check_measures_segmentations_and_counts_the_patients_of_headers(tmp_path, capsys):
+    """Thin lines, in two series of each patient; file names tell the series alone."""
+    rows, columns = np.indices((512, 512))
+    lines = np.uint8((rows + columns) % 40 < 3)
+    for name in ("images", "masks"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for number in range(8):
+        write_series(
+            tmp_path / str(number),
+            positions=(0,),
+            PatientID=f"patient {number // 2}",
+            Rows=512,
+            Columns=512,
+            PixelData=np.uint16(1000 + 200.0 * lines + 9 * number).tobytes(),
+        )
+        [image] = (tmp_path / str(number)).iterdir()
+        seg = tmp_path / "set" / "masks" / f"IM-{number // 2:04}-{number % 2:04}.dcm"
+        seg.write_bytes(dicom_seg.encode_seg(lines[None], ["line"], [pydicom.dcmread(image)]))
+        image.rename(tmp_path / "set" / "images" / seg.name)
+    data.check(tmp_path / "set", classes="line", output=tmp_path / "page")
+    said = capsys.readouterr().out
+    assert "half of it is thinner than 3 pixels" in said and "patients   4: " in said
+    assert "index.csv" not in said

@@ -471,3 +471,13 @@ def test_two_runs_are_compared_patient_by_patient(tmp_path, capsys):
     width = table.loc["dice", "high"] - table.loc["dice", "low"]
     images = metrics.compare_tables(*(table.drop(columns="patient") for table in (one, other)))
     assert width > 2 * (images.loc["dice", "high"] - images.loc["dice", "low"])
+
+
+def test_folds_without_patients_have_no_score_per_patient():
+    """The rows of such a fold have no pixel counts, which are not those of empty masks."""
+    known = pd.DataFrame({"dice": [0.5, 0.5], "patient": ["a", "a"]})
+    for name in metrics.PIXELS:
+        known[name] = 10
+    table = pd.concat([known, pd.DataFrame({"dice": [0.1]})])
+    assert not [name for name in metrics.summarize(table).index if "per patient" in name]
+    assert [name for name in metrics.summarize(known).index if "per patient" in name]

@@ -382,7 +382,7 @@ def said_of(folder: Path, classes: str = "foreground") -> str:
 
 def test_objects_that_are_bright_in_some_images_and_dark_in_others_are_told(tmp_path):
     write_masks(tmp_path, draw_discs(128, 30), lambda i: 3 * (1 if i % 3 else -0.3,))
-    assert "are brighter than the rest in" in said_of(tmp_path)
+    assert "foreground is brighter than the rest in 6 images and darker in 4" in said_of(tmp_path)
 
 
 def test_a_white_background_with_dark_lines_is_told(tmp_path):

@@ -22,6 +22,7 @@ def source(tmp_path):
     """A copy of the source, free to be edited."""
     for name in run_identity.SOURCE:
         copy = shutil.copyfile if name.endswith(".py") else shutil.copytree
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -201,17 +202,42 @@ def test_a_table_of_something_else_is_refused(tmp_path):
             read_split(tmp_path / "split.csv")
 
 
-def test_a_large_file_is_known_by_its_ends(tmp_path):
+def test_a_change_anywhere_in_a_file_is_seen(tmp_path):
     path = tmp_path / "large"
-    content = bytearray(fingerprints.WHOLE_BYTES + 2)
+    content = bytearray(2**23)
     seen = set()
-    for place in (None, 0, -1):
+    for place in (None, 0, 2**22, -1):
         if place is not None:
             content[place] = 1
         path.write_bytes(content)
         seen.add(fingerprints.fingerprint(path))
         content = bytearray(len(content))
-    assert len(seen) == 3 and fingerprints.fingerprint(tmp_path / "nothing") == ""
+    assert len(seen) == 4 and fingerprints.fingerprint(tmp_path / "nothing") == ""
+
+
+def test_a_file_is_read_again_only_after_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_CACHE", str(tmp_path / "cache"))
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    first = fingerprints.fingerprints(paths)
+    kept = tmp_path / "cache" / fingerprints.NAME
+    fingerprints._read_known.cache_clear()  # as another process
+    read = []
+    digest = fingerprints.hashlib.file_digest
+
+    def counted(file, name):
+        read.append(Path(file.name).name)
+        return digest(file, name)
+
+    monkeypatch.setattr(fingerprints.hashlib, "file_digest", counted)
+    assert fingerprints.fingerprints(paths) == first and not read
+    paths[1].write_bytes(b"x")
+    assert fingerprints.fingerprints(paths)[paths[1]] != first[paths[1]] and read == ["b"]
+    kept.write_text("damaged")
+    fingerprints._read_known.cache_clear()
+    assert fingerprints.fingerprints(paths[:1]) == {paths[0]: first[paths[0]]}
+    assert read == ["b", "a"]
 
 
 def test_a_series_changes_with_each_of_its_files(tmp_path):

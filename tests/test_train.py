@@ -29,7 +29,7 @@ from imaging import formats, pictures
 from imaging.labels import Classes
 from inference import postprocess
 from inference.sampler import Sampler
-from training import checkpoint, run_folder, run_identity
+from training import checkpoint, cross_validation, run_folder, run_identity
 from utils import UserError
 
 
@@ -685,3 +685,12 @@ def test_float16_trains(small):
     log = train.train(dataclasses.replace(small, precision="float16"))
     keras.config.set_dtype_policy("float32")
     assert np.isfinite(log.val_loss).all() and len(log) == 3
+
+
+def test_folds_of_an_earlier_run_of_more_folds_are_put_aside(tmp_path):
+    for number in range(3):
+        (tmp_path / f"fold{number}").mkdir()
+        (tmp_path / f"fold{number}" / "model.h5").write_bytes(b"x")
+    cross_validation._put_aside(tmp_path, 2)
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("model.h5")]
+    assert sorted(found) == ["fold0/model.h5", "fold1/model.h5", "fold2/previous1/model.h5"]

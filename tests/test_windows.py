@@ -261,3 +261,11 @@ def test_old_models_are_read():
     sampler = Sampler((8, 16, 16), True, 0, (1.0, 2.0, 2.0), "SPL")
     assert Sampler.from_metadata(metadata_of(sampler)) == sampler
     assert fit_grid((1, 10, 20), (32, 48)).inner == (1, 24, 48)
+
+
+def test_a_thin_volume_of_another_plane_is_not_refused():
+    """Seven sagittal slices at the network's own spacing, turned to axial ones."""
+    affine = np.eye(4)[[2, 1, 0, 3]]
+    scan = Scan(np.zeros((7, 64, 64, 1), np.uint8), (1.0, 1.0, 1.0), affine=affine)
+    sampler = Sampler((16, 16, 16), True, spacing=(1.0, 1.0, 1.0), orientation="SPL")
+    assert sorted(sampler.grid(scan).inner) == [7, 64, 64]

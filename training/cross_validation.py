@@ -8,8 +8,16 @@ from typing import Any
 import pandas as pd
 
 import metrics
-from training import distributed
+from training import distributed, run_folder
 from utils import atomic
+
+
+def _put_aside(out_dir: Path, count: int) -> None:
+    """Put the folds aside that an earlier run of more folds left: no fold*/model.h5 is old."""
+    for folder in out_dir.glob("fold*"):
+        number = folder.name.removeprefix("fold")
+        if number.isdecimal() and int(number) >= count:
+            run_folder.archive_previous_run(folder)
 
 
 def cross_validate(
@@ -25,6 +33,8 @@ def cross_validate(
     out_dir = Path(config.out_dir)
     folds = range(config.folds) if config.fold == -1 else [config.fold]
     tables = []
+    if config.fold == -1 and distributed.is_main_process():
+        _put_aside(out_dir, config.folds)
     for fold in folds:
         folder = out_dir / f"fold{fold}"
         log = train_run(dataclasses.replace(config, fold=fold), folder)

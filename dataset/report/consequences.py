@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset.cache import Dataset
-from dataset.kind import count_contrasts, is_mixed
+from dataset.kind import count_mixed
 from dataset.layouts import Pair
 from dataset.report.fingerprint import Fingerprint
 from dataset.report.plan import DIFFERENT_SIZES, Geometry, floor_dice, measure_geometry
@@ -106,11 +106,11 @@ def _rare(info: "pd.DataFrame", names: Sequence[str]) -> list[str]:
 
 def _contrast(dataset: Dataset) -> list[str]:
     """Say what objects do that are bright in some images and dark in others."""
-    bright, dark = count_contrasts(dataset, range(len(dataset.cases)))
-    if not is_mixed((bright, dark)):
+    name, bright, dark = count_mixed(dataset, range(len(dataset.cases)))
+    if not name:
         return []
     return [
-        f"objects are brighter than the rest in {bright} images and darker in {dark} of those that "
+        f"{name} is brighter than the rest in {bright} images and darker in {dark} of those that "
         "were looked at. Training inverts some images, so that it learns both from all of them"
     ]
 

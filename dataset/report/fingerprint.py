@@ -19,7 +19,7 @@ from dataset.symmetry import alike, small_mask, symmetry
 from imaging import preprocess
 from imaging.grid import Grid, fit_grid
 from imaging.labels import BITS, Classes, plane
-from utils import UserError, cores
+from utils import cores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,15 +141,12 @@ def take_fingerprint(pairs: Sequence[Pair], info: "pd.DataFrame", classes: Class
     MAX_SIDE pixels with most objects.
     """
 
-    def attempt(row: int) -> Measured | None:
-        try:
-            return measure(read_truth(pairs[row], classes).mask, classes)
-        except UserError:  # it was read before, and said so if it could not be
-            return None
+    def measure_pair(row: int) -> Measured:
+        return measure(read_truth(pairs[row], classes).mask, classes)
 
     with ThreadPoolExecutor(cores()) as pool:
-        measured = list(pool.map(attempt, choose_rows(info, classes.names)))
-    return Fingerprint(classes.names, [one for one in measured if one])
+        measured = list(pool.map(measure_pair, choose_rows(info, classes.names)))
+    return Fingerprint(classes.names, measured)
 
 
 def choose_rows(info: "pd.DataFrame", names: Sequence[str]) -> list[int]:

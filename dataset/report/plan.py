@@ -399,7 +399,7 @@ def _channels(info: "pd.DataFrame", channels: int) -> Proposal:
 def _window(info: "pd.DataFrame", channels: int) -> list[Proposal]:
     """Choose the grey levels of CT that hold the objects, with a margin; none for other images."""
     objects = np.concatenate([np.ravel(levels) for levels in info["object"]])
-    lowest = min(levels[0] for levels in info["quantiles"])
+    lowest = np.median([levels[0] for levels in info["quantiles"]])
     # A window counts for all channels, and others than CT's have no Hounsfield units.
     if not len(objects) or lowest >= HOUNSFIELD_BELOW or channels > 1:
         return []
