@@ -92,19 +92,27 @@ def _fingerprint(pair: Pair) -> str:
     """Name a pair's files, their sizes and times: changes with any of them, and with the source."""
     files = []
     for path in (pair.image, *pair.more_channels, *pair.masks):
-        place = path.resolve()
+        place = _resolve(path.parent) / path.name
         files += sorted(place.iterdir()) if place.is_dir() else [place]
     seen: list[Any] = [source_mark()]
     for file in files:
-        seen.append(_file_mark(file))
-        if file.exists() and (voxels := voxels_of(file)):
-            seen.append(_file_mark(voxels))
+        try:
+            seen.append(_file_mark(file))
+            if voxels := voxels_of(file):
+                seen.append(_file_mark(voxels))
+        except OSError:  # reported when it is read
+            seen.append(str(file))
     return repr(seen)
 
 
-def _file_mark(file: Path) -> tuple:
-    stat = file.stat() if file.exists() else None
-    return str(file), stat and (stat.st_size, stat.st_mtime_ns)
+@functools.cache
+def _resolve(folder: Path) -> Path:
+    return folder.resolve()
+
+
+def _file_mark(file: Path) -> tuple[str, int, int]:
+    stat = file.stat()
+    return str(file), stat.st_size, stat.st_mtime_ns
 
 
 @functools.cache

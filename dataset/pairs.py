@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from dataset.names import CLASS_ENDING, role_of, strip_mask
@@ -21,12 +22,12 @@ class Pair:
     subset: str = ""  # set by the data set's author, or ""
     more_channels: tuple[Path, ...] = ()  # further channels of the image, in files of their own
 
-    @property
+    @cached_property
     def stem(self) -> str:
         """The name that image, mask and prediction share."""
         return file_stem(self.image)
 
-    @property
+    @cached_property
     def group(self) -> str:
         """What stays in one subset: the patient, or the image alone."""
         return self.patient or str(self.image.with_name(self.stem))
