@@ -251,6 +251,13 @@ def test_objects_that_lie_alike_are_not_turned(phantoms, tmp_path):
     assert plan._augmentation(sided, "2").value == "mild"
 
 
+def test_the_mirrored_image_has_a_say_where_left_and_right_look_alike(phantoms, tmp_path):
+    assert proposed(phantoms)["mirror"] is True
+    assert proposed(phantoms, "left lung,right lung")["mirror"] is True
+    left = [np.pad(disc[:, 40:], ((0, 0), (0, 40))) for disc in draw_discs(128, 20)]
+    assert "mirror" not in proposed(write_masks(tmp_path, left))
+
+
 def test_a_network_of_volumes_gets_larger_changes_and_fewer_epochs(tmp_path):
     found = proposed(write_volumes(tmp_path, (32, 32, 32), (1, 1, 1)))
     assert found["dimensions"] == "3" and found["augmentation"] == "free"

@@ -118,9 +118,9 @@ class Fingerprint:
         dice = 2 * (poses * others).sum(1) / (poses.sum(1) + others.sum(1))
         return float(dice.mean())
 
-    def symmetry(self, axis: int) -> float:
+    def symmetry(self, axis: int, partners: Sequence[int] = ()) -> float:
         """Say how symmetric the mean mask is, see `symmetry.symmetry`."""
-        return symmetry([one.pose for one in self.pairs], axis)
+        return symmetry([one.pose for one in self.pairs], axis, partners)
 
 
 def _mean(values: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from dataset.report.fingerprint import SIZES, Fingerprint
 from dataset.symmetry import SYMMETRIC
 from imaging.grid import SAME
+from imaging.labels import mirrored_channels
 from utils import cores, counted, free_memory_bytes
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def suggest(
         _channels(info, channels),
         *_window(info, channels),
         _augmentation(fingerprint, _fields(chosen).get("dimensions", "2")),
+        *_mirror(fingerprint),
         *_loss(info, fingerprint.names),
     ]
     return chosen
@@ -428,6 +430,18 @@ def _augmentation(fingerprint: Fingerprint, dimensions: str) -> Proposal:
         return Proposal("augmentation", "free", why)
     why = f"objects lie alike in all images, and their two sides along {' and '.join(sided)} differ"
     return Proposal("augmentation", "mild", why)
+
+
+def _mirror(fingerprint: Fingerprint) -> list[Proposal]:
+    """Average with the mirrored image where training shows such images; see `kind.find_kind`."""
+    order = mirrored_channels(fingerprint.names)
+    if order is None or not fingerprint.pairs:
+        return []
+    partners = [int(channel) - 1 for channel in order[1:]]  # without the background
+    if fingerprint.symmetry(2, partners) < SYMMETRIC:
+        return []
+    why = "left and right look alike: the mirrored image has a say, and predicting takes twice"
+    return [Proposal("mirror", True, why)]
 
 
 def _loss(info: "pd.DataFrame", names: Sequence[str]) -> list[Proposal]:
