@@ -105,12 +105,12 @@ def prepare_scan(scan: Scan, grid: Grid, channels: int, window: str = "") -> Pix
 
     window: the grey levels that become 0 and 1. "centre,width" is in the file's units (HU for CT),
     "file" is what its header proposes, "" is two percentiles of the whole scan, of each channel if
-    these are measurements of their own; such channels are never turned into others. What is
+    these are measurements of their own. Those of a volume are never turned into others. What is
     constant becomes all zeros. A large file at its own resolution is read when it is needed. Raises
     UserError.
     """
     colours, change = grid.orient(scan.colours), partial(to_channels, channels=channels)
-    if scan.separate:
+    if scan.separate and scan.affine is not None:  # sequences of MRI; stains may pass as colours
         check_channels(colours.shape[-1], channels)
     count = prod(grid.inner) * channels
     is_large = count > lazy.LARGE_ARRAY or isinstance(colours, LazyPixels)

@@ -180,7 +180,8 @@ def test_measurements_are_not_turned_into_others():
     grid = fit_grid((1, 20, 24), (32, 32))
     assert prepare_scan(Scan(pixels), grid, 1).shape[-1] == 1
     with pytest.raises(UserError, match="an image of 3 channels; the network takes 1 channel"):
-        prepare_scan(Scan(pixels, separate=True), grid, 1)
+        prepare_scan(Scan(pixels, separate=True, affine=np.eye(4)), grid, 1)
+    assert prepare_scan(Scan(pixels, separate=True), grid, 1).shape[-1] == 1  # stains
     metadata = {"image_size": [32, 32], "channels": 3, "channel_endings": ["_a", "_b", "_c"]}
     with pytest.raises(UserError, match="an image of 1 channel; the network takes 3 channels"):
         prepare(Scan(pixels[..., :1]), metadata)
