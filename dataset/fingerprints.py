@@ -17,7 +17,7 @@ from imaging.partners import voxels_of
 from utils import atomic
 
 NAME = "fingerprints.json"  # in the folder of the cache
-MAX_KEPT = 200_000  # of more only those that were asked for last
+MAX_KEPT = 200_000  # of more the oldest are dropped
 
 # Size and times of a file, and its fingerprint.
 Known = tuple[int, int, int, str]

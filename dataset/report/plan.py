@@ -440,7 +440,7 @@ def _mirror(fingerprint: Fingerprint) -> list[Proposal]:
     partners = [int(channel) - 1 for channel in order[1:]]  # without the background
     if fingerprint.symmetry(2, partners) < SYMMETRIC:
         return []
-    why = "left and right look alike: the mirrored image has a say, and predicting takes twice"
+    why = "left and right look alike: averaged with the mirrored image, twice the time to predict"
     return [Proposal("mirror", True, why)]
 
 
