@@ -1,10 +1,10 @@
 """Change training images and volumes as other patients, machines and hospitals would.
 
-Masks follow the geometry. The pipelines are albumentations'; three steps are our own. A volume is
+Masks follow the geometry. The pipelines are albumentations'; four steps are our own. A volume is
 changed by the same pipeline: each step does the same to all its slices, only noise is drawn for
 each voxel. Where voxels are cubes, "slices" are cut across an axis that is drawn for each volume.
 
-To add a step, put it into `basic_steps`, with its strengths in AMOUNTS. It must know the targets
+To add a step, name it in `basic_steps`, with its strengths in AMOUNTS. It must know the targets
 `images` and `masks` beside `image` and `mask`, which albumentations' own steps do.
 """
 
@@ -47,22 +47,36 @@ TILT = 30  # degrees, as nnU-Net turns volumes
 MIN_SIDE = 8  # voxels of a volume that is cut across any axis
 
 
-def draw_opacity(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw one to three soft ellipses, centred in the foreground.
+def split_strength(text: str) -> tuple[str, set[str]]:
+    """Split "strong-invert-noise" into the strength and the steps that it leaves out."""
+    strength, *without = text.split("-")
+    return strength, set(without)
 
-    foreground: bool (H, W). Returns float32 (H, W, 2): opacity in [0, 1] and grey level.
+
+def convolve_randomly(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mix an image with its convolution by a random kernel (Xu et al. 2021, arXiv 2007.13003).
+
+    image: uint8 (H, W, C). Shapes stay, textures and the order of grey levels change.
     """
-    height, width = foreground.shape
-    opacity = np.zeros((height, width), np.float32)
-    places = np.argwhere(foreground)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    for _ in range(rng.integers(1, 4) if len(places) else 0):
-        cy, cx = places[rng.integers(len(places))]
-        ry, rx = rng.uniform(0.05, 0.25, 2) * (height, width)
-        distance = np.hypot((y - cy) / ry, (x - cx) / rx)
-        edge = rng.uniform(0.1, 0.6)  # share of the radius over which it fades
-        opacity = np.maximum(opacity, rng.uniform(0.3, 1.0) * np.clip((1 - distance) / edge, 0, 1))
-    return np.stack([opacity, np.full_like(opacity, rng.uniform(140, 255))], axis=-1)
+    size = rng.choice([1, 3, 5, 7])
+    changed = cv2.filter2D(np.float32(image), -1, rng.normal(0, 1 / size, (size, size)))
+    share = rng.uniform()
+    mixed = share * image + (1 - share) * stretch(changed.reshape(image.shape))
+    return np.uint8(stretch(mixed))
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+    """Stretch the grey levels of an image to 0 to 255, but for the outermost 1 %."""
+    low, high = np.percentile(image[::3, ::3], (0.5, 99.5))
+    return np.clip((image - low) * (255 / (high - low + 1e-3)), 0, 255)
+
+
+def random_curve(rng: np.random.Generator) -> np.ndarray:
+    """Draw new grey levels uint8 (256,) along a curve that may fall (Zhou et al. 2021)."""
+    levels, share = np.arange(256.0), rng.uniform()
+    bent = np.interp(levels, np.linspace(0, 255, 5), rng.uniform(0, 255, 5))
+    mixed = share * levels + (1 - share) * bent
+    return np.uint8(255 * (mixed - mixed.min()) / (np.ptp(mixed) + 1e-3))
 
 
 def mirrored_planes(classes: Classes) -> np.ndarray | None:
@@ -84,11 +98,11 @@ def has_sides(classes: Classes) -> bool:
     return order is None or bool((order != np.arange(len(order))).any())
 
 
-def own_transforms(classes: Classes) -> tuple[Any, Any, Any]:
-    """Make the transforms that albumentations lacks: Mirror, Noise and Opacity."""
+def own_transforms(classes: Classes) -> tuple[Any, Any, Any, Any]:
+    """Make the transforms that albumentations lacks: Mirror, Noise, Texture and Curve."""
     import albumentations as A  # predictions do without its seconds of start-up
 
-    order, count = mirrored_planes(classes), len(classes.names)
+    order = mirrored_planes(classes)
 
     class Mirror(A.HorizontalFlip):
         """Mirror the image; a left lung becomes a right one."""
@@ -106,20 +120,28 @@ def own_transforms(classes: Classes) -> tuple[Any, Any, Any]:
         def apply_to_images(self, images: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
             return self.apply(np.concatenate(images), **params).reshape(images.shape)
 
-    class Opacity(A.ImageOnlyTransform):
-        """Hide some of the foreground as fluid hides lung; the mask stays."""
+    class Random(A.ImageOnlyTransform):
+        """A change that draws its own random numbers."""
 
-        def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-            rng = np.random.default_rng(self.random_generator.integers(2**32))
-            return {"veil": draw_opacity(data["mask"][..., :count].max(-1) > 127, rng)}
+        def get_params(self) -> dict:
+            return {"seed": int(self.random_generator.integers(2**32))}
 
-        def apply(self, img: np.ndarray, veil: np.ndarray, **params: Any) -> np.ndarray:
-            return np.uint8(img + (veil[..., 1:] - img) * veil[..., :1])
+    class Texture(Random):
+        """Change the texture by a random convolution."""
 
-    return Mirror, Noise, Opacity
+        def apply(self, img: np.ndarray, seed: int, **params: Any) -> np.ndarray:
+            return convolve_randomly(img, np.random.default_rng(seed))
+
+    class Curve(Random):
+        """Change the grey levels by a random curve."""
+
+        def apply(self, img: np.ndarray, seed: int, **params: Any) -> np.ndarray:
+            return random_curve(np.random.default_rng(seed))[img]
+
+    return Mirror, Noise, Texture, Curve
 
 
-def basic_steps(amounts: Amounts, turn: float, noise: Any, border: int) -> list[Any]:
+def basic_steps(amounts: Amounts, turn: float, noise: Any, border: int) -> dict[str, Any]:
     """Make the steps for images of any modality.
 
     turn: degrees; noise: the class; border: OpenCV's mode.
@@ -127,54 +149,66 @@ def basic_steps(amounts: Amounts, turn: float, noise: Any, border: int) -> list[
     import albumentations as A
 
     shift = amounts.shift
-    return [
-        A.Affine(
+    steps = {
+        "affine": A.Affine(
             scale=amounts.scale,
             translate_percent=(-shift, shift),
             rotate=(-turn, turn),
             border_mode=border,
             p=0.9,
         ),
-        A.ElasticTransform(alpha=amounts.elastic, sigma=6, border_mode=border, p=amounts.elastic_p),
-        A.RandomBrightnessContrast(amounts.light, amounts.light, p=0.5),
-        A.RandomGamma(tuple(round(100 * one) for one in amounts.gamma), p=0.5),
-        *([A.Downscale(scale_range=amounts.downscale, p=0.2)] if amounts.downscale else []),
-        noise(amounts.noise, p=0.3),
-        A.GaussianBlur((3, 5), p=0.2),
-    ]
+        "elastic": A.ElasticTransform(
+            alpha=amounts.elastic, sigma=6, border_mode=border, p=amounts.elastic_p
+        ),
+        "light": A.RandomBrightnessContrast(amounts.light, amounts.light, p=0.5),
+        "gamma": A.RandomGamma(tuple(round(100 * one) for one in amounts.gamma), p=0.5),
+    }
+    if amounts.downscale:
+        steps["coarse"] = A.Downscale(scale_range=amounts.downscale, p=0.2)
+    steps["noise"] = noise(amounts.noise, p=0.3)
+    steps["blur"] = A.GaussianBlur((3, 5), p=0.2)
+    return steps
 
 
-def strong_steps(noise: Any, opacity: Any, border: int, patches: bool) -> list[Any]:
-    """Make the steps for X-rays of other hospitals; a patch has no edge of the film."""
+def strong_steps(noise: Any, texture: Any, curve: Any, border: int) -> dict[str, Any]:
+    """Make the steps for X-rays of other hospitals."""
     import albumentations as A
 
     def film_edge(fill: int) -> A.CropAndPad:
         return A.CropAndPad(percent=(-0.12, 0.06), sample_independently=True, fill=fill)
 
-    # Film edges and collimators: black or white from one or more sides.
-    edges = [] if patches else [A.OneOf([film_edge(fill) for fill in (0, 0, 255)], p=0.3)]
-    return [
-        A.Affine(
-            scale=(0.75, 1.2),
-            translate_percent=(-0.08, 0.08),
-            rotate=(-15, 15),
-            shear=(-4, 4),
+    return {
+        "affine": A.Affine(
+            scale=(0.65, 1.35),
+            translate_percent=(-0.12, 0.12),
+            rotate=(-20, 20),
+            shear=(-6, 6),
             border_mode=border,
             p=0.9,
         ),
-        A.ElasticTransform(alpha=30, sigma=6, border_mode=border, p=0.15),
-        *edges,
-        A.RandomToneCurve(scale=0.3, p=0.3),
-        A.RandomBrightnessContrast(0.3, 0.4, p=0.5),
-        A.RandomGamma((40, 220), p=0.5),
-        A.Illumination(intensity_range=(0.05, 0.2), p=0.2),
-        opacity(p=0.3),
-        A.InvertImg(p=0.1),
-        A.Downscale(scale_range=(0.3, 0.7), p=0.15),
-        noise((0.01, 0.1), p=0.3),
-        A.GaussianBlur((3, 7), p=0.2),
-        A.ImageCompression(quality_range=(15, 70), p=0.1),
-    ]
+        "elastic": A.ElasticTransform(alpha=60, sigma=6, border_mode=border, p=0.4),
+        # Film edges and collimators: black or white from one or more sides.
+        "edges": A.OneOf([film_edge(fill) for fill in (0, 0, 255)], p=0.3),
+        "texture": texture(p=0.4),
+        "tone": A.RandomToneCurve(scale=0.3, p=0.4),
+        "curve": curve(p=0.3),
+        "light": A.RandomBrightnessContrast(0.35, 0.35, p=0.5),
+        "gamma": A.RandomGamma((40, 220), p=0.5),
+        "field": A.Illumination(intensity_range=(0.05, 0.2), p=0.4),
+        "invert": A.InvertImg(p=0.1),
+        # Letters, cables, devices.
+        "marks": A.CoarseDropout(
+            num_holes_range=(1, 4),
+            hole_height_range=(0.01, 0.12),
+            hole_width_range=(0.01, 0.3),
+            fill="random_uniform",
+            p=0.3,
+        ),
+        "coarse": A.Downscale(scale_range=(0.3, 0.7), p=0.2),
+        "noise": noise((0.01, 0.1), p=0.3),
+        "blur": A.GaussianBlur((3, 7), p=0.2),
+        "jpeg": A.ImageCompression(quality_range=(15, 70), p=0.1),
+    }
 
 
 class Kind(NamedTuple):
@@ -195,10 +229,12 @@ def make_pipeline(classes: Classes, strength: str, kind: Kind) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
 
-    mirror, noise, opacity = own_transforms(classes)
+    strength, without = split_strength(strength)
+    mirror, noise, texture, curve = own_transforms(classes)
     border = cv2.BORDER_REFLECT_101 if kind.patches else cv2.BORDER_CONSTANT
     if strength == "strong":
-        steps = strong_steps(noise, opacity, border, kind.patches)
+        steps = strong_steps(noise, texture, curve, border)
+        without = without | ({"edges"} if kind.patches else set())  # a patch has no film edge
     else:
         amounts = AMOUNTS[strength]
         # Half a turn is two mirrors, so it is right only where both are. It swaps no classes.
@@ -206,13 +242,14 @@ def make_pipeline(classes: Classes, strength: str, kind: Kind) -> Any:
         may_turn = turned <= set(kind.mirrored_axes) and not has_sides(classes)
         turn = amounts.rotate if may_turn else min(amounts.rotate, TILT)
         steps = basic_steps(amounts, turn, noise, border)
+    chosen = [step for name, step in steps.items() if name not in without]
     if kind.inverted:
-        steps.append(A.InvertImg(p=0.3))
+        chosen.append(A.InvertImg(p=0.3))
     if kind.dimensions == 2 and 1 in kind.mirrored_axes:
-        steps.insert(0, A.VerticalFlip(p=0.5))
+        chosen.insert(0, A.VerticalFlip(p=0.5))
     if kind.dimensions == 2 and 2 in kind.mirrored_axes:
-        steps.insert(0, mirror(p=0.5))
-    return A.Compose(steps, mask_interpolation=cv2.INTER_LINEAR)
+        chosen.insert(0, mirror(p=0.5))
+    return A.Compose(chosen, mask_interpolation=cv2.INTER_LINEAR)
 
 
 class Augmentation(threading.local):
@@ -226,10 +263,11 @@ class Augmentation(threading.local):
     strength:
         none: nothing is changed.
         mild: what varies within one hospital, in any modality.
-        strong: what varies between X-rays of different hospitals and diseases.
+        strong: what varies between X-rays of different hospitals.
         free: organs of any size, anywhere, as in MRI and CT (after nnU-Net, Isensee et al. 2021);
             at any angle if they may be mirrored along all axes and no class is that of one side,
             else tilted by 30 degrees at most.
+        A name after a dash leaves that step out: "strong-invert-noise".
 
     Raises UserError for a strength that is not for volumes.
     """
@@ -240,7 +278,7 @@ class Augmentation(threading.local):
         strength: str = "mild",
         kind: Kind = Kind(),  # noqa: B008 (a NamedTuple cannot be changed)
     ) -> None:
-        if strength == "strong" and kind.dimensions == 3:
+        if split_strength(strength)[0] == "strong" and kind.dimensions == 3:
             raise UserError(
                 "augmentation is strong, which is for X-rays; expected none, mild or free for "
                 "volumes with dimensions 3"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import utils
-from dataset.augmentation import STRENGTHS
+from dataset.augmentation import STRENGTHS, split_strength
 from imaging.labels import Classes, mirrored_channels
 from imaging.preprocess import parse_window
 from imaging.scan import MAX_CHANNELS
@@ -125,7 +125,7 @@ def check_values(config: Any) -> None:
     for name, is_fine, expected in rules:
         if not is_fine:
             raise UserError(f"{name} is {getattr(config, name)!r}; expected {expected}")
-    check_name("augmentation", config.augmentation, STRENGTHS)
+    check_name("augmentation", split_strength(config.augmentation)[0], STRENGTHS)
 
 
 def print_device_hint(config: Any) -> None:
