@@ -4,10 +4,12 @@
     python predict.py --data-dir DIR                 another data set, or one that was moved
     python predict.py --input PATH --output DIR      masks of a file, or of a folder and those in it
     python predict.py --model "files/run/fold*/model.h5"      several models, averaged
+    python predict.py --adapt DIR                    the model adapted to images without masks
 
 Scoring writes metrics.csv and a panel per image to results/. Segmenting writes a mask per image to
 results/masks, in the format and size of the image, and tables/measurements.csv, a row per class. A
-file that cannot be read is named, and the others are done; the exit code is then 2.
+file that cannot be read is named, and the others are done; the exit code is then 2. Adapting
+writes adapted.h5 beside the model.
 --verbose also shows what TensorFlow or JAX says.
 """
 
@@ -40,7 +42,10 @@ from inference.segment_files import segment_each, segment_files
 from utils import UserError, atomic, printable
 
 if TYPE_CHECKING:
+    import keras
     import pandas as pd
+
+MAX_LOSS = 0.002  # of the Dice on validation images, when a model is adapted to others
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Config:
     model: str = ""
     input: str = ""  # a file or folder to segment; "" scores images that have masks
     output: str = ""  # where to write; "" is results, with --input results/masks
+    # A folder of images of, say, another hospital. The model is adapted to them: no masks needed.
+    adapt: str = ""
     # A data set to score, but for what the model was trained on; "" is the split of its run.
     data_dir: str = ""
     subset: str = "test"  # which part of the split: train, val or test
@@ -84,7 +91,10 @@ def main(config: Config) -> None:
     Raises UserError for a wrong config, and at the end if there were problems.
     """
     check_config(config)
-    problems = run_segmentation(config) if config.input else run_scoring(config)
+    if config.adapt:
+        problems = run_adapting(config)
+    else:
+        problems = run_segmentation(config) if config.input else run_scoring(config)
     if problems:
         lines = "\n".join(f"  {printable(problem)}" for problem in problems)
         raise UserError(f"{utils.counted(len(problems), 'problem')}:\n{lines}")
@@ -105,7 +115,9 @@ def check_config(config: Config) -> None:
             "--input segments images, --data-dir scores images that have masks; "
             "expected one of them"
         )
-    for folder in (config.folder, *config.folder.parents):
+    if config.adapt and (config.input or config.data_dir):
+        raise UserError("--adapt writes a model; use --input or --data-dir with that one")
+    for folder in () if config.adapt else (config.folder, *config.folder.parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; expected a folder for --output")
     if config.data_dir:
@@ -374,6 +386,70 @@ def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:
                 f"{folder} holds the images; name another folder with --output, "
                 "or they would be replaced"
             )
+
+
+# ------------------------------------------------------------------------------------- adapting
+
+
+def run_adapting(config: Config) -> list[str]:
+    """Write a model that is adapted to images without masks; return the problems.
+
+    The validation images of the model's run are scored before and after, if they are there.
+    """
+    path = Path(utils.find_default(config.model or models.OWN_MODEL))
+    output = Path(config.output) if config.output else path.with_name("adapted.h5")
+    check_model_paths(path, output)
+    model, metadata = utils.load_model(path)
+    from training import adapt  # not before Keras is loaded quietly
+
+    found = list_inputs(Path(config.adapt), endings=metadata.get("channel_endings", ()))
+    problems = Problems(output.parent)
+    windows, count = adapt.read_windows(found.items, metadata, problems)
+    if count < adapt.MIN_IMAGES:
+        usable = utils.counted(count, "usable image")
+        expected = f"expected at least {adapt.MIN_IMAGES}, better hundreds, as they come"
+        raise UserError("\n".join([f"{config.adapt} has {usable}; {expected}", *problems.lines]))
+    before = score_validation(path, model, metadata)
+    layers = adapt.set_statistics(model, adapt.batches_of(windows))
+    if not layers:
+        raise UserError(f"{path} has no batch normalization, so nothing in it can be adapted")
+    images = {"images": count, "folder": Path(config.adapt).resolve().name}
+    utils.save_model(model, output, metadata | {"adapted_to": images})
+    print(f"{output}: {utils.counted(layers, 'layer')} adapted to {utils.counted(count, 'image')}")
+    print(describe_change(before, score_validation(path, model, metadata)))
+    print(f"next: python predict.py --model {output} --input PATH")
+    return found.problems + problems.lines
+
+
+def check_model_paths(path: Path, output: Path) -> None:
+    """Raise UserError for a model that cannot be adapted, or an output that is none."""
+    if path.suffix == ".onnx":
+        raise UserError(f"{path} is an export; adapt its .h5 file, and export that")
+    utils.load_metadata(path)
+    if output.resolve() == path.resolve():
+        raise UserError(f"{output} is the model itself; name another --output")
+    if output.is_dir() or output.suffix != ".h5":
+        raise UserError(f"--output is {output}; expected a file that ends in .h5")
+
+
+def score_validation(path: Path, model: "keras.Model", metadata: dict[str, Any]) -> float | None:
+    """Give the mean Dice on the validation images of a model's run; None if they are not there."""
+    try:
+        pairs = list(run_split.read_subset(path, "val")[0].values())
+    except UserError:
+        return None
+    table = score_pairs([(model, metadata)], pairs)[0] if pairs else ()
+    return float(table.dice.mean()) if len(table) else None
+
+
+def describe_change(before: float | None, after: float | None) -> str:
+    """Say what adapting did to the Dice on validation images."""
+    if before is None or after is None:
+        return "note: the validation images of its run are not here, so it is not checked on them"
+    found = f"Dice on the validation images of its run: {before:.4f} before, {after:.4f} after"
+    if before - after > MAX_LOSS:
+        return f"warning: {found}. For images like those of the training keep the old model"
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How a cross-validation's models do on corrupted images; whether they know their errors."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,21 @@ def corruptions(run: Path) -> None:
     write_table(table, Path(f"results/corruptions-{run.absolute().name}.csv"))
 
 
-def score_corrupted(members: list[Member], pair: Pair, seed: int) -> list[dict[str, Any]]:
-    """Score one image under each corruption; a row each."""
+def score_corrupted(
+    members: list[Member], pair: Pair, seed: int, chosen: Sequence[str] = tuple(CORRUPTIONS)
+) -> list[dict[str, Any]]:
+    """Score one image under each of the chosen corruptions; a row each."""
     metadata = members[0][1]
     names = metadata["classes"]
     scan, read = read_pair(pair, Classes.from_metadata(metadata))
     scans, truths = [], []
-    for name in CORRUPTIONS:
+    for name in chosen:
         image, truth = corrupt(name, scan.pixels[0], read.mask[0], seed)
         scans.append(Scan(image[None]))
         truths.append(truth)
     rows = []
     predictions = segment_scans(members, scans)
-    for name, truth, predicted in zip(CORRUPTIONS, truths, predictions, strict=True):
+    for name, truth, predicted in zip(chosen, truths, predictions, strict=True):
         scores = metrics.score_classes(truth, predicted.ids[0], names)
         rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
     return rows

@@ -1,0 +1,75 @@
+"""Adapt a model to other images, such as another hospital's, without any masks of them.
+
+It computes the means and variances of batch normalization anew (Li et al. 2016, arXiv 1603.04779).
+All other weights stay.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from inference.inputs import Input, read_input
+from inference.problems import Problems
+from inference.read_ahead import read_chunks
+from inference.segment import prepare_inputs, take_middle
+from utils import UserError
+
+MIN_IMAGES = 16  # fewer say little about a hospital
+BATCH_BYTES = 32 * 192**2  # of prepared images; the statistics of a small batch are noisy
+MAX_BYTES = 2**28  # of all prepared images; more add nothing
+MAX_WINDOWS, MAX_SLICES = 3, 8  # of an image: windows along each side, of slices
+
+
+def read_windows(
+    items: Sequence[Input], metadata: dict[str, Any], problems: Problems
+) -> tuple[np.ndarray, int]:
+    """Prepare the middle of each image: windows (N, …, C) uint8 in a random order.
+
+    They end at MAX_BYTES. Returns also how many images they are of.
+    """
+    order = np.random.default_rng(0).permutation(len(items))
+    chosen = [items[number] for number in order]
+    window = metadata.get("window", "")
+    paths = [item.path for item in chosen]
+    parts, size = [], 0
+    for chunk in read_chunks(chosen, paths, lambda item: read_input(item, window), 8, problems):
+        for item, scan in chunk:
+            try:
+                middle = take_middle(scan, metadata, MAX_WINDOWS, MAX_SLICES)
+                parts.append(prepare_inputs(middle, metadata))
+            except UserError as error:
+                problems.add(item.path, UserError(f"{item.path}: {error}"))
+                continue
+            size += parts[-1].nbytes
+        if size > MAX_BYTES:
+            break
+    windows = np.concatenate(parts) if parts else np.zeros((0, 1), np.uint8)
+    return windows[np.random.default_rng(1).permutation(len(windows))], len(parts)
+
+
+def batches_of(windows: np.ndarray) -> Iterator[np.ndarray]:
+    """Split windows into whole batches, float32 in [0, 1]."""
+    size = min(len(windows), max(2, BATCH_BYTES // windows[0].nbytes))
+    for start in range(0, len(windows) - size + 1, size):
+        yield windows[start : start + size].astype(np.float32) / 255
+
+
+def set_statistics(model: keras.Model, batches: Iterator[np.ndarray]) -> int:
+    """Set the statistics of batch normalization to the means over batches (N, …, C).
+
+    Returns the number of its layers; without any the model stays as it is.
+    """
+    kind = keras.layers.BatchNormalization
+    layers = [layer for layer in model.layers if isinstance(layer, kind)]
+    if not layers:
+        return 0
+    momenta = [layer.momentum for layer in layers]
+    for number, batch in enumerate(batches):
+        for layer in layers:
+            layer.momentum = number / (number + 1)  # so the moving average is the mean
+        model(batch, training=True)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    return len(layers)
