@@ -21,7 +21,7 @@ from imaging import pictures
 from utils import UserError
 
 SIZE = 256  # pixels, height and width
-VERSION = 2  # raise it when the drawing changes; phantoms of each version have their own folder
+VERSION = 3  # raise it when the drawing changes; phantoms of each version have their own folder
 
 # The inner border of each lung, from the diaphragm up over the apex, as (across, down). Across is
 # 0 at the spine and 1 at the ribs; down is 0 at the apex and 1 at the outer lower corner.
@@ -44,7 +44,7 @@ class Chest(NamedTuple):
 def draw_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw one X-ray: uint8 image (SIZE, SIZE), uint8 masks (SIZE, SIZE, 2), left lung first."""
     middle = 0.5 + rng.normal(0, 0.02)
-    top, bottom = rng.uniform(0.08, 0.22), rng.uniform(0.62, 0.85)
+    top, bottom = rng.uniform(0.04, 0.22), rng.uniform(0.6, 0.92)
     right = _lung(rng, RIGHT_LUNG, middle, top, bottom, side=-1)
     left = _lung(rng, LEFT_LUNG, middle, top, bottom, side=1)
     chest = Chest(right, left, middle, top, bottom)
@@ -68,16 +68,20 @@ def _lung(
     from scipy.interpolate import PchipInterpolator  # data.py answers without its half second
 
     points = np.array(inner + RIBS_SIDE)
+    # A cone or a barrel: how much narrower the chest is at its top.
+    taper = rng.uniform(0.0, 0.35)
+    points[:, 0] *= 1 - taper * (1 - np.clip(points[:, 1], 0, 1)) ** rng.uniform(1, 3)
     points += rng.normal(0, 0.02, points.shape)
+    points[6:, 0] += rng.normal(0, 0.03)
     points[:3, 0] += rng.normal(0, 0.06)  # a wider or narrower heart
     steps = np.arange(len(points))
     border = PchipInterpolator(steps, points)(np.linspace(0, steps[-1], 80))
     # The dome of the diaphragm, from the outer corner back to the heart.
     along = np.linspace(0, 1, 30)[1:-1, None]
     dome = points[-1] * (1 - along) + points[0] * along
-    dome[:, 1] -= rng.uniform(0.0, 0.22) * np.sin(np.pi * along[:, 0] ** rng.uniform(0.5, 0.9))
+    dome[:, 1] -= rng.uniform(0.02, 0.3) * np.sin(np.pi * along[:, 0] ** rng.uniform(0.5, 0.9))
     across, down = np.concatenate([border, dome]).T
-    start, width = rng.uniform(0.03, 0.07), rng.uniform(0.24, 0.38)
+    start, width = rng.uniform(0.02, 0.07), rng.uniform(0.24, 0.42)
     height = (bottom - top) * rng.uniform(0.88, 1.08)
     x = middle + side * (start + width * across)
     return np.stack([x, top + rng.normal(0, 0.012) + height * down], axis=1)
@@ -138,23 +142,35 @@ def _torso(rng: np.random.Generator, chest: Chest) -> np.ndarray:
 
 
 def _air(rng: np.random.Generator, masks: np.ndarray) -> np.ndarray:
-    """Draw what the lungs take away: less at their edge, and not the same in both."""
+    """Draw what the lungs take away, not the same in both.
+
+    Rays along the ribs cross little lung, so it fades there. Heart and diaphragm have sharp edges.
+    """
+    places = np.argwhere(masks.any(-1))[:, ::-1]
+    corners = [(places[:, 0].min(), SIZE), (places[:, 0].max(), SIZE)]
+    outline = cv2.convexHull(np.concatenate([places, corners]).astype(np.int32))
+    chest = cv2.fillConvexPoly(np.zeros((SIZE, SIZE), np.uint8), outline, 1)
+    depth = cv2.distanceTransform(chest, cv2.DIST_L2, 5) / SIZE
+    thickness = np.clip(depth / rng.uniform(0.02, 0.12), 0, 1) ** rng.uniform(0.3, 0.8)
     film = np.zeros((SIZE, SIZE), np.float32)
     strength = rng.uniform(0.3, 0.7)
     for k in range(2):
-        depth = cv2.distanceTransform(masks[..., k], cv2.DIST_L2, 5) / SIZE
-        rise = np.clip(depth / rng.uniform(0.02, 0.12), 0, 1) ** rng.uniform(0.3, 0.8)
-        film += strength * rng.uniform(0.85, 1.15) * rise
+        inside = cv2.distanceTransform(masks[..., k], cv2.DIST_L2, 5) / SIZE
+        edge = np.clip(inside / rng.uniform(0.004, 0.04), 0, 1) ** rng.uniform(0.2, 0.8)
+        film += strength * rng.uniform(0.85, 1.15) * edge * thickness
     return _blur(film, rng.uniform(0.002, 0.006))
 
 
 def _soft_tissue(rng: np.random.Generator, chest: Chest, lungs: np.ndarray) -> np.ndarray:
     """Draw heart, abdomen with gas, windpipe, breasts, lung vessels, opacities of disease."""
     middle, top, height = chest.middle, chest.top, chest.bottom - chest.top
-    heart_at = (middle + rng.uniform(0.02, 0.06), top + 0.68 * height)
-    heart_strength = rng.uniform(0.1, 0.3)
-    heart = _ellipse(heart_at, (0.13, 0.2 * height / 0.6), -30) * (1 - lungs)
-    film = heart_strength * _blur(heart, 0.01)
+    heart_at = (middle + rng.uniform(0.01, 0.06), top + rng.uniform(0.6, 0.75) * height)
+    axes = (rng.uniform(0.1, 0.2), rng.uniform(0.15, 0.25) * height / 0.6)
+    heart_strength = rng.uniform(0.02, 0.3)
+    heart = _ellipse(heart_at, axes, rng.uniform(-50, -10)) * (1 - lungs)
+    film = heart_strength * _blur(heart, rng.uniform(0.005, 0.04))
+    mediastinum = _line([(middle, 0), (middle, 1)], rng.uniform(0.1, 0.2)) * (1 - lungs)
+    film += rng.uniform(0, 0.4) * _blur(mediastinum, rng.uniform(0.005, 0.03))
     abdomen = (np.arange(SIZE)[:, None] / SIZE > top + 0.8 * height) * (1 - lungs)
     film += rng.uniform(0.1, 0.4) * _blur(abdomen, 0.02)
     for _ in range(rng.integers(0, 4)):  # stomach and bowel gas: as dark as lung, and not lung
@@ -240,10 +256,12 @@ def _bone(points: np.ndarray, width: float) -> np.ndarray:
 def _pose(
     rng: np.random.Generator, film: np.ndarray, masks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn, scale and shift the patient; the masks alike, as float32 (SIZE, SIZE, 2)."""
+    """Turn, scale, stretch and shift the patient; the masks alike, as float32 (SIZE, SIZE, 2)."""
     centre = (SIZE / 2, SIZE / 2)
-    matrix = cv2.getRotationMatrix2D(centre, rng.normal(0, 4), rng.uniform(0.85, 1.15))
-    matrix[:, 2] += rng.normal(0, 0.03 * SIZE, 2)
+    matrix = cv2.getRotationMatrix2D(centre, rng.normal(0, 4), rng.uniform(0.75, 1.2))
+    matrix[:, 2] += rng.normal(0, 0.05 * SIZE, 2)
+    stretch = rng.uniform(0.8, 1.2)
+    matrix[1] = matrix[1] * stretch + np.array([0, 0, (1 - stretch) * SIZE / 2])
     film = cv2.warpAffine(film, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
     return film, cv2.warpAffine(masks.astype(np.float32), matrix, (SIZE, SIZE))
 
@@ -253,8 +271,8 @@ def _expose(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
     if rng.random() < 0.25:  # a tube or a cable
         path = np.cumsum(rng.normal((0, 0.06), 0.02, (12, 2)), axis=0) + (rng.uniform(0.3, 0.7), 0)
         film = film + _blur(rng.uniform(0.1, 0.5) * _line(path, 0.008), 0.002)
-    low, high = np.percentile(film, (1, 99))
-    unit = np.clip((film - low) / (high - low), 0, 1.2) ** rng.uniform(0.6, 1.6)
+    low, high = np.percentile(film, (1, rng.uniform(75, 100)))
+    unit = np.clip((film - low) / (high - low), 0, 1.2) ** rng.uniform(0.5, 2.0)
     field = rng.normal(0, rng.uniform(0, 0.08), (3, 3))
     field = cv2.resize(field, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     unit = _blur(unit + field, rng.uniform(0, 0.004))
@@ -266,7 +284,7 @@ def _collimate(rng: np.random.Generator, picture: np.ndarray, masks: np.ndarray)
     """Cover the film's edges in black or white, and the masks: covered lung is not asked for."""
     for side in range(4):
         if rng.random() < 0.3:
-            depth = int(SIZE * rng.uniform(0, 0.12))
+            depth = int(SIZE * rng.uniform(0, 0.35 if side == 2 else 0.12))
             np.rot90(picture, side)[:depth] = 0 if rng.random() < 0.8 else 255
             np.rot90(masks, side)[:depth] = 0
 

@@ -11,11 +11,10 @@ import numpy as np
 
 from imaging import formats, lazy, pictures, preprocess
 from imaging.grid import Grid
-from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference import engines, segment
 from inference.sampler import Sampler
-from inference.windows import Band, Windows
+from inference.windows import Windows
 from utils import UserError
 
 MAX_SIDE = 65_535  # pixels; PNG files end at a million
@@ -59,13 +58,6 @@ class Prepared(NamedTuple):
         """Leave out what only the network needs."""
         empty = Windows(self.windows.case[:0, :0, :0], self.windows.sampler)
         return self._replace(windows=empty)
-
-
-class Prediction(NamedTuple):
-    """What is found in one image."""
-
-    ids: np.ndarray  # (S, H, W) uint8 class ids or BITS, at the image's own size
-    confidence: float  # mean probability of the decided classes, before cleaning
 
 
 @dataclass(frozen=True)
@@ -130,15 +122,14 @@ class ExportedModel:
                 f"{shown} voxels at the network's resolution; expected fewer (--max-megapixels)"
             )
 
-    def decide(self, probs: Iterable[np.ndarray], prepared: Prepared) -> Prediction:
+    def decide(self, probs: Iterable[np.ndarray], prepared: Prepared) -> segment.Prediction:
         """Decide an image's mask by the probabilities (…, K) of its windows, in their order.
 
         The mask is not cleaned yet, see `clean`.
         """
-        metadata, confidence = self.metadata | {"clean": None}, Confidence(self.metadata)
-        bands = confidence.measure(prepared.windows.blend(iter(probs)), prepared.grid)
-        found = segment.decide_scan(((band,) for band in bands), 1, prepared.grid, metadata)
-        return Prediction(found.ids, confidence.mean)
+        metadata, windows = self.metadata | {"clean": None}, prepared.windows
+        bands = ((band,) for band in windows.blend(iter(probs)))
+        return segment.decide_scan(bands, 1, prepared.grid, metadata, case=windows.case)
 
     def clean(self, ids: np.ndarray, prepared: Prepared) -> None:
         """Clean class ids (S, H, W) in place, as the model file says."""
@@ -146,7 +137,7 @@ class ExportedModel:
 
     def predict(
         self, prepared: Prepared, run: Callable[[np.ndarray], np.ndarray], batch_size: int = 8
-    ) -> Prediction:
+    ) -> segment.Prediction:
         """Segment a prepared image by `run`, which `load_exported` returned."""
 
         def compute() -> Iterator[np.ndarray]:
@@ -156,34 +147,6 @@ class ExportedModel:
         found = self.decide(compute(), prepared)
         self.clean(found.ids, prepared)
         return found
-
-
-class Confidence:
-    """The mean probability of what is decided, over the pixels of an image."""
-
-    def __init__(self, metadata: dict[str, Any]) -> None:
-        self.threshold = metadata["threshold"]
-        self.overlap = Classes.from_metadata(metadata).overlap
-        self.sum, self.count = 0.0, 0
-
-    def measure(self, bands: Iterator[Band], grid: Grid) -> Iterator[Band]:
-        """Pass bands on, and add up what they say of the image, without the padding around it."""
-        for band in bands:
-            first, last = (
-                min(max(0, side - band.row), len(band.probs))
-                for side in (grid.rows.start, grid.rows.stop)
-            )
-            inside = band.probs[first:last, grid.columns]
-            count = inside.shape[0] * inside.shape[1]
-            if count:
-                self.sum += count * mean_confidence(inside, self.threshold, self.overlap)
-                self.count += count
-            yield band
-
-    @property
-    def mean(self) -> float:
-        """The mean of all bands."""
-        return self.sum / self.count
 
 
 def check_slices(count: int, most: int) -> None:
@@ -203,13 +166,6 @@ def check_declared_pixels(content: bytes, max_bytes: int) -> None:
             f"{found / 2**20:.1f} megapixels; expected at most {max_pixels / 2**20:g} "
             "(--max-megapixels)"
         )
-
-
-def mean_confidence(probs: np.ndarray, threshold: float, overlap: bool = False) -> float:
-    """Average over the pixels of (h, w, K) the probability of what is decided."""
-    if probs.shape[-1] > 1 and not overlap:
-        return float(probs.max(-1).mean())
-    return float(np.where(probs >= threshold, probs, 1 - probs).mean())
 
 
 def load_exported(

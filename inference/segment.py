@@ -13,7 +13,7 @@ from imaging.grid import Grid
 from imaging.labels import Classes, mirrored_outputs
 from imaging.lazy import part_of
 from imaging.scan import Scan
-from inference import postprocess
+from inference import postprocess, quality
 from inference.sampler import Sampler
 from inference.windows import Band, Windows
 from utils import UserError
@@ -48,6 +48,7 @@ class Prediction(NamedTuple):
     ids: np.ndarray  # (S, H, W) uint8 class ids
     uncertainty: np.ndarray | None  # (S, H, W) float32: standard deviation over the votes
     disagreement: float  # 1 - Dice between votes and result, mean over votes and slices, or NaN
+    quality: quality.Quality | None  # None if the model file does not say how to judge
     probs: np.ndarray | None  # (S, H, W, K) float32
 
 
@@ -64,7 +65,7 @@ def segment_scans(
     found = []
     for grid, windows in prepared:
         bands = zip(*(windows.blend(vote) for vote in votes), strict=False)
-        found.append(decide_scan(bands, num_averaged, grid, metadata, options))
+        found.append(decide_scan(bands, num_averaged, grid, metadata, options, windows.case))
     return found
 
 
@@ -171,10 +172,12 @@ def decide_scan(
     grid: Grid,
     metadata: dict[str, Any],
     options: Options = DEFAULT_OPTIONS,
+    case: np.ndarray | None = None,
 ) -> Prediction:
     """Decide a scan by its votes, each in bands: class ids on the file's own grid.
 
-    num_averaged: how many votes, the first ones, are averaged.
+    num_averaged: how many votes, the first ones, are averaged. case: the prepared scan, from which
+    the mask's quality is judged.
     """
     classes, threshold = Classes.from_metadata(metadata), metadata["threshold"]
     count = classes.num_channels
@@ -182,7 +185,12 @@ def decide_scan(
     ids = np.zeros(grid.oriented, classes.dtype)
     spread = np.zeros(grid.oriented, np.float32) if options.uncertainty else None
     kept = np.zeros((*grid.oriented, count), np.float32) if options.probabilities else None
-    for number, row, values in restore(average(bands, num_averaged, counter), grid):
+    means = average(bands, num_averaged, counter)
+    evidence = None
+    if case is not None and metadata.get("quality"):
+        evidence = quality.Evidence(case, classes, threshold)
+        means = evidence.watch(means)
+    for number, row, values in restore(means, grid):
         rows = slice(row, row + len(values))
         ids[number, rows] = postprocess.to_ids(values[..., :count], threshold, classes.overlap)
         if spread is not None:
@@ -193,7 +201,8 @@ def decide_scan(
         array if array is None else grid.restore_orientation(array) for array in (ids, spread, kept)
     )
     clean(ids, grid, metadata)
-    return Prediction(ids, spread, counter.mean if counter else float("nan"), kept)
+    judged = quality.judge(evidence, metadata) if evidence else None
+    return Prediction(ids, spread, counter.mean if counter else float("nan"), judged, kept)
 
 
 def clean(ids: np.ndarray, grid: Grid, metadata: dict[str, Any]) -> None:

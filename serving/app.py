@@ -21,7 +21,7 @@ from serving.service import Service
 ALLOWED_HEADERS = ("Accept", "Authorization", "Content-Type", "X-API-Key", LENGTH_HEADER)
 EXPOSED_HEADERS = (
     "X-Areas",
-    "X-Confidence",
+    "X-Quality",
     "X-Model-SHA256",
     "X-Notes",
     "X-Request-ID",

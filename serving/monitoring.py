@@ -5,14 +5,16 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from inference.quality import Quality
 from serving.errors import to_json_line
 
 BATCH_SIZES = [1, 2, 4, 8, 16, 32]
+DICE = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0]
 SHARES = [i / 20 for i in range(1, 21)]  # buckets of numbers from 0 to 1
 
 
 class Metrics:
-    """Traffic, speed, and three numbers per image whose change may mean other images (drift)."""
+    """Traffic, speed, and numbers per image whose change may mean other images (drift)."""
 
     def __init__(self, sha256: str) -> None:
         registry = CollectorRegistry()
@@ -42,8 +44,11 @@ class Metrics:
             buckets=SHARES,
             registry=registry,
         )
-        self.confidence = Histogram(
-            "unet_confidence", "Mean probability of the mask", buckets=SHARES, registry=registry
+        self.predicted_dice = Histogram(
+            "unet_predicted_dice", "Dice that is predicted", buckets=DICE, registry=registry
+        )
+        self.unusual = Counter(
+            "unet_unusual_images", "Images of another kind than the model knows", registry=registry
         )
         info = Gauge("unet_model_info", "The model served", ["sha256"], registry=registry)
         info.labels(sha256).set(1)
@@ -53,11 +58,15 @@ class Metrics:
         self.batch_size.observe(size)
         self.network_seconds.observe(seconds)
 
-    def record_image(self, input_mean: float, foreground_share: float, confidence: float) -> None:
-        """Record a segmented image by three numbers from 0 to 1."""
+    def record_image(
+        self, input_mean: float, foreground_share: float, quality: Quality | None
+    ) -> None:
+        """Record a segmented image: two numbers from 0 to 1, and what the model says of its mask."""
         self.input_mean.observe(input_mean)
         self.foreground_share.observe(foreground_share)
-        self.confidence.observe(confidence)
+        if quality:
+            self.predicted_dice.observe(quality.dice)
+            self.unusual.inc(quality.is_unusual)
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Record an answered request."""

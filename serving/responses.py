@@ -12,6 +12,7 @@ from imaging.dicom import dicom_seg
 from imaging.labels import Classes, plane
 from imaging.scan import Mask
 from inference.exported_model import ExportedModel, Prepared
+from inference.quality import Quality
 from serving import media_types, volumes
 from serving.errors import to_json_line
 from serving.run_lengths import run_lengths
@@ -27,7 +28,7 @@ class MaskResponse(NamedTuple):
     media_type: str
     headers: dict[str, str]
     foreground_share: float  # of the pixels, from 0 to 1
-    confidence: float
+    quality: Quality | None
 
 
 def respond_to_image(
@@ -37,13 +38,14 @@ def respond_to_image(
 
     accepted: media types, the best first. Raises Problem 406, UserError.
     """
-    return respond(network, *network.decide(probs, prepared), prepared, accepted)
+    found = network.decide(probs, prepared)
+    return respond(network, found.ids, found.quality, prepared, accepted)
 
 
 def respond(
     network: ExportedModel,
     ids: np.ndarray,
-    confidence: float,
+    quality: Quality | None,
     prepared: Prepared,
     accepted: Sequence[str],
 ) -> MaskResponse:
@@ -52,19 +54,21 @@ def respond(
     Raises Problem 413, UserError.
     """
     network.clean(ids, prepared)
-    notes = list(prepared.notes)
+    notes = [*prepared.notes, *([quality.note] if quality and quality.note else [])]
     for media_type in accepted:
         try:
-            body = write_mask(network, ids, confidence, prepared, media_type, notes)
+            body = write_mask(network, ids, quality, prepared, media_type, notes)
             break
         except UserError:
             if media_type == accepted[-1]:
                 raise
             notes.append(f"the mask cannot be written as {media_type}; it is of another type")
-    headers = {"X-Model-SHA256": network.sha256, "X-Confidence": f"{confidence:.4f}"}
+    headers = {"X-Model-SHA256": network.sha256}
+    if quality:
+        headers["X-Quality"] = to_json_line(quality.describe())
     if media_type not in (media_types.JSON, media_types.GEOJSON):
         headers |= describe_in_headers(network, ids, prepared, notes)
-    return MaskResponse(body, media_type, headers, float((ids > 0).mean()), confidence)
+    return MaskResponse(body, media_type, headers, float((ids > 0).mean()), quality)
 
 
 def describe_in_headers(
@@ -85,20 +89,20 @@ def describe_in_headers(
 def write_mask(
     network: ExportedModel,
     ids: np.ndarray,
-    confidence: float,
+    quality: Quality | None,
     prepared: Prepared,
     media_type: str,
     notes: Sequence[str],
 ) -> bytes:
     """Write class ids (S, H, W) as a media type that fits them. Raises Problem 413, UserError."""
     names = network.metadata["classes"]
+    more = {"quality": quality.describe() if quality else None, "notes": list(notes)}
     if media_type in (media_types.JSON, media_types.GEOJSON) and len(ids) == 1:
         describe = to_json if media_type == media_types.JSON else to_geojson
         described = describe(ids[0], names, prepared.spacing_mm)
-        return to_json_line(described | {"confidence": confidence, "notes": list(notes)}).encode()
+        return to_json_line(described | more).encode()
     if media_type == media_types.JSON:
-        described = volumes.to_json(ids, names, prepared) | {"confidence": confidence}
-        return to_json_line(described | {"notes": list(notes)}).encode()
+        return to_json_line(volumes.to_json(ids, names, prepared) | more).encode()
     if media_type == media_types.PNG:
         return pictures.mask_to_png(ids[0], names)
     mask = Mask(ids, names, Classes.from_metadata(network.metadata).levels)

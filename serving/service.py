@@ -84,7 +84,7 @@ class Service:
                 responses.respond_to_image, self.network, probs, prepared, chosen
             )
         input_mean = float(prepared.windows.case.mean()) / 255
-        self.metrics.record_image(input_mean, answer.foreground_share, answer.confidence)
+        self.metrics.record_image(input_mean, answer.foreground_share, answer.quality)
         return answer
 
     async def _segment_windows(
@@ -103,7 +103,7 @@ class Service:
                     responses.respond,
                     self.network,
                     found.ids,
-                    found.confidence,
+                    found.quality,
                     prepared.without_pixels(),
                     chosen,
                 )

@@ -1,0 +1,264 @@
+"""Say how good a mask probably is, and whether the image is of a kind that the model knows.
+
+A training learns both from images that it did not train on (training/calibration.py) and stores
+them in the model file. The kind is judged by small versions of image and mask, by probabilistic
+principal components (Tipping and Bishop 1999). The Dice is predicted from that and from how
+decided the probabilities are.
+"""
+
+import base64
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imaging.labels import Classes
+from inference import postprocess
+from inference.windows import Band
+
+SIDE = 16  # cells of a small image, in height and width
+MAX_SLICES, MAX_SIDE = 64, 512  # what is looked at of a case, in slices and pixels
+COMPONENTS = 30
+CONFIDENCE = 0.9  # that the true Dice lies in the interval
+MIN_DICE_LOSS = 2e-3  # added to 1 - Dice, whose logarithm is predicted
+MAX_STRANGENESS = 99.0
+
+
+class Quality(NamedTuple):
+    """What a model says of a mask of its own."""
+
+    dice: float  # predicted
+    low: float  # of the interval in which the true Dice lies, in 90 % of such images
+    high: float
+    strangeness: float  # of the image and its mask; above 1 the model does not know the kind
+
+    @property
+    def is_unusual(self) -> bool:
+        """Whether the image is of another kind than those that the model was trained on."""
+        return self.strangeness > 1
+
+    def describe(self) -> dict[str, Any]:
+        """List the numbers as they are written: rounded, with their names."""
+        return {
+            "predicted_dice": round(self.dice, 4),
+            "predicted_dice_low": round(self.low, 4),
+            "predicted_dice_high": round(self.high, 4),
+            "unusual": self.is_unusual,
+        }
+
+    @property
+    def note(self) -> str:
+        """A sentence about an unusual image; "" for others."""
+        return "unlike the images that the model was trained on: look at the mask" * self.is_unusual
+
+
+# -------------------------------------------------------------------------------- what is looked at
+
+
+class Evidence:
+    """What a prediction tells about itself, collected band by band at working resolution.
+
+    case: the prepared image (D, H, W, C) uint8. classes: those of the model.
+    """
+
+    def __init__(self, case: np.ndarray, classes: Classes, threshold: float | list[float]) -> None:
+        self.shape, self.threshold = case.shape[:3], threshold
+        self.channels, self.overlap = classes.num_channels, classes.overlap
+        self.image = small_image(case)
+        self.mask = np.zeros((SIDE, SIDE))
+        self.sums: np.ndarray | float = 0.0  # by class: probability, pixels, probability in them
+
+    def watch(self, bands: Iterator[Band]) -> Iterator[Band]:
+        """Pass bands on, and remember what they say."""
+        for band in bands:
+            self.add(band)
+            yield band
+
+    def add(self, band: Band) -> None:
+        """Count some rows of a slice."""
+        probs = band.probs[..., : self.channels]
+        ids = postprocess.to_ids(probs, self.threshold, self.overlap)
+        classes = probs if self.overlap or probs.shape[-1] == 1 else probs[..., 1:]
+        decided = decided_masks(ids, classes.shape[-1], self.overlap)
+        both = np.where(decided, classes, 0)
+        self.sums += np.stack([one.sum((0, 1), dtype=float) for one in (classes, decided, both)])
+        depth, height, width = self.shape
+        rows = cells(band.row + np.arange(len(probs)), height)
+        columns = cells(np.arange(width), width)
+        self.mask += rows.T @ classes.max(-1) @ columns / depth
+
+    @property
+    def soft_dice(self) -> float:
+        """The Dice of mask and probabilities, averaged over the classes that are found."""
+        probable, decided, both = self.sums
+        is_found = decided > 0
+        if not is_found.any():
+            return 1 - float(probable.sum() / (probable.sum() + 1))
+        return float((2 * both / (probable + decided))[is_found].mean())
+
+    @property
+    def area(self) -> float:
+        """The share of the pixels that are in the mask."""
+        return float(self.sums[1].sum() / np.prod(self.shape))
+
+
+def decided_masks(ids: np.ndarray, count: int, overlap: bool) -> np.ndarray:
+    """Split ids (H, W), or bits of classes that overlap, into a mask for each class."""
+    numbers = np.arange(count)
+    return (ids[..., None] >> numbers) & 1 > 0 if overlap else ids[..., None] == numbers + 1
+
+
+def cells(places: np.ndarray, length: int) -> np.ndarray:
+    """Say in which of SIDE cells each place lies: (places, SIDE), divided by the cell's size."""
+    return np.eye(SIDE)[places * SIDE // length] * (SIDE / length)
+
+
+def small_image(case: np.ndarray) -> np.ndarray:
+    """Make small pictures of brightness and of texture, by rank: float32 (2 * C * SIDE²,).
+
+    case: (D, H, W, C). Only the order of the cells counts, as exposure says little about the kind.
+    """
+    most = (MAX_SLICES, MAX_SIDE, MAX_SIDE)
+    steps = (-(-side // limit) for side, limit in zip(case.shape, most, strict=False))
+    some = np.asarray(case[tuple(slice(None, None, step) for step in steps)], np.float32)
+    rows, columns = (cells(np.arange(side), side) for side in some.shape[1:3])
+
+    def shrink(pixels: np.ndarray) -> np.ndarray:
+        return np.einsum("dhwc,hi,wj->cij", pixels, rows, columns, optimize=True) / len(some)
+
+    mean = shrink(some)
+    spread = shrink(some**2) - mean**2
+    return np.concatenate([rank(channel) for channel in (*mean, *spread)])
+
+
+def rank(cells: np.ndarray) -> np.ndarray:
+    """Replace values by their mean rank, from -0.5 to 0.5; equal values have the same."""
+    values = np.round(cells.ravel(), 1)
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + last - 1) / 2 / max(1, len(values) - 1) - 0.5)[place].astype(
+        np.float32
+    )
+
+
+# --------------------------------------------------------------------------------- what is known
+
+
+class Kind(NamedTuple):
+    """Probabilistic principal components of vectors (N,): what is usual."""
+
+    mean: np.ndarray
+    components: np.ndarray  # (Q, N)
+    variances: np.ndarray  # (Q,)
+    rest: float  # variance of all other directions
+
+    @classmethod
+    def learn(cls, vectors: np.ndarray) -> "Kind":
+        """Learn what is usual from vectors (M, N)."""
+        mean = vectors.mean(0)
+        _, sizes, components = np.linalg.svd(vectors - mean, full_matrices=False)
+        count = min(COMPONENTS, len(vectors) // 4)
+        variances = sizes**2 / len(vectors)
+        rest = variances[count:].sum() / (vectors.shape[1] - count)
+        return cls(mean, components[:count], variances[:count], rest + 1e-6)
+
+    def distance(self, vector: np.ndarray) -> float:
+        """Measure how unusual a vector is, in squared standard deviations a dimension."""
+        from_mean = vector - self.mean
+        along = self.components @ from_mean
+        across = max(0.0, from_mean @ from_mean - along @ along)
+        return float(
+            (np.sum(along**2 / (self.variances + self.rest)) + across / self.rest) / len(vector)
+        )
+
+    def pack(self) -> dict[str, Any]:
+        """Write it as JSON."""
+        parts = {"mean": self.mean, "components": self.components, "variances": self.variances}
+        return {**{name: pack(part) for name, part in parts.items()}, "rest": float(self.rest)}
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> "Kind":
+        """Read what `pack` wrote."""
+        mean, variances = unpack(packed["mean"]), unpack(packed["variances"])
+        components = unpack(packed["components"]).reshape(len(variances), -1)
+        return cls(mean, components, variances, packed["rest"])
+
+
+def pack(array: np.ndarray) -> str:
+    """Write numbers as text, in half precision."""
+    return base64.b64encode(array.astype(np.float16).tobytes()).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """Read numbers that `pack` wrote."""
+    return np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------- judgement
+
+
+class Judge:
+    """Judges predictions by what was learned when the model was trained.
+
+    image, mask: what is usual; limits: the largest usual distances of both. weights, bias: of the
+    features, for the logarithm of 1 - Dice. errors: the interval's ends beside it.
+    """
+
+    def __init__(
+        self,
+        image: Kind,
+        mask: Kind,
+        limits: tuple[float, float],
+        weights: np.ndarray,
+        bias: float,
+        errors: tuple[float, float],
+    ) -> None:
+        self.image, self.mask, self.limits = image, mask, limits
+        self.weights, self.bias, self.errors = weights, bias, errors
+
+    def pack(self) -> dict[str, Any]:
+        """Write it as JSON, for the model file."""
+        return {
+            "image": self.image.pack(),
+            "mask": self.mask.pack(),
+            "limits": list(self.limits),
+            "weights": [float(weight) for weight in self.weights],
+            "bias": self.bias,
+            "errors": list(self.errors),
+        }
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> "Judge":
+        """Read what `pack` wrote."""
+        kinds = Kind.unpack(packed["image"]), Kind.unpack(packed["mask"])
+        weights = np.array(packed["weights"])
+        return cls(*kinds, packed["limits"], weights, packed["bias"], packed["errors"])
+
+    def judge(self, evidence: Evidence) -> Quality:
+        """Predict the Dice of a mask, and say how strange the image is."""
+        distances = measure_distances(evidence, self.image, self.mask)
+        loss = features(evidence, distances) @ self.weights + self.bias
+        best, middle, worst = (
+            min(1.0, max(0.0, 1 + MIN_DICE_LOSS - float(np.exp(loss + error))))
+            for error in (self.errors[0], 0.0, self.errors[1])
+        )
+        is_flat = np.ptp(evidence.image) == 0
+        strangeness = max(np.divide(distances, self.limits))
+        strangeness = MAX_STRANGENESS if is_flat else min(MAX_STRANGENESS, float(strangeness))
+        return Quality(middle, worst, best, strangeness)
+
+
+def measure_distances(evidence: Evidence, image: Kind, mask: Kind) -> tuple[float, float]:
+    """Measure how unusual an image and its mask are."""
+    return image.distance(evidence.image), mask.distance(evidence.mask.ravel())
+
+
+def features(evidence: Evidence, distances: tuple[float, float]) -> np.ndarray:
+    """List what the Dice is predicted from."""
+    return np.log([1.0001 - evidence.soft_dice, *distances, evidence.area + 1e-3])
+
+
+def judge(evidence: Evidence, metadata: dict[str, Any]) -> Quality | None:
+    """Judge a prediction by what the model file holds; None if nothing was learned."""
+    packed = metadata.get("quality")
+    return Judge.unpack(packed).judge(evidence) if packed else None
