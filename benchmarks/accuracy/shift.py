@@ -140,7 +140,7 @@ def list_stain_tests(nuclei: str, out_dir: Path, more: Flags) -> list[Test]:
 def has_bright_objects(pair: Pair) -> bool:
     """Say whether the objects of an image are brighter than what is around them."""
     scan, truth = read_pair(pair, Classes("nucleus=1+"))
-    grey = to_channels(scan.pixels[0], 1)[..., 0]
+    grey = to_channels(scan.colours[0], 1)[..., 0]
     inside = truth.mask[0] > 0
     return bool(grey[inside].mean() > grey[~inside].mean())
 
