@@ -77,11 +77,11 @@ def export(config: Config) -> dict[str, Any]:
     print(f"exporting {config.model} to {out_dir}, version {version}", flush=True)
 
     # Write.
-    network = with_mirror(model, metadata)
+    network, votes = with_mirror(model, metadata)
     out_dir.mkdir(parents=True, exist_ok=True)
     onnx_file = out_dir / "unet.onnx"
     try:
-        write_onnx(network, metadata, onnx_file)
+        write_onnx(votes, metadata, onnx_file)
     except NoOnnx as error:
         with whole_folder(out_dir / "saved_model") as folder:
             write_saved_model(network, metadata, folder)
@@ -167,23 +167,31 @@ def load_checked(config: Config) -> tuple["keras.Model", dict[str, Any]]:
     return utils.load_model(config.model)
 
 
-def with_mirror(model: "keras.Model", metadata: dict[str, Any]) -> "keras.Model":
-    """Build the network to export: averaged with the mirrored image, if the metadata ask for it."""
+def with_mirror(
+    model: "keras.Model", metadata: dict[str, Any]
+) -> tuple["keras.Model", "keras.Model"]:
+    """Build the network to export: averaged with the mirrored image, if the metadata ask for it.
+
+    Returns it twice, then with the output "spread" as well, which `segment.average` computes.
+    """
     import keras
     from keras import ops
 
     inputs = keras.Input(model.input_shape[1:], name="image")
-    probs = model(inputs)
+    probs, spread = model(inputs), []
     if metadata.get("mirror"):
         mirrored = ops.flip(model(ops.flip(inputs, axis=-2)), axis=-2)
         order = mirrored_outputs(metadata)
         if len(order) > 1:  # left and right are exchanged
             mirrored = ops.take(mirrored, order.astype("int32"), axis=-1)
+        difference = ops.max(ops.abs(probs - mirrored), axis=-1, keepdims=True) / 2
+        spread = [keras.layers.Identity(name="spread", dtype="float32")(difference)]
         probs = (probs + mirrored) / 2
     outputs = keras.layers.Identity(name="probabilities", dtype="float32")(probs)
-    network = keras.Model(inputs, outputs)
-    network(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports what was called
-    return network
+    networks = keras.Model(inputs, outputs), keras.Model(inputs, [outputs, *spread])
+    for network in networks:
+        network(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports what was called
+    return networks
 
 
 def checksums(out_dir: Path) -> dict[str, str]:

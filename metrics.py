@@ -411,7 +411,8 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for column in table.select_dtypes("number"):
         name = column.partition(":")[0]
-        if name in ("patient", *PIXELS) or (is_mixed and name in DISTANCES):
+        is_prediction = name.startswith("predicted")
+        if name in ("patient", *PIXELS) or is_prediction or (is_mixed and name in DISTANCES):
             continue
         rows[column] = _mean_and_interval(table[column].to_numpy(float), patients)
     by_patient = score_patients(table)
@@ -455,6 +456,17 @@ def format_summary(table: pd.DataFrame) -> str:
 
 
 # ------------------------------------------------------------------------------ comparing two runs
+
+
+def format_predictions(table: pd.DataFrame) -> str:
+    """Say in a line how the predicted Dice of a table compares with the true one."""
+    low, high = table.predicted_dice_low, table.predicted_dice_high
+    error = (table.predicted_dice - table.dice).abs().mean()
+    line = f"predicted Dice: off by {error:.4f} on average"
+    if len(table) > 2:
+        line += f", rank correlation {table.predicted_dice.corr(table.dice, 'spearman'):.2f}"
+    inside = table.dice.between(low, high).mean()
+    return f"{line}; {inside:.0%} within their intervals; {table.unusual.sum()} unusual image(s)"
 
 
 def compare(one: Path, other: Path, /) -> pd.DataFrame:

@@ -186,6 +186,8 @@ def print_scores(table: "pd.DataFrame", output: Path, config: Config) -> None:
     if "disagreement" in table and len(table) > 2:
         rank = table.disagreement.corr(1 - table.dice, method="spearman")
         print(f"rank correlation of disagreement with 1 - Dice: {rank:.2f}")
+    if "predicted_dice" in table:
+        print(metrics.format_predictions(table))
     worst = table.loc[table.dice.idxmin()]
     print(f"lowest Dice: {worst.dice:.4f}, {worst.image}")
     panels = f", and {len(table)} panels" if config.panels else ""
@@ -289,6 +291,8 @@ def score_prediction(
     scores = metrics.score_classes(truth.mask, found.ids, names, scan.spacing_mm, truth.ignored)
     unit = "mm" if scan.spacing_mm else "pixels"
     row = {"image": pair.image.as_posix(), **scores, "unit": unit}
+    if found.quality:
+        row |= found.quality.describe()
     # NaN if it was not asked for.
     return row if isnan(found.disagreement) else row | {"disagreement": found.disagreement}
 
@@ -305,6 +309,7 @@ def draw_scored(
     """Draw an image, its mask and what was found, under its scores."""
     name = printable(Path(row["image"]).name)
     title = f"{name}    Dice {row['dice']:.3f}    HD95 {row['hd95']:.1f} {row['unit']}"
+    title += f"    {found.quality}" if found.quality else ""
     draw_panel(
         path, scan, found.ids, names, title, truth.mask, found.uncertainty, window, truth.ignored
     )

@@ -96,6 +96,7 @@ from model import BACKBONES, build_unet
 from networks.own import is_own
 from training import distributed, run_folder
 from training.batch_norm import fuse_batch_norm
+from training.calibration import calibrate
 from training.checkpoint import Checkpoint
 from training.checks import check_config, print_device_hint
 from training.cleanup import choose_cleanup
@@ -369,13 +370,14 @@ def finish_run(
     numbers: dict[str, np.ndarray],
     log: pd.DataFrame,
 ) -> None:
-    """Choose how masks are cleaned, draw the curves, print the result."""
+    """Choose how masks are cleaned and judged, draw the curves, print the result."""
     path = folder / "model.h5"
     # A resumed run may have found no better epoch, so its model file is from before.
     utils.update_metadata(path, mirror=config.mirror)
     is_extra = np.array([pair.subset == "extra" for pair in pairs])
     own = numbers["train"][~is_extra[numbers["train"]]]
     choose_cleanup(path, dataset, own, numbers["val"])
+    calibrate(path, dataset, numbers["train"], numbers["val"])
     best = run_folder.best_epoch(log.to_dict("records"))
     draw_curves(log, best, folder / "curves.png")
     score = f", validation Dice {log.val_dice[best - 1]:.4f}" if "val_dice" in log else ""

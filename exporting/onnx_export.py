@@ -15,6 +15,7 @@ from inference import engines
 from utils import UserError, atomic
 
 MAX_DIFFERENCE = 0.01  # of a probability
+OUTPUTS = ("probabilities", "spread")
 
 
 class NoOnnx(UserError):
@@ -33,7 +34,7 @@ def write_onnx(network: Any, metadata: dict[str, Any], path: Path) -> None:
     import onnx
 
     model = convert(network)
-    for value in (model.graph.input[0], model.graph.output[0]):
+    for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     replace_erfc(model.graph)
     properties = {name: json.dumps(value) for name, value in metadata.items()}
@@ -82,10 +83,11 @@ def convert(network: Any) -> Any:
     for part in (*graph.node, *graph.library.function):
         for mark in ("_XlaMustCompile", "_noinline"):
             part.attr.pop(mark, None)
-    entry, output = frozen.inputs[0].name, frozen.outputs[0].name
-    names = {entry: "image", output: "probabilities"}  # so that clients can guess them
+    entry, outputs = frozen.inputs[0].name, [output.name for output in frozen.outputs]
+    # Clients can guess these names.
+    names = {entry: "image", **dict(zip(outputs, OUTPUTS, strict=False))}
     model, _ = tf2onnx.convert.from_graph_def(
-        graph, input_names=[entry], output_names=[output], tensors_to_rename=names
+        graph, input_names=[entry], output_names=outputs, tensors_to_rename=names
     )
     return model
 
@@ -108,7 +110,8 @@ def check_batch(network: Any, content: bytes) -> None:
     import onnxruntime
 
     images = np.random.default_rng(0).random((2, *network.input_shape[1:]), np.float32)
-    expected = network.predict_on_batch(images)
+    found = network.predict_on_batch(images)
+    expected = engines.join_outputs(found if isinstance(found, list) else [found])
     onnxruntime.set_default_logger_severity(4)  # what goes wrong is told once, below
     try:
         difference = np.abs(engines.open_onnxruntime(content).run(images) - expected).max()

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,8 @@ class Engine:
 
     engine: str
     precision: str
-    # Images (N, …, C) float32 in [0, 1] → probabilities (N, …, K).
+    # Images (N, …, C) float32 in [0, 1] → probabilities (N, …, K). Of a network that also looks at
+    # the mirrored image, a channel more: how much both differ.
     run: Callable[[np.ndarray], np.ndarray]
     input_name: str
     input_shape: tuple[int, ...]  # (h, w, C), or (d, h, w, C) of a 3-D network
@@ -51,6 +52,11 @@ class Engine:
 # ------------------------------------------------------------------------------ opening a network
 
 
+def join_outputs(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Join a network's outputs: probabilities (N, …, K) and, if there is one, their spread."""
+    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
+
+
 def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
     """Open an ONNX file with ONNX Runtime on the CPU; threads 0 takes every core."""
     import onnxruntime
@@ -62,7 +68,7 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
     entry, output = session.get_inputs()[0], session.get_outputs()[0]
 
     def run(images: np.ndarray) -> np.ndarray:
-        return session.run([output.name], {entry.name: images})[0]
+        return join_outputs(session.run(None, {entry.name: images}))
 
     return Engine(
         "onnxruntime",
@@ -118,11 +124,12 @@ def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") 
 
     def run(images: np.ndarray) -> np.ndarray:
         if len(images) == 1:
-            return single(images)[0]
+            return join_outputs(list(single(images).values()))
         found: list[Any] = [None] * len(images)
 
         def keep(request: Any, number: int) -> None:
-            found[number] = request.get_output_tensor(0).data.copy()
+            outputs = [tensor.data for tensor in request.output_tensors]
+            found[number] = join_outputs(outputs).copy()
 
         queue = make_queue()
         queue.set_callback(keep)

@@ -25,6 +25,10 @@ COLUMNS = (
     "left",
     "right",
     "mean_grey",
+    "predicted_dice",
+    "predicted_dice_low",
+    "predicted_dice_high",
+    "unusual",
     "notes",
 )
 # Names of the bounding box's first and last slice, row and column.

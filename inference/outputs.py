@@ -38,8 +38,12 @@ class Writer:
         names, place = classes.names, self.folder / item.name
         written = writing.write_masks(self.folder, item.name, found.ids, classes, scan, self.kind)
         self.count += 1
-        notes = list(dict.fromkeys([*scan.notes, *(one.note for one in written if one.note)]))
+        judged = found.quality
+        own = [judged.note] if judged and judged.note else []
+        notes = list(dict.fromkeys([*scan.notes, *(one.note for one in written if one.note), *own]))
         shared = {"image": item.path.as_posix(), "notes": "; ".join(notes)}
+        if judged:
+            shared |= judged.describe()
         for i, row in enumerate(measure_classes(found.ids, names, scan)):
             # Classes that overlap have a file each.
             mask = written[i if classes.overlap else 0].path.relative_to(self.folder)
@@ -51,7 +55,8 @@ class Writer:
         if self.probabilities:
             writing.write_probabilities(place, found.probs, names, scan)
         if self.panels:
-            panel, title = self.folder / "panels" / f"{item.name}.png", printable(item.path.name)
+            panel = self.folder / "panels" / f"{item.name}.png"
+            title = printable(item.path.name) + (f"    {judged}" if judged else "")
             window = self.metadata.get("window", "")
             draw_panel(panel, scan, found.ids, names, title, None, found.uncertainty, window)
 

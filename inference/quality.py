@@ -16,9 +16,10 @@ from imaging.labels import Classes
 from inference import postprocess
 from inference.windows import Band
 
-SIDE = 16  # cells of a small image, in height and width
+# Cells of a small image, in height and width; components that are kept. What is learned must fit
+# into the 64 kB that an HDF5 file has for metadata.
+SIDE, COMPONENTS = 12, 30
 MAX_SLICES, MAX_SIDE = 64, 512  # what is looked at of a case, in slices and pixels
-COMPONENTS = 30
 CONFIDENCE = 0.9  # that the true Dice lies in the interval
 MIN_DICE_LOSS = 2e-3  # added to 1 - Dice, whose logarithm is predicted
 MAX_STRANGENESS = 99.0
@@ -46,6 +47,10 @@ class Quality(NamedTuple):
             "unusual": self.is_unusual,
         }
 
+    def __str__(self) -> str:
+        unusual = ", an unusual image" * self.is_unusual
+        return f"predicted Dice {self.dice:.2f} ({self.low:.2f} to {self.high:.2f}){unusual}"
+
     @property
     def note(self) -> str:
         """A sentence about an unusual image; "" for others."""
@@ -67,6 +72,7 @@ class Evidence:
         self.image = small_image(case)
         self.mask = np.zeros((SIDE, SIDE))
         self.sums: np.ndarray | float = 0.0  # by class: probability, pixels, probability in them
+        self.differing = 0.0  # how much the votes differ, summed over the pixels; 0 of a single one
 
     def watch(self, bands: Iterator[Band]) -> Iterator[Band]:
         """Pass bands on, and remember what they say."""
@@ -76,16 +82,23 @@ class Evidence:
 
     def add(self, band: Band) -> None:
         """Count some rows of a slice."""
-        probs = band.probs[..., : self.channels]
-        ids = postprocess.to_ids(probs, self.threshold, self.overlap)
+        probs, ids = band.probs[..., : self.channels], self.decide(band)
         classes = probs if self.overlap or probs.shape[-1] == 1 else probs[..., 1:]
         decided = decided_masks(ids, classes.shape[-1], self.overlap)
         both = np.where(decided, classes, 0)
         self.sums += np.stack([one.sum((0, 1), dtype=float) for one in (classes, decided, both)])
+        self.differing += float(band.probs[..., self.channels :].sum(dtype=float))
+        self.add_mask(classes.max(-1)[None], band.row)
+
+    def add_mask(self, shown: np.ndarray, row: int = 0) -> None:
+        """Add some rows of slices (N, rows, W), from 0 to 1, to the small mask."""
         depth, height, width = self.shape
-        rows = cells(band.row + np.arange(len(probs)), height)
-        columns = cells(np.arange(width), width)
-        self.mask += rows.T @ classes.max(-1) @ columns / depth
+        rows = cells(row + np.arange(shown.shape[1]), height)
+        self.mask += rows.T @ shown.sum(0) @ cells(np.arange(width), width) / depth
+
+    def decide(self, band: Band) -> np.ndarray:
+        """Decide some rows of a slice: ids (rows, W)."""
+        return postprocess.to_ids(band.probs[..., : self.channels], self.threshold, self.overlap)
 
     @property
     def soft_dice(self) -> float:
@@ -95,6 +108,11 @@ class Evidence:
         if not is_found.any():
             return 1 - float(probable.sum() / (probable.sum() + 1))
         return float((2 * both / (probable + decided))[is_found].mean())
+
+    @property
+    def spread(self) -> float:
+        """How much the votes differ, beside the size of the mask."""
+        return self.differing / (self.sums[1].sum() + 1)
 
     @property
     def area(self) -> float:
@@ -110,11 +128,12 @@ def decided_masks(ids: np.ndarray, count: int, overlap: bool) -> np.ndarray:
 
 def cells(places: np.ndarray, length: int) -> np.ndarray:
     """Say in which of SIDE cells each place lies: (places, SIDE), divided by the cell's size."""
-    return np.eye(SIDE)[places * SIDE // length] * (SIDE / length)
+    sizes = np.bincount(np.arange(length) * SIDE // length, minlength=SIDE)
+    return np.eye(SIDE)[places * SIDE // length] / np.maximum(1, sizes)
 
 
 def small_image(case: np.ndarray) -> np.ndarray:
-    """Make small pictures of brightness and of texture, by rank: float32 (2 * C * SIDE²,).
+    """Make small pictures of brightness and of texture, by rank: float32 (2 * SIDE²,).
 
     case: (D, H, W, C). Only the order of the cells counts, as exposure says little about the kind.
     """
@@ -123,12 +142,8 @@ def small_image(case: np.ndarray) -> np.ndarray:
     some = np.asarray(case[tuple(slice(None, None, step) for step in steps)], np.float32)
     rows, columns = (cells(np.arange(side), side) for side in some.shape[1:3])
 
-    def shrink(pixels: np.ndarray) -> np.ndarray:
-        return np.einsum("dhwc,hi,wj->cij", pixels, rows, columns, optimize=True) / len(some)
-
-    mean = shrink(some)
-    spread = shrink(some**2) - mean**2
-    return np.concatenate([rank(channel) for channel in (*mean, *spread)])
+    mean, square = (rows.T @ part.mean((0, 3)) @ columns for part in (some, some**2))
+    return np.concatenate([rank(mean), rank(square - mean**2)])
 
 
 def rank(cells: np.ndarray) -> np.ndarray:
@@ -186,12 +201,12 @@ class Kind(NamedTuple):
 
 def pack(array: np.ndarray) -> str:
     """Write numbers as text, in half precision."""
-    return base64.b64encode(array.astype(np.float16).tobytes()).decode()
+    return base64.b64encode(array.astype("<f2").tobytes()).decode()
 
 
 def unpack(text: str) -> np.ndarray:
     """Read numbers that `pack` wrote."""
-    return np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32)
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------- judgement
@@ -255,7 +270,9 @@ def measure_distances(evidence: Evidence, image: Kind, mask: Kind) -> tuple[floa
 
 def features(evidence: Evidence, distances: tuple[float, float]) -> np.ndarray:
     """List what the Dice is predicted from."""
-    return np.log([1.0001 - evidence.soft_dice, *distances, evidence.area + 1e-3])
+    return np.log(
+        [1.0001 - evidence.soft_dice, evidence.spread + 1e-4, *distances, evidence.area + 1e-3]
+    )
 
 
 def judge(evidence: Evidence, metadata: dict[str, Any]) -> Quality | None:

@@ -190,6 +190,8 @@ def decide_scan(
     if case is not None and metadata.get("quality"):
         evidence = quality.Evidence(case, classes, threshold)
         means = evidence.watch(means)
+    channels = count + bool(options.uncertainty)
+    means = (band._replace(probs=band.probs[..., :channels]) for band in means)
     for number, row, values in restore(means, grid):
         rows = slice(row, row + len(values))
         ids[number, rows] = postprocess.to_ids(values[..., :count], threshold, classes.overlap)
@@ -218,12 +220,13 @@ def clean(ids: np.ndarray, grid: Grid, metadata: dict[str, Any]) -> None:
 def average(
     bands: Iterator[tuple[Band, ...]], num_averaged: int, counter: "Disagreement | None"
 ) -> Iterator[Band]:
-    """Average the first votes of each band. With a counter the last channel is their spread."""
+    """Average the first votes of each band. Of several the last channel is their spread."""
     for votes in bands:
         probs = np.stack([vote.probs for vote in votes])
         mean = probs[0] if num_averaged == 1 else probs[:num_averaged].mean(0)
         if counter:
             counter.add(votes[0].slice, probs, mean)
+        if len(votes) > 1:
             mean = np.concatenate([mean, probs.std(0).max(-1)[..., None]], axis=-1)
         yield Band(votes[0].slice, votes[0].row, mean)
 

@@ -61,7 +61,7 @@ class Metrics:
     def record_image(
         self, input_mean: float, foreground_share: float, quality: Quality | None
     ) -> None:
-        """Record a segmented image: two numbers from 0 to 1, and what the model says of its mask."""
+        """Record a segmented image: two shares, and what the model says of its mask."""
         self.input_mean.observe(input_mean)
         self.foreground_share.observe(foreground_share)
         if quality:

@@ -141,7 +141,9 @@ class Service:
             open_inference.read_request, content, json_length, self.network, self.config.max_batch
         )
         probs = await self.batcher.predict(request.batch)
-        return await self.workers.run(open_inference.write_answer, probs, request, self.network)
+        return await self.workers.run(
+            open_inference.write_answer, self._without_spread(probs), request, self.network
+        )
 
     async def predict(self, content: bytes) -> bytes:
         """Answer a request of TensorFlow Serving's REST. Raises Problem."""
@@ -149,4 +151,10 @@ class Service:
             tf_serving.read_instances, content, self.network, self.config.max_batch
         )
         probs = await self.batcher.predict(batch)
-        return await self.workers.run(tf_serving.write_predictions, probs, by_row)
+        return await self.workers.run(
+            tf_serving.write_predictions, self._without_spread(probs), by_row
+        )
+
+    def _without_spread(self, probs: np.ndarray) -> np.ndarray:
+        """Leave out the channel that says how much an image and its mirror image differ."""
+        return np.ascontiguousarray(probs[..., : self.network.output_channels])

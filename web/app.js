@@ -78,12 +78,15 @@ function draw() {
   context.drawImage(state.mask, 0, 0);
 }
 
-function tabulate(areas, confidence) {
+function tabulate(areas, quality) {
   const rows = areas.map((area) => {
     const cm2 = area.area_mm2 === null ? "" : `, ${(area.area_mm2 / 100).toFixed(1)} cm²`;
     return [area.class, `${area.area_pixels} pixels${cm2}`];
   });
-  rows.push(["confidence", confidence]);
+  if (quality) {
+    const [dice, low, high] = ["", "_low", "_high"].map((end) => quality[`predicted_dice${end}`].toFixed(2));
+    rows.push(["predicted Dice", `${dice} (${low} to ${high})`]);
+  }
   element("figures").tBodies[0].replaceChildren(...rows.map((cells) => {
     const row = document.createElement("tr");
     for (const text of cells) row.insertCell().textContent = text;
@@ -114,10 +117,11 @@ async function send() {
     const problem = await answer.json().catch(() => ({ detail: `status ${answer.status}` }));
     return showStatus(`Failed: ${problem.detail ?? problem.title}`, true);
   }
-  let mask, areas, notes, picture, bitmap;
+  let mask, areas, quality, notes, picture, bitmap;
   try {
     mask = await answer.blob();
     areas = JSON.parse(answer.headers.get("X-Areas"));
+    quality = JSON.parse(answer.headers.get("X-Quality") ?? "null");
     notes = JSON.parse(answer.headers.get("X-Notes") ?? "[]"); // how the file was read
     [picture, bitmap] = await Promise.all([decode(file), createImageBitmap(mask)]);
   } catch {
@@ -129,11 +133,11 @@ async function send() {
   state.mask = paint(bitmap, areas.length);
   if (state.link) URL.revokeObjectURL(state.link);
   state.link = element("download").href = URL.createObjectURL(mask);
-  tabulate(areas, answer.headers.get("X-Confidence"));
+  tabulate(areas, quality);
   draw();
   element("result").hidden = false;
   const onBlack = "Done. The browser cannot show this image, so the mask is on black.";
-  showStatus([state.picture ? "Done." : onBlack, ...notes].join(" "));
+  showStatus([state.picture ? "Done." : onBlack, ...notes].join(" "), quality?.unusual);
 }
 
 function choose(file) {
