@@ -15,6 +15,7 @@ writes adapted.h5 beside the model.
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -26,14 +27,15 @@ from dataset import run_split
 from dataset.layouts import SUBSETS, Pair
 from dataset.loading import name_patients
 from dataset.notes import summarize_notes
-from dataset.reading import read_pair
+from dataset.reading import read_pair, read_truth
 from imaging import formats
-from imaging.labels import Classes
+from imaging.labels import SIDE, Classes
 from imaging.masks.encodings import Truth
 from imaging.plots import draw_panel
 from imaging.scan import Scan
 from inference import models
 from inference.inputs import MEASUREMENTS, Inputs, describe_passed_over, list_inputs
+from inference.merging import Merged, merge_metadata
 from inference.output_names import name_outputs
 from inference.problems import Problems
 from inference.read_ahead import read_chunks
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
+ASKED = 5  # pairs whose masks say whether they have the model's classes
 MAX_LOSS = 0.002  # of the Dice on validation images, when a model is adapted to others
 
 
@@ -63,6 +66,7 @@ class Config:
     data_dir: str = ""
     subset: str = "test"  # which part of the split: train, val or test
     tile: bool = False  # window by window at the images' own resolution, not scaled to fit
+    merge: str = ""  # show all classes as one of this name, such as lungs
     clean: bool = True  # remove small parts and fill holes, if the model file asks for it
     # Probability from which a pixel is of the class, "0.5", or one for each class: "0.3,0.6".
     threshold: str = ""
@@ -136,10 +140,18 @@ def load_members(config: Config) -> list[Member]:
     members = models.load_members(
         model_paths(config), config.engine, config.precision, config.uncertainty, config.clean
     )
+    if config.merge:
+        members = merge_members(members, config.merge)
     if not config.threshold:
         return members
     threshold = parse_threshold(config.threshold, members[0][1]["classes"])
     return [(network, metadata | {"threshold": threshold}) for network, metadata in members]
+
+
+def merge_members(members: Sequence[Member], name: str) -> list[Member]:
+    """Show all classes of the models as one."""
+    classes = Classes.from_metadata(members[0][1])
+    return [(Merged(network, classes), merge_metadata(one, name)) for network, one in members]
 
 
 def parse_threshold(text: str, names: Sequence[str]) -> float | list[float]:
@@ -167,6 +179,9 @@ def run_scoring(config: Config) -> list[str]:
     utils.load_keras()  # metrics.py needs it, also for an exported model
     pairs, problems = pairs_to_score(config)
     check_output([output], (path for pair in pairs for path in (pair.image, *pair.masks)))
+    if name := name_of_all(members[0][1]["classes"], pairs):
+        print(f"note: the masks have one class, so those of the model are shown as one, {name}")
+        members = merge_members(members, name)
     source = f"images of {config.data_dir}" if config.data_dir else f"{config.subset} images"
     print(f"scoring {len(pairs)} {source} ({models.describe_network(members)})", flush=True)
     panel_dir = output if config.panels else None
@@ -229,6 +244,25 @@ def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
             "or images with --data-dir or --input"
         )
     return pairs, list(dict.fromkeys(problem for _, problems in found for problem in problems))
+
+
+def name_of_all(names: Sequence[str], pairs: Sequence[Pair]) -> str:
+    """Name all classes as one if the first masks have one class where the model has several.
+
+    "" if they do not. Left and right lung are together called lung.
+    """
+    if len(names) == 1:
+        return ""
+    for pair in pairs[:ASKED]:
+        with suppress(UserError):
+            read_truth(pair, Classes(",".join(names)))
+            return ""
+        try:
+            read_truth(pair, Classes())
+        except UserError:
+            return ""
+    common = {SIDE.sub("", name).strip(" -_") for name in names}
+    return common.pop() if len(common) == 1 and "" not in common else "foreground"
 
 
 def score_pairs(

@@ -11,8 +11,10 @@ import numpy as np
 
 from imaging import formats, lazy, pictures, preprocess
 from imaging.grid import Grid
+from imaging.labels import Classes
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from inference import engines, segment
+from inference.merging import Merged, merge_metadata
 from inference.sampler import Sampler
 from inference.windows import Windows
 from utils import UserError
@@ -169,13 +171,18 @@ def check_declared_pixels(content: bytes, max_bytes: int) -> None:
 
 
 def load_exported(
-    path: Path, threads: int = 0, engine: str = "auto", precision: str = "auto"
+    path: Path, threads: int = 0, engine: str = "auto", precision: str = "auto", merge: str = ""
 ) -> tuple[ExportedModel, Callable[[np.ndarray], np.ndarray]]:
     """Load what `export.py` wrote, see `engines.load_engine`.
 
-    Returns also the function that computes probabilities (N, …, K) of windows (N, …, C) float32.
+    merge: shows all classes as one of this name. Returns also the function that computes
+    probabilities (N, …, K) of windows (N, …, C) float32.
     """
     opened, metadata, sha256 = engines.load_engine(path, engine, precision, threads)
+    run, classes = opened.run, Classes.from_metadata(metadata)
+    if merge:
+        run = Merged(opened, classes).predict_on_batch
+        metadata = merge_metadata(metadata, merge)
     model = ExportedModel(
         metadata,
         sha256,
@@ -184,6 +191,6 @@ def load_exported(
         opened.input_name,
         opened.input_shape,
         opened.output_name,
-        opened.output_channels,
+        1 if merge else opened.output_channels,
     )
-    return model, opened.run
+    return model, run

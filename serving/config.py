@@ -31,6 +31,7 @@ class Config:
 
     # The exported model; manifest.json lies beside it.
     model: str = "export/unet.onnx"
+    merge: str = ""  # shows all classes of the model as one of this name: lungs
 
     # ---- address and access
     host: str = "127.0.0.1"  # another address needs --keys and TLS, or --insecure

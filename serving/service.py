@@ -33,7 +33,7 @@ class Service:
         """Load the model. Raises UserError."""
         self.config = config
         self.network, run = load_exported(
-            Path(config.model), config.threads, config.engine, config.precision
+            Path(config.model), config.threads, config.engine, config.precision, config.merge
         )
         self.metrics = Metrics(self.network.sha256)
         self.batcher = Batcher(

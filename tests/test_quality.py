@@ -152,7 +152,12 @@ def test_what_is_written_of_it():
         + [{"dice": 0.5, **other._replace(dice=0.8).describe()}]
     )
     line = metrics.format_predictions(table)
-    assert "off by 0.1067" in line and "correlation 0.87" in line and "67% within" in line and "1 unusual" in line
+    assert (
+        "off by 0.1067" in line
+        and "correlation 0.87" in line
+        and "67% within" in line
+        and "1 unusual" in line
+    )
     assert "predicted_dice" not in metrics.summarize(table).index
 
 
