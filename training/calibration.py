@@ -49,10 +49,16 @@ def calibrate(path: Path, dataset: Dataset, train: np.ndarray, val: np.ndarray) 
     if len(val) < MIN_IMAGES:
         utils.update_metadata(path, quality=None)
         return
+    utils.update_metadata(path, quality=fit(*learn(path, dataset, train, val)).pack())
+
+
+def learn(
+    path: Path, dataset: Dataset, train: np.ndarray, held_out: np.ndarray
+) -> tuple[tuple[Kind, Kind], list["Sample"]]:
+    """Learn what a model's training images look like, and score it on held-out images."""
     member = utils.load_model(path)
     kinds = learn_kinds(dataset, train, member[1])
-    samples = measure(member, kinds, dataset, val)
-    utils.update_metadata(path, quality=fit(kinds, samples).pack())
+    return kinds, measure(member, kinds, dataset, held_out)
 
 
 def learn_kinds(dataset: Dataset, train: Sequence[int], metadata: dict) -> tuple[Kind, Kind]:

@@ -1,4 +1,4 @@
-"""How a cross-validation's models do on corrupted images; whether they know their errors."""
+"""How a cross-validation's models do on corrupted images."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from imaging.labels import Classes
 from imaging.scan import Scan
 from inference.segment import Member, segment_scans
 from training.run_identity import NON_TRAINING_FIELDS
-from utils import UserError, atomic
+from utils import UserError
 
 METRICS = ["dice", "iou", "nsd", "hd95"]
 
@@ -56,32 +56,12 @@ def score_corrupted(
     predictions = segment_scans(members, scans)
     for name, truth, predicted in zip(chosen, truths, predictions, strict=True):
         scores = metrics.score_classes(truth, predicted.ids[0], names)
-        rows.append({"corruption": name, "image": pair.image.as_posix(), **scores})
+        row = {"corruption": name, "image": pair.image.as_posix(), **scores}
+        rows.append(row | (predicted.quality.describe() if predicted.quality else {}))
     return rows
 
 
-def uncertainty(run: Path) -> None:
-    """Correlate the disagreement of image and mirrored image with the error.
-
-    Writes results/uncertainty-RUN.csv, a row per image.
-
-    Args:
-        run: the folder of a cross-validation, which holds fold0, fold1 …
-    """
-    tables = []
-    for config, members, pairs in load_folds(run, uncertainty=True):
-        tables.append(predict.score_pairs(members, pairs, config.options)[0])
-    table = pd.concat(tables)[["image", "dice", "disagreement"]]
-    path = Path(f"results/uncertainty-{run.absolute().name}.csv")
-    with atomic(path) as temporary:
-        table.to_csv(temporary, index=False)
-    rank = table.disagreement.corr(1 - table.dice, method="spearman")
-    print(f"{len(table)} images: rank correlation of disagreement with 1 - Dice {rank:.2f}; {path}")
-
-
-def load_folds(
-    run: Path, uncertainty: bool = False
-) -> Iterator[tuple[predict.Config, list[Member], list[Pair]]]:
+def load_folds(run: Path) -> Iterator[tuple[predict.Config, list[Member], list[Pair]]]:
     """Yield each fold of a cross-validation: how to predict, its model, its test images."""
     models = sorted(run.glob("fold*/model.h5"))
     if not models:
@@ -89,7 +69,7 @@ def load_folds(
         raise UserError(f"{run} holds no fold0/model.h5; train it with `{command}`")
     check_folds(run, models)
     for path in models:
-        config = predict.Config(model=str(path), uncertainty=uncertainty)
+        config = predict.Config(model=str(path))
         yield config, predict.load_members(config), predict.pairs_to_score(config)[0]
 
 

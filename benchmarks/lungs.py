@@ -1,0 +1,82 @@
+"""Make the pretrained lung model anew: files/lungs.h5, and its export in files/lungs/.
+
+    python -m benchmarks.lungs --data-dir $UNET_DATA/montgomery [--jobs 2]
+
+Five folds are trained first: they say how good the recipe is, and from them the model learns to
+predict the Dice of its masks. The model itself then trains on all images. After a stop the same
+command goes on. On two cores it takes about two hours.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import utils
+
+if __name__ == "__main__":  # without TensorFlow's messages
+    utils.load_keras()
+
+import numpy as np
+
+from benchmarks.accuracy.predicted import read_folds, read_numbers
+from benchmarks.accuracy.trainings import FOLDS, run_trainings
+from benchmarks.scripts import run_script
+from dataset.phantoms import make_phantoms
+from inference.models import BUNDLED_MODEL, BUNDLED_MODEL_FILE
+from training.calibration import fit, learn_kinds
+
+PHANTOMS = 200
+RECIPE = [
+    *("--classes", "left lung,right lung", "--augmentation", "strong", "--image-size", "192"),
+    *("--epochs", "100", "--val-fraction", "0", "--mirror"),
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """From which images, and how."""
+
+    data_dir: str  # the Montgomery County X-rays
+    out_dir: str = "files/pretraining"  # where the runs go
+    jobs: int = 1  # trainings at once, each on its share of the cores
+
+
+def main(config: Config) -> None:
+    """Train, learn from the folds, export, and put the files into their places."""
+    out_dir = Path(config.out_dir)
+    phantoms = make_phantoms("", PHANTOMS, seed=1)
+    common = ["--data-dir", config.data_dir, "--extra-dir", str(phantoms), *RECIPE]
+    folds = ["--folds", str(FOLDS), "--out-dir", str(out_dir)]
+    trainings = [[*common, *folds, "--fold", str(fold)] for fold in range(FOLDS)]
+    whole = ["--test-fraction", "0", "--out-dir", str(out_dir / "all")]
+    run_trainings([*trainings, [*common, *whole]], config.jobs)
+    print(run_script("train.py", *common, *folds)[0])  # all are trained: the summary
+    model = utils.ROOT / BUNDLED_MODEL_FILE
+    with utils.atomic(model) as temporary:
+        shutil.copyfile(out_dir / "all" / "model.h5", temporary)
+    utils.update_metadata(model, quality=learn_quality(out_dir))
+    export(model)
+
+
+def learn_quality(out_dir: Path) -> dict:
+    """Learn from all folds' test images what the final model knows of its masks."""
+    samples = [sample for fold in read_folds(out_dir) for sample in fold.samples]
+    path = out_dir / "all" / "model.h5"
+    dataset, numbers = read_numbers(path)
+    kinds = learn_kinds(dataset, np.sort(numbers["train"]), utils.load_metadata(path))
+    return fit(kinds, samples).pack()
+
+
+def export(model: Path) -> None:
+    """Export the model; SavedModel and Triton's folder are left out, for their size."""
+    place = (utils.ROOT / BUNDLED_MODEL).parent
+    with tempfile.TemporaryDirectory() as folder:
+        printed, _ = run_script("export.py", "--model", str(model), "--out-dir", folder)
+        print(printed)
+        for name in ("unet.onnx", "unet-int8.onnx", "manifest.json"):
+            shutil.copyfile(Path(folder) / name, place / name)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, Config)
