@@ -33,7 +33,7 @@ from imaging.labels import SIDE, Classes
 from imaging.masks.encodings import Truth
 from imaging.plots import draw_panel
 from imaging.scan import Scan
-from inference import models
+from inference import adapt, models
 from inference.inputs import MEASUREMENTS, Inputs, describe_passed_over, list_inputs
 from inference.merging import Merged, merge_metadata
 from inference.output_names import name_outputs
@@ -439,8 +439,6 @@ def run_adapting(config: Config) -> list[str]:
     output = Path(config.output) if config.output else path.with_name("adapted.h5")
     check_model_paths(path, output)
     model, metadata = utils.load_model(path)
-    from training import adapt  # not before Keras is loaded quietly
-
     found = list_inputs(Path(config.adapt), endings=metadata.get("channel_endings", ()))
     problems = Problems(output.parent)
     windows, count = adapt.read_windows(found.items, metadata, problems)

@@ -26,10 +26,10 @@ from dataset.phantoms import make_phantoms
 from inference.models import BUNDLED_MODEL, BUNDLED_MODEL_FILE
 from training.calibration import fit, learn_kinds
 
-PHANTOMS = 200
+PHANTOMS = 100
 RECIPE = [
     *("--classes", "left lung,right lung", "--augmentation", "strong", "--image-size", "192"),
-    *("--epochs", "100", "--val-fraction", "0", "--mirror"),
+    *("--epochs", "140", "--val-fraction", "0", "--mirror"),
 ]
 
 

@@ -7,9 +7,9 @@ import pytest
 import predict
 import utils
 from imaging import formats, pictures
+from inference import adapt
 from inference.inputs import list_inputs
 from inference.problems import Problems
-from training import adapt
 from utils import UserError
 
 RNG = np.random.default_rng(0)

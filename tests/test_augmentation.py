@@ -125,8 +125,8 @@ def test_the_result_follows_from_the_seed_alone(dimensions):
 
 @pytest.mark.parametrize("number", range(7))
 def test_every_step_changes_images_and_volumes(number):
-    _, noise, _ = own_transforms(Classes("a"))
-    step = basic_steps(AMOUNTS["free"], 180, noise, cv2.BORDER_CONSTANT)[number]
+    _, noise, _, _ = own_transforms(Classes("a"))
+    step = list(basic_steps(AMOUNTS["free"], 180, noise, cv2.BORDER_CONSTANT).values())[number]
     image, masks = phantom(1)
     pipeline = A.Compose([step], seed=1, mask_interpolation=cv2.INTER_LINEAR)
     changed = pipeline(images=image, masks=masks)
@@ -140,7 +140,7 @@ def test_every_step_changes_images_and_volumes(number):
 
 
 def test_each_slice_has_noise_of_its_own():
-    _, noise, _ = own_transforms(Classes("a"))
+    _, noise, _, _ = own_transforms(Classes("a"))
     flat = np.full((*SIZE, 2), 128, np.uint8)
     found = A.Compose([noise((0.05, 0.05), p=1)])(images=flat)["images"].astype(float) - 128
     assert 11 < found.std() < 14

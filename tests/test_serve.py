@@ -197,11 +197,17 @@ def test_dicom_comes_back_as_a_segmentation_with_its_area(service, xray, tmp_pat
     )
 
 
+def run_exported(folder, batch):
+    """Give the probabilities of ONNX Runtime; what follows them is the spread of the votes."""
+    engine = engines.open_onnxruntime((folder / "unet.onnx").read_bytes())
+    return engine.run(batch)[..., : engine.output_channels]
+
+
 def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
     from tritonclient import http as triton
 
     batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
-    expected = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run(batch)
+    expected = run_exported(exported, batch)
     client = triton.InferenceServerClient(f"127.0.0.1:{service.port}")
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("unet")
     shown = client.get_model_metadata("unet")
@@ -224,7 +230,7 @@ def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
 
 def test_tensorflow_servings_clients_are_answered(service, exported):
     batch = np.random.default_rng(0).uniform(size=(2, 192, 192, 1)).astype(np.float32)
-    expected = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run(batch)
+    expected = run_exported(exported, batch)
     route = "/v1/models/unet:predict"
     for body, key in (
         ({"instances": batch.tolist()}, "predictions"),

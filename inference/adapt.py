@@ -7,7 +7,6 @@ All other weights stay.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from inference.inputs import Input, read_input
@@ -56,13 +55,12 @@ def batches_of(windows: np.ndarray) -> Iterator[np.ndarray]:
         yield windows[start : start + size].astype(np.float32) / 255
 
 
-def set_statistics(model: keras.Model, batches: Iterator[np.ndarray]) -> int:
+def set_statistics(model: Any, batches: Iterator[np.ndarray]) -> int:
     """Set the statistics of batch normalization to the means over batches (N, …, C).
 
-    Returns the number of its layers; without any the model stays as it is.
+    model: of Keras. Returns the number of such layers; without any the model stays as it is.
     """
-    kind = keras.layers.BatchNormalization
-    layers = [layer for layer in model.layers if isinstance(layer, kind)]
+    layers = [layer for layer in model.layers if hasattr(layer, "moving_variance")]
     if not layers:
         return 0
     momenta = [layer.momentum for layer in layers]
