@@ -29,7 +29,7 @@ from training.calibration import fit, learn_kinds
 PHANTOMS = 100
 RECIPE = [
     *("--classes", "left lung,right lung", "--augmentation", "strong", "--image-size", "192"),
-    *("--epochs", "140", "--val-fraction", "0", "--mirror"),
+    *("--epochs", "100", "--val-fraction", "0", "--mirror"),
 ]
 
 
