@@ -29,6 +29,7 @@ if __name__ == "__main__":
 import keras
 from keras import KerasTensor, layers
 
+from networks import efficientnet_lite
 from networks.levels import Level, plan_levels
 from networks.own import build_own, is_own, last_activation
 from utils import UserError, check_size
@@ -128,7 +129,7 @@ def encode(x: KerasTensor, settings: Settings, block: Block) -> list[KerasTensor
 
 @dataclass(frozen=True)
 class Backbone:
-    """An encoder of keras.applications, and how it wants its pixels."""
+    """An encoder, built as those of keras.applications, and how it wants its pixels."""
 
     build: Callable[..., keras.Model]
     scale: float  # applied to pixels in [0, 1]
@@ -138,6 +139,7 @@ class Backbone:
 BACKBONE_HALVINGS = 5
 BACKBONES = {
     "efficientnetv2b0": Backbone(keras.applications.EfficientNetV2B0, 255.0, 0.0),
+    "efficientnetlite0": Backbone(efficientnet_lite.build, 255 / 128, -127 / 128),
     "mobilenetv3": Backbone(keras.applications.MobileNetV3Large, 255.0, 0.0),
     "resnet50v2": Backbone(keras.applications.ResNet50V2, 2.0, -1.0),
 }

