@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imaging.labels import Classes
+from imaging.lazy import LARGE_ARRAY
 from inference import postprocess
 from inference.windows import Band
 
@@ -275,7 +276,16 @@ def features(evidence: Evidence, distances: tuple[float, float]) -> np.ndarray:
     )
 
 
-def judge(evidence: Evidence, metadata: dict[str, Any]) -> Quality | None:
-    """Judge a prediction by what the model file holds; None if nothing was learned."""
-    packed = metadata.get("quality")
-    return Judge.unpack(packed).judge(evidence) if packed else None
+def collect(case: np.ndarray | None, metadata: dict[str, Any]) -> Evidence | None:
+    """Begin to collect what `judge` needs.
+
+    None if the model file holds nothing to judge by, or for a slide that is decoded piece by piece.
+    """
+    if case is None or not metadata.get("quality") or np.prod(case.shape) > LARGE_ARRAY:
+        return None
+    return Evidence(case, Classes.from_metadata(metadata), metadata["threshold"])
+
+
+def judge(evidence: Evidence, metadata: dict[str, Any]) -> Quality:
+    """Judge a prediction by what the model file holds."""
+    return Judge.unpack(metadata["quality"]).judge(evidence)

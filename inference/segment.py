@@ -176,7 +176,7 @@ def decide_scan(
 ) -> Prediction:
     """Decide a scan by its votes, each in bands: class ids on the file's own grid.
 
-    num_averaged: how many votes, the first ones, are averaged. case: the prepared scan, from which
+    num_averaged: how many votes, the first ones, are averaged. case: the prepared scan, by which
     the mask's quality is judged.
     """
     classes, threshold = Classes.from_metadata(metadata), metadata["threshold"]
@@ -186,9 +186,8 @@ def decide_scan(
     spread = np.zeros(grid.oriented, np.float32) if options.uncertainty else None
     kept = np.zeros((*grid.oriented, count), np.float32) if options.probabilities else None
     means = average(bands, num_averaged, counter)
-    evidence = None
-    if case is not None and metadata.get("quality"):
-        evidence = quality.Evidence(case, classes, threshold)
+    evidence = quality.collect(case, metadata)
+    if evidence:
         means = evidence.watch(means)
     channels = count + bool(options.uncertainty)
     means = (band._replace(probs=band.probs[..., :channels]) for band in means)
