@@ -1,16 +1,21 @@
 """The accuracy studies, on a few phantoms: their tables have the rows that they should have."""
 
+import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.accuracy import corruptions, few, robustness, trainings
+from benchmarks.accuracy import corruptions, few, predicted, robustness, shift, trainings
 from benchmarks.accuracy.ablation import ablation
 from benchmarks.accuracy.trainings import run_trainings
+from dataset import augmentation
 from dataset.layouts import Pair
 from dataset.phantoms import draw_phantom, make_phantoms
+from imaging import pictures
+from imaging.labels import Classes
 from utils import UserError
 
 TINY = "--image-size 32 --filters 2 --depth 2 --epochs 1 --epoch-images 0 --precision float32"
@@ -92,14 +97,69 @@ def test_ablation_and_corruptions(workplace, script):
     assert corrupted.corruption.tolist() == [*corruptions.CORRUPTIONS, "mean, without clean"]
     assert corrupted.loss.iloc[0] == 0
     assert (run / "fold0" / "model.h5").stat().st_mtime_ns == stamp
-    robustness.uncertainty(run)
-    votes = pd.read_csv("results/uncertainty-default.csv")
-    assert len(votes) == 20 and votes.disagreement.between(0, 1).all()
+    draw_discs(workplace / "others", [200] * 3)
+    predicted.predicted(run, others=str(workplace / "others" / "images"))
+    judged = pd.read_csv("results/predicted-default.csv")
+    assert len(judged) == 20 * len(corruptions.CORRUPTIONS)
+    assert judged.predicted_dice.between(0, 1).all() and judged.unusual.dtype == bool
+    assert (judged.predicted_dice_low <= judged.predicted_dice).all()
+    assert Path("results/predicted-default.png").stat().st_size > 5000
     (run / "fold0").rename(run / "fold7")
     path = run / "fold7" / "config.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 9'))
     with pytest.raises(UserError, match="does not hold all folds of one cross-validation"):
         robustness.corruptions(run)
+
+
+def draw_discs(folder, greys):
+    """Write an image for each grey level: a disc of that level on 100, and its mask."""
+    for number, grey in enumerate(greys):
+        mask = np.zeros((32, 32), np.uint8)
+        cv2.circle(mask, (10 + number % 12, 16), 7, 255, -1)
+        image = np.where(mask > 0, grey, 100).astype(np.uint8)
+        pictures.write_picture(folder / "images" / f"{number}.png", image)
+        pictures.write_picture(folder / "masks" / f"{number}.png", mask)
+
+
+@pytest.mark.slow
+def test_shift(workplace, monkeypatch):
+    """Each shift has its rows; what is tested was never trained on."""
+    monkeypatch.setattr(shift, "PHANTOMS", 10)
+    monkeypatch.setattr(shift, "FOLDS", 2)
+    kinds = {"noise": shift.KINDS["noise"], "borders": shift.KINDS["borders"]}
+    monkeypatch.setattr(shift, "KINDS", kinds)
+    chests = str(make_phantoms("chests", 20, seed=5))
+    draw_discs(workplace / "nuclei", [200] * 16 + [20] * 17)
+    shift.shift(chests, nuclei="nuclei", flags=TINY, jobs=2)
+    table = pd.read_csv("results/shift.csv")
+    assert table["shift"].tolist() == [
+        "phantoms to X-rays",
+        "phantoms to X-rays, adapted",
+        "bright nuclei to dark ones, mild",
+        "bright nuclei to dark ones, mild, adapted",
+        "bright nuclei to dark ones, strong",
+        "bright nuclei to dark ones, strong, adapted",
+        "dark nuclei to bright ones, mild",
+        "dark nuclei to bright ones, mild, adapted",
+        "dark nuclei to bright ones, strong",
+        "dark nuclei to bright ones, strong, adapted",
+        "noise",
+        *["borders"] * 4,
+        "mean of the corruptions",
+    ]
+    assert table.test[:4].tolist() == ["20 images"] * 2 + ["17 images"] * 2
+    assert table.dice.iloc[-1] == pytest.approx(table.dice[-6:-1].mean())
+    config = json.loads(Path("files/shift/without-noise/fold0/config.json").read_text())
+    assert config["augmentation"] == "strong-noise"
+
+
+def test_every_corruption_is_left_out_once():
+    names = [name for _, names in shift.KINDS.values() for name in names]
+    assert sorted(names) == sorted(set(corruptions.CORRUPTIONS) - {"clean"})
+    _, noise, texture, curve = augmentation.own_transforms(Classes("lung"))
+    steps = set(augmentation.strong_steps(noise, texture, curve, cv2.BORDER_CONSTANT))
+    for left_out, _ in shift.KINDS.values():
+        assert set(left_out.split("-")) <= steps
 
 
 @pytest.mark.slow
