@@ -44,11 +44,9 @@ from inference.segment_files import segment_each, segment_files
 from utils import UserError, atomic, printable
 
 if TYPE_CHECKING:
-    import keras
     import pandas as pd
 
 ASKED = 5  # pairs whose masks say whether they have the model's classes
-MAX_LOSS = 0.002  # of the Dice on validation images, when a model is adapted to others
 
 
 @dataclass(frozen=True)
@@ -431,62 +429,28 @@ def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:
 
 
 def run_adapting(config: Config) -> list[str]:
-    """Write a model that is adapted to images without masks; return the problems.
-
-    The validation images of the model's run are scored before and after, if they are there.
-    """
+    """Write a model that is adapted to images without masks; return the problems."""
     path = Path(utils.find_default(config.model or models.OWN_MODEL))
     output = Path(config.output) if config.output else path.with_name("adapted.h5")
-    check_model_paths(path, output)
-    model, metadata = utils.load_model(path)
-    found = list_inputs(Path(config.adapt), endings=metadata.get("channel_endings", ()))
-    problems = Problems(output.parent)
-    windows, count = adapt.read_windows(found.items, metadata, problems)
-    if count < adapt.MIN_IMAGES:
-        usable = utils.counted(count, "usable image")
-        expected = f"expected at least {adapt.MIN_IMAGES}, better hundreds, as they come"
-        raise UserError("\n".join([f"{config.adapt} has {usable}; {expected}", *problems.lines]))
-    before = score_validation(path, model, metadata)
-    layers = adapt.set_statistics(model, adapt.batches_of(windows))
-    if not layers:
-        raise UserError(f"{path} has no batch normalization, so nothing in it can be adapted")
-    images = {"images": count, "folder": Path(config.adapt).resolve().name}
-    utils.save_model(model, output, metadata | {"adapted_to": images})
-    print(f"{output}: {utils.counted(layers, 'layer')} adapted to {utils.counted(count, 'image')}")
-    print(describe_change(before, score_validation(path, model, metadata)))
+    adapt.check_paths(path, output)
+    utils.load_keras()
+
+    def score(member: Member) -> float | None:
+        return score_validation(path, member)
+
+    problems = adapt.adapt_model(path, Path(config.adapt), output, score)
     print(f"next: python predict.py --model {output} --input PATH")
-    return found.problems + problems.lines
+    return problems
 
 
-def check_model_paths(path: Path, output: Path) -> None:
-    """Raise UserError for a model that cannot be adapted, or an output that is none."""
-    if path.suffix == ".onnx":
-        raise UserError(f"{path} is an export; adapt its .h5 file, and export that")
-    utils.load_metadata(path)
-    if output.resolve() == path.resolve():
-        raise UserError(f"{output} is the model itself; name another --output")
-    if output.is_dir() or output.suffix != ".h5":
-        raise UserError(f"--output is {output}; expected a file that ends in .h5")
-
-
-def score_validation(path: Path, model: "keras.Model", metadata: dict[str, Any]) -> float | None:
+def score_validation(path: Path, member: Member) -> float | None:
     """Give the mean Dice on the validation images of a model's run; None if they are not there."""
     try:
         pairs = list(run_split.read_subset(path, "val")[0].values())
     except UserError:
         return None
-    table = score_pairs([(model, metadata)], pairs)[0] if pairs else ()
+    table = score_pairs([member], pairs)[0] if pairs else ()
     return float(table.dice.mean()) if len(table) else None
-
-
-def describe_change(before: float | None, after: float | None) -> str:
-    """Say what adapting did to the Dice on validation images."""
-    if before is None or after is None:
-        return "note: the validation images of its run are not here, so it is not checked on them"
-    found = f"Dice on the validation images of its run: {before:.4f} before, {after:.4f} after"
-    if before - after > MAX_LOSS:
-        return f"warning: {found}. For images like those of the training keep the old model"
-    return found
 
 
 if __name__ == "__main__":

@@ -5,15 +5,17 @@ al. 2016, arXiv 1603.04779; mixed as by Schneider et al. 2020, arXiv 2006.16971)
 stay.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inference.inputs import Input, read_input
+import utils
+from inference.inputs import Input, list_inputs, read_input
 from inference.problems import Problems
 from inference.read_ahead import read_chunks
-from inference.segment import prepare_inputs, take_middle
+from inference.segment import Member, prepare_inputs, take_middle
 from utils import UserError
 
 MIN_IMAGES = 16  # fewer say little about a hospital
@@ -21,6 +23,55 @@ SHARE = 0.5  # of the new statistics; chosen in docs/results.md
 BATCH_BYTES = 32 * 192**2  # of prepared images; the statistics of a small batch are noisy
 MAX_BYTES = 2**28  # of all prepared images; more add nothing
 MAX_WINDOWS, MAX_SLICES = 3, 8  # of an image: windows along each side, of slices
+MAX_LOSS = 0.002  # of the Dice on validation images, before it is warned of
+
+
+def check_paths(path: Path, output: Path) -> None:
+    """Raise UserError for a model that cannot be adapted, or an output that is none."""
+    if path.suffix == ".onnx":
+        raise UserError(f"{path} is an export; adapt its .h5 file, and export that")
+    utils.load_metadata(path)
+    if output.resolve() == path.resolve():
+        raise UserError(f"{output} is the model itself; name another --output")
+    if output.is_dir() or output.suffix != ".h5":
+        raise UserError(f"--output is {output}; expected a file that ends in .h5")
+
+
+def adapt_model(
+    path: Path, folder: Path, output: Path, score: Callable[[Member], float | None]
+) -> list[str]:
+    """Adapt a model file to the images in a folder, write it, and return the problems.
+
+    score: gives the Dice on images like those of the training, before and after; None if there are
+    none. Raises UserError if there are too few images, or nothing that can be adapted.
+    """
+    model, metadata = utils.load_model(path)
+    found = list_inputs(folder, endings=metadata.get("channel_endings", ()))
+    problems = Problems(output.parent)
+    windows, count = read_windows(found.items, metadata, problems)
+    if count < MIN_IMAGES:
+        usable = utils.counted(count, "usable image")
+        expected = f"expected at least {MIN_IMAGES}, better hundreds, as they come"
+        raise UserError("\n".join([f"{folder} has {usable}; {expected}", *problems.lines]))
+    before = score((model, metadata))
+    layers = set_statistics(model, batches_of(windows))
+    if not layers:
+        raise UserError(f"{path} has no batch normalization, so nothing in it can be adapted")
+    images = {"images": count, "folder": folder.resolve().name}
+    utils.save_model(model, output, metadata | {"adapted_to": images})
+    print(f"{output}: {utils.counted(layers, 'layer')} adapted to {utils.counted(count, 'image')}")
+    print(describe_change(before, score((model, metadata))))
+    return found.problems + problems.lines
+
+
+def describe_change(before: float | None, after: float | None) -> str:
+    """Say what adapting did to the Dice on validation images."""
+    if before is None or after is None:
+        return "note: the validation images of its run are not here, so it is not checked on them"
+    found = f"Dice on the validation images of its run: {before:.4f} before, {after:.4f} after"
+    if before - after > MAX_LOSS:
+        return f"warning: {found}. For images like those of the training keep the old model"
+    return found
 
 
 def read_windows(

@@ -90,4 +90,4 @@ def test_mistakes_get_a_line(tmp_path):
     [(0.9, 0.8979, "warning"), (0.9, 0.8981, "Dice"), (None, 0.9, "note")],
 )
 def test_a_loss_on_validation_images_is_told(before, after, said):
-    assert predict.describe_change(before, after).startswith(said)
+    assert adapt.describe_change(before, after).startswith(said)
