@@ -16,7 +16,8 @@ from dataset.phantoms import draw_phantom, make_phantoms
 from imaging import pictures
 from imaging.labels import Classes
 from inference import quality
-from inference.quality import Evidence, Judge, Kind, Quality, rank, small_image
+from inference.evidence import Evidence, rank, small_image
+from inference.quality import Judge, Kind, Quality
 from inference.segment import average
 from inference.windows import Band
 from training.calibration import Sample, fit

@@ -18,7 +18,8 @@ from dataset.cache import Case, Dataset
 from dataset.kind import find_kind
 from imaging.labels import Classes
 from inference import quality
-from inference.quality import Evidence, Judge, Kind
+from inference.evidence import Evidence
+from inference.quality import Judge, Kind
 from inference.segment import DEFAULT_OPTIONS, Member, average, start_votes
 from inference.windows import Windows
 from metrics import score_classes
