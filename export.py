@@ -39,8 +39,9 @@ from exporting.images import choose_images, read_prepared
 from exporting.onnx_export import NoOnnx, write_int8, write_onnx
 from exporting.saved_model import why_not_encoded, write_saved_model
 from exporting.triton import write_triton_config
-from imaging.labels import mirrored_outputs
+from imaging.labels import Classes, mirrored_outputs
 from inference import engines, precision_check
+from inference.merging import merge_metadata
 from utils import UserError, atomic
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Config:
     version: int = 0  # number of the version for TensorFlow Serving and Triton; 0 is the next
     # A file or folder to check on. "" uses images of the model's run, or draws phantoms.
     images: str = ""
+    merge: str = ""  # exports all classes as one of this name, such as lungs
     checked: int = 20  # how many images; as many more calibrate the integers
 
 
@@ -77,6 +79,8 @@ def export(config: Config) -> dict[str, Any]:
     print(f"exporting {config.model} to {out_dir}, version {version}", flush=True)
 
     # Write.
+    if config.merge:
+        model, metadata = merge(model, metadata, config.merge)
     network, votes = with_mirror(model, metadata)
     out_dir.mkdir(parents=True, exist_ok=True)
     onnx_file = out_dir / "unet.onnx"
@@ -165,6 +169,23 @@ def load_checked(config: Config) -> tuple["keras.Model", dict[str, Any]]:
             "SavedModels"
         )
     return utils.load_model(config.model)
+
+
+def merge(
+    model: "keras.Model", metadata: dict[str, Any], name: str
+) -> tuple["keras.Model", dict[str, Any]]:
+    """Build the network whose classes count as one, and describe it."""
+    import keras
+    from keras import ops
+
+    classes = Classes.from_metadata(metadata)
+    inputs = keras.Input(model.input_shape[1:])
+    probs = model(inputs)
+    if classes.overlap or classes.num_channels == 1:
+        merged = ops.max(probs, axis=-1, keepdims=True)
+    else:
+        merged = 1 - probs[..., :1]
+    return keras.Model(inputs, merged), merge_metadata(metadata, name)
 
 
 def with_mirror(

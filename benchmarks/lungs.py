@@ -69,10 +69,11 @@ def learn_quality(out_dir: Path) -> dict:
 
 
 def export(model: Path) -> None:
-    """Export the model; SavedModel and Triton's folder are left out, for their size."""
+    """Export the model, both lungs as one; SavedModel and Triton's folder are left out."""
     place = (utils.ROOT / BUNDLED_MODEL).parent
     with tempfile.TemporaryDirectory() as folder:
-        printed, _ = run_script("export.py", "--model", str(model), "--out-dir", folder)
+        flags = ("--model", str(model), "--merge", "lungs", "--out-dir", folder)
+        printed, _ = run_script("export.py", *flags)
         print(printed)
         for name in ("unet.onnx", "unet-int8.onnx", "manifest.json"):
             shutil.copyfile(Path(folder) / name, place / name)

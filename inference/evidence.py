@@ -1,4 +1,4 @@
-"""What a prediction tells about itself: sums of probabilities, and small versions of image and mask.
+"""What a prediction tells about itself: how decided it is, small versions of image and mask.
 
 It is collected band by band, so that no volume's probabilities are held.
 """

@@ -53,7 +53,7 @@ def masks(config):
 
 @pytest.fixture(scope="module")
 def from_keras():
-    return masks(predict.Config(model=str(ROOT / "files" / "lungs.h5")))
+    return masks(predict.Config(model=str(ROOT / "files" / "lungs.h5"), merge="lungs"))
 
 
 @pytest.mark.parametrize(("engine", "precision"), KINDS)

@@ -22,6 +22,7 @@ from exporting import onnx_export, triton
 from imaging import formats
 from imaging.grid import fit_grid
 from inference import engines, segment
+from inference.merging import merge_metadata
 from model import build_unet
 from utils import UserError
 
@@ -56,7 +57,11 @@ def exported(tmp_path_factory, phantoms):
     folder = tmp_path_factory.mktemp("exported") / "export"
     export.export(
         export.Config(
-            model=str(BUNDLED), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=4
+            model=str(BUNDLED),
+            merge="lungs",
+            out_dir=str(folder),
+            images=str(phantoms / "CXR_png"),
+            checked=4,
         )
     )
     return folder
@@ -73,9 +78,8 @@ def test_the_masks_stay_the_same(exported):
 
 def test_the_manifest_lists_what_was_written(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
-    assert manifest["model_sha256"] == export.file_sha256(BUNDLED) and manifest[
-        "facts"
-    ] == utils.load_metadata(BUNDLED)
+    assert manifest["model_sha256"] == export.file_sha256(BUNDLED)
+    assert manifest["facts"] == merge_metadata(utils.load_metadata(BUNDLED), "lungs")
     assert {"unet.onnx", "unet/1/saved_model.pb"} < set(manifest["sha256"])
     for name, digest in manifest["sha256"].items():
         assert export.file_sha256(exported / name) == digest
@@ -85,7 +89,7 @@ def test_onnx_holds_the_facts_and_takes_any_batch(exported):
     graph = onnx.load(exported / "unet.onnx")
     onnx.checker.check_model(graph, full_check=True)
     facts = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
-    assert facts == utils.load_metadata(BUNDLED)
+    assert facts == merge_metadata(utils.load_metadata(BUNDLED), "lungs")
     run = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run
     batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
     together = run(batch)

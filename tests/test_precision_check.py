@@ -13,6 +13,7 @@ from dataset.phantoms import draw_phantom
 from imaging import pictures
 from inference import engines, precision_check
 from inference.models import BUNDLED_MODEL
+from inference.segment import Prediction
 from utils import UserError
 
 BUNDLED = ROOT / BUNDLED_MODEL
@@ -72,7 +73,13 @@ def test_measured_here_it_counts(elsewhere, script):
         ("black.png", "none of the 1 files"),
     ],
 )
-def test_without_images_that_show_something_nothing_is_noted(elsewhere, source, message):
+def test_without_images_that_show_something_nothing_is_noted(
+    elsewhere, source, message, monkeypatch
+):
+    def find_nothing(*_):
+        return [Prediction(np.zeros((1, 64, 64), np.uint8), None, float("nan"), None, None)]
+
+    monkeypatch.setattr(precision_check, "segment_scans", find_nothing)
     folder, before = elsewhere.parent.parent, elsewhere.with_name("manifest.json").read_text()
     pictures.write_picture(
         folder / "black.png", np.zeros((64, 64), np.uint8)

@@ -49,7 +49,11 @@ def exported(tmp_path_factory, phantoms):
     folder = tmp_path_factory.mktemp("served") / "export"
     export.export(
         export.Config(
-            model=str(BUNDLED), out_dir=str(folder), images=str(phantoms / "CXR_png"), checked=1
+            model=str(BUNDLED),
+            merge="lungs",
+            out_dir=str(folder),
+            images=str(phantoms / "CXR_png"),
+            checked=1,
         )
     )
     return folder
