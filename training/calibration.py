@@ -27,7 +27,9 @@ from metrics import score_classes
 MIN_IMAGES = 8  # held out; fewer say nothing
 MAX_KNOWN = 150  # training images whose kind is learned
 VERSIONS = 6  # of each, changed as training changes them
-MAX_SAMPLES, MAX_VOXELS = 240, 240 * 256**2  # predictions whose Dice is measured
+SMALL = (16, 128)  # slices and pixels a side of an image whose kind is learned
+# Predictions whose Dice is measured, and what the network sees of them.
+MIN_SAMPLES, MAX_SAMPLES, MAX_PIXELS = 24, 240, 240 * 192**2
 USUAL = 0.99  # share of the held-out images that count as usual, by image and by mask
 ALPHAS = np.logspace(-2, 3, 12)
 
@@ -45,12 +47,19 @@ class Sample(NamedTuple):
 def calibrate(path: Path, dataset: Dataset, train: np.ndarray, val: np.ndarray) -> None:
     """Learn from the validation images, and store it in the model file; numbers of pairs.
 
-    Fewer than MIN_IMAGES say too little: then nothing is stored.
+    Fewer than MIN_IMAGES say too little, and large ones take too long: then nothing is stored.
     """
-    if len(val) < MIN_IMAGES:
+    if len(val) < MIN_IMAGES or count_samples(dataset, val) < MIN_SAMPLES:
         utils.update_metadata(path, quality=None)
         return
     utils.update_metadata(path, quality=fit(*learn(path, dataset, train, val)).pack())
+
+
+def count_samples(dataset: Dataset, held_out: Sequence[int]) -> int:
+    """Say how many predictions for these pairs take little time."""
+    windows = [len(Windows(dataset.cases[number].image, dataset.sampler)) for number in held_out]
+    pixels = np.mean(windows) * np.prod(dataset.sampler.window)
+    return min(MAX_SAMPLES, int(MAX_PIXELS / pixels))
 
 
 def learn(
@@ -68,7 +77,8 @@ def learn_kinds(dataset: Dataset, train: Sequence[int], metadata: dict) -> tuple
     images, masks = [], []
     augment = Augmentation(dataset.classes, "mild", find_kind(dataset, train))
     for number in pairs:
-        for case in versions(dataset.cases[number], [None, *[augment] * VERSIONS], int(number)):
+        small = dataset.cases[number].thinned(*SMALL)
+        for case in versions(small, [None, *[augment] * VERSIONS], int(number)):
             seen = true_evidence(case, dataset.classes, metadata)
             images.append(seen.image)
             masks.append(seen.mask.ravel())
@@ -106,8 +116,7 @@ def measure(
     kind = find_kind(dataset, held_out)
     mild = Augmentation(dataset.classes, "mild", kind)
     rough = Augmentation(dataset.classes, "free" if kind.dimensions == 3 else "strong", kind)
-    voxels = int(np.mean([dataset.cases[number].image[..., 0].size for number in held_out]))
-    most = max(3 * MIN_IMAGES, min(MAX_SAMPLES, MAX_VOXELS // voxels))
+    most = max(MIN_SAMPLES, count_samples(dataset, held_out))
     pairs = np.asarray(held_out)[:: -(-3 * len(held_out) // most)]
     chosen = [None, *[mild, rough] * max(1, (most // len(pairs) - 1) // 2)]
     samples = []
