@@ -23,7 +23,6 @@ from benchmarks.accuracy.predicted import read_folds, read_numbers
 from benchmarks.accuracy.trainings import run_trainings
 from benchmarks.scripts import run_script
 from dataset.phantoms import make_phantoms
-from inference.models import BUNDLED_MODEL, BUNDLED_MODEL_FILE
 from training.calibration import fit, learn_kinds
 
 FOLDS, PHANTOMS = 3, 100
@@ -39,6 +38,7 @@ class Config:
 
     data_dir: str  # the Montgomery County X-rays
     out_dir: str = "files/pretraining"  # where the runs go
+    target: str = "files"  # where lungs.h5 and lungs/ go
     jobs: int = 1  # trainings at once, each on its share of the cores
 
 
@@ -52,11 +52,11 @@ def main(config: Config) -> None:
     whole = ["--test-fraction", "0", "--out-dir", str(out_dir / "all")]
     run_trainings([*trainings, [*common, *whole]], config.jobs)
     print(run_script("train.py", *common, *folds)[0])  # all are trained: the summary
-    model = utils.ROOT / BUNDLED_MODEL_FILE
+    model = Path(config.target) / "lungs.h5"
     with utils.atomic(model) as temporary:
         shutil.copyfile(out_dir / "all" / "model.h5", temporary)
     utils.update_metadata(model, quality=learn_quality(out_dir))
-    export(model)
+    export(model, config.data_dir)
 
 
 def learn_quality(out_dir: Path) -> dict:
@@ -68,12 +68,13 @@ def learn_quality(out_dir: Path) -> dict:
     return fit(kinds, samples).pack()
 
 
-def export(model: Path) -> None:
+def export(model: Path, data_dir: str) -> None:
     """Export the model, both lungs as one; SavedModel and Triton's folder are left out."""
-    place = (utils.ROOT / BUNDLED_MODEL).parent
+    place = model.with_suffix("")
+    place.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         flags = ("--model", str(model), "--merge", "lungs", "--out-dir", folder)
-        printed, _ = run_script("export.py", *flags)
+        printed, _ = run_script("export.py", *flags, "--images", f"{data_dir}/CXR_png")
         print(printed)
         for name in ("unet.onnx", "unet-int8.onnx", "manifest.json"):
             shutil.copyfile(Path(folder) / name, place / name)

@@ -21,6 +21,7 @@ from dataset.phantoms import make_phantoms
 from dataset.reading import read_pair
 from imaging.labels import Classes
 from imaging.preprocess import to_channels
+from inference.adapt import MIN_IMAGES
 from utils import UserError
 
 PHANTOMS = 400
@@ -158,19 +159,26 @@ def link_images(pairs: Sequence[Pair], folder: Path) -> None:
 
 def score_shift(name: str, run: Path, target: Path) -> list[dict[str, Any]]:
     """Score a run's model on other images: as it is, and adapted to them without their masks."""
-    pairs, model, adapted = data.find_pairs(target)[0], run / "model.h5", run / "adapted.h5"
-    images = run / "images"  # without masks beside them
-    link_images([replace(pair, masks=()) for pair in pairs], images)
-    flags = ("--model", str(model), "--adapt", str(images), "--output", str(adapted))
-    run_script("predict.py", *flags)
+    pairs, models = data.find_pairs(target)[0], {name: run / "model.h5"}
+    if len(pairs) >= MIN_IMAGES:
+        models[f"{name}, adapted"] = adapt(run, pairs)
     rows = []
-    for title, path in ((name, model), (f"{name}, adapted", adapted)):
+    for title, path in models.items():
         members = predict.load_members(predict.Config(model=str(path)))
         table, problems = predict.score_pairs(members, pairs)
         if problems:
             raise UserError("\n".join(problems))
         rows.append(make_row(title, f"{len(table)} images", table))
     return rows
+
+
+def adapt(run: Path, pairs: Sequence[Pair]) -> Path:
+    """Adapt a run's model to images, without their masks; return its file."""
+    images, adapted = run / "images", run / "adapted.h5"
+    link_images([replace(pair, masks=()) for pair in pairs], images)
+    flags = ("--model", str(run / "model.h5"), "--adapt", str(images), "--output", str(adapted))
+    run_script("predict.py", *flags)
+    return adapted
 
 
 def score_kind(kind: str, folder: Path) -> list[dict[str, Any]]:
