@@ -214,7 +214,8 @@ def test_a_picture_that_is_prepared_in_parts_can_be_sent_to_a_worker(exported, m
 def test_tensors_have_the_networks_dimensions(service, exported, sampler):
     sides = sampler.input_shape(1)
     batch = np.random.default_rng(0).random((2, *sides)).astype(np.float32)
-    run = engines.open_onnxruntime((exported / "export" / "unet.onnx").read_bytes()).run
+    engine = engines.open_onnxruntime((exported / "export" / "unet.onnx").read_bytes())
+    expected = engine.run(batch)[..., :1]  # the spread of the votes may follow
     shown = service.client.get("/v2/models/unet").json()
     assert shown["inputs"][0]["shape"] == [-1, *sides]
     assert shown["outputs"][0]["shape"] == [-1, *sampler.size, 1]
@@ -222,9 +223,9 @@ def test_tensors_have_the_networks_dimensions(service, exported, sampler):
     body = {"inputs": [entry | {"data": batch.ravel().tolist()}]}
     output = service.client.post("/v2/models/unet/infer", json=body).json()["outputs"][0]
     found = np.reshape(output["data"], output["shape"])
-    np.testing.assert_allclose(found, run(batch), atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     answer = service.client.post("/v1/models/unet:predict", json={"instances": batch.tolist()})
-    np.testing.assert_allclose(answer.json()["predictions"], run(batch), atol=1e-5)
+    np.testing.assert_allclose(answer.json()["predictions"], expected, atol=1e-5)
     flat = {"inputs": [entry | {"shape": [2, int(np.prod(sides))]}]}
     refused = service.client.post("/v2/models/unet/infer", json=flat)
     assert refused.status_code == 400 and str(sides[0]) in refused.json()["detail"]
