@@ -35,7 +35,7 @@ from inference.models import BUNDLED_MODEL
 from model import build_unet
 from utils import UserError
 
-PHANTOM = 9  # which phantom of seed 2 is shown; the pretrained model has seen seed 1
+PHANTOM = 3  # which phantom of seed 2 is shown; the pretrained model has seen seed 1
 MRI_IMAGE = "SC-HF-I-11-IM-0001-0140"  # a test image, neither the best nor the worst
 MRI_TRAINING = "--augmentation free --epochs 30 --val-fraction 0 --mirror"
 
