@@ -377,7 +377,7 @@ def finish_run(
     is_extra = np.array([pair.subset == "extra" for pair in pairs])
     own = numbers["train"][~is_extra[numbers["train"]]]
     choose_cleanup(path, dataset, own, numbers["val"])
-    calibrate(path, dataset, numbers["train"], numbers["val"])
+    calibrate(path, dataset, own, numbers["val"])
     best = run_folder.best_epoch(log.to_dict("records"))
     draw_curves(log, best, folder / "curves.png")
     score = f", validation Dice {log.val_dice[best - 1]:.4f}" if "val_dice" in log else ""

@@ -13,7 +13,7 @@ from inference.windows import Band
 
 # Cells of a small image, in height and width.
 SIDE = 12
-MAX_SLICES, MAX_SIDE = 64, 512  # what is looked at of a case, in slices and pixels
+MAX_SLICES, MAX_SIDE = 16, 256  # what is looked at of a case, in slices and pixels
 
 
 class Evidence:

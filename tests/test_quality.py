@@ -124,7 +124,7 @@ def test_the_predicted_dice_and_its_interval():
     low, high = (np.exp(found + error) - quality.MIN_DICE_LOSS for error in judge.errors)
     assert np.mean((losses > low) & (losses < high)) == pytest.approx(0.9, abs=0.04)
     assert np.corrcoef(np.exp(found), losses)[0, 1] > 0.9
-    assert judge.limits == pytest.approx((1, 199 - 0.01 * 198), abs=2)
+    assert judge.limits == pytest.approx((1, 199 - 0.01 * 198), abs=2)  # of the unchanged
     packed = json.loads(json.dumps(judge.pack()))
     seen = evidence(RNG.random((32, 32, 1)))
     assert Judge.unpack(packed).judge(seen).dice == pytest.approx(judge.judge(seen).dice, abs=0.05)

@@ -18,7 +18,7 @@ from dataset.cache import Case, Dataset
 from dataset.kind import find_kind
 from imaging.labels import Classes
 from inference import quality
-from inference.evidence import Evidence
+from inference.evidence import MAX_SIDE, MAX_SLICES, Evidence
 from inference.quality import Judge, Kind
 from inference.segment import DEFAULT_OPTIONS, Member, average, start_votes
 from inference.windows import Windows
@@ -27,10 +27,9 @@ from metrics import score_classes
 MIN_IMAGES = 8  # held out; fewer say nothing
 MAX_KNOWN = 150  # training images whose kind is learned
 VERSIONS = 6  # of each, changed as training changes them
-SMALL = (16, 128)  # slices and pixels a side of an image whose kind is learned
 # Predictions whose Dice is measured, and what the network sees of them.
 MIN_SAMPLES, MAX_SAMPLES, MAX_PIXELS = 24, 240, 240 * 192**2
-USUAL = 0.99  # share of the held-out images that count as usual, by image and by mask
+USUAL = (0.98, 0.99)  # shares of the held-out images that count as usual: by image, by mask
 ALPHAS = np.logspace(-2, 3, 12)
 
 
@@ -38,7 +37,7 @@ class Sample(NamedTuple):
     """A prediction for a held-out image."""
 
     image: int  # its number
-    is_plain: bool  # neither noise nor exposure was changed
+    is_plain: bool  # nothing was changed
     features: np.ndarray
     distances: tuple[float, float]
     dice: float
@@ -77,7 +76,7 @@ def learn_kinds(dataset: Dataset, train: Sequence[int], metadata: dict) -> tuple
     images, masks = [], []
     augment = Augmentation(dataset.classes, "mild", find_kind(dataset, train))
     for number in pairs:
-        small = dataset.cases[number].thinned(*SMALL)
+        small = dataset.cases[number].thinned(MAX_SLICES, MAX_SIDE)
         for case in versions(small, [None, *[augment] * VERSIONS], int(number)):
             seen = true_evidence(case, dataset.classes, metadata)
             images.append(seen.image)
@@ -126,7 +125,7 @@ def measure(
             evidence, dice = segment_case(member, dataset, case)
             distances = quality.measure_distances(evidence, *kinds)
             features = quality.features(evidence, distances)
-            samples.append(Sample(int(number), augment is not rough, features, distances, dice))
+            samples.append(Sample(int(number), augment is None, features, distances, dice))
     return samples
 
 
@@ -158,7 +157,7 @@ def fit(kinds: tuple[Kind, Kind], samples: Sequence[Sample]) -> Judge:
     errors = np.quantile(losses - left_out, [tail, 1 - tail])
     model = RidgeCV(ALPHAS).fit(features, losses)
     usual = np.array([sample.distances for sample in samples if sample.is_plain])
-    limits = np.quantile(usual, USUAL, axis=0)
+    limits = [np.quantile(some, share) for some, share in zip(usual.T, USUAL, strict=True)]
     return Judge(
         *kinds,
         tuple(map(float, limits)),

@@ -84,14 +84,18 @@ def read_folds(run: Path) -> Iterator[Fold]:
 
 
 def read_numbers(path: Path) -> tuple[Dataset, dict[str, np.ndarray]]:
-    """Load the data of a run: the prepared images, and the numbers of each subset's pairs."""
+    """Load the data of a run: prepared images, the numbers of its training and test pairs.
+
+    Those of --extra-dir are left out.
+    """
     config = train.Config(**json.loads((path.parent / "config.json").read_text()))
     pairs, dataset = train.load_data(train.with_classes(config))
     places = {pair.image.resolve(): number for number, pair in enumerate(pairs)}
     numbers = {}
     for subset in ("train", "test"):
         found = read_subset(path, subset)[0]
-        numbers[subset] = np.array([places[image.resolve()] for image in found])
+        chosen = [places[image.resolve()] for image in found]
+        numbers[subset] = np.array([one for one in chosen if pairs[one].subset != "extra"])
     return dataset, numbers
 
 
