@@ -186,7 +186,8 @@ def _decode_still(content: bytes) -> Scan:
     image = image.reshape(*image.shape[:2], -1)
     if image.shape[-1] > 1:
         # OpenCV's order is BGR.
-        image = image[..., [2, 1, 0, 3][: image.shape[-1]]]
+        has_alpha = image.shape[-1] == 4
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if has_alpha else cv2.COLOR_BGR2RGB)
     return Scan(image[None], has_alpha=image.shape[-1] == 4)
 
 

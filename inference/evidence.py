@@ -41,8 +41,8 @@ class Evidence:
         probs, ids = band.probs[..., : self.channels], self.decide(band)
         classes = probs if self.overlap or probs.shape[-1] == 1 else probs[..., 1:]
         decided = decided_masks(ids, classes.shape[-1], self.overlap)
-        both = np.where(decided, classes, 0)
-        self.sums += np.stack([one.sum((0, 1), dtype=float) for one in (classes, decided, both)])
+        both = classes * decided
+        self.sums += np.stack([one.sum((0, 1)) for one in (classes, decided, both)]).astype(float)
         self.differing += float(band.probs[..., self.channels :].sum(dtype=float))
         self.add_mask(classes.max(-1)[None], band.row)
 
@@ -85,7 +85,9 @@ def decided_masks(ids: np.ndarray, count: int, overlap: bool) -> np.ndarray:
 def cells(places: np.ndarray, length: int) -> np.ndarray:
     """Say in which of SIDE cells each place lies: (places, SIDE), divided by the cell's size."""
     sizes = np.bincount(np.arange(length) * SIDE // length, minlength=SIDE)
-    return np.eye(SIDE)[places * SIDE // length] / np.maximum(1, sizes)
+    return np.eye(SIDE, dtype=np.float32)[places * SIDE // length] / np.maximum(
+        np.float32(1), sizes.astype(np.float32)
+    )
 
 
 def small_image(case: np.ndarray) -> np.ndarray:

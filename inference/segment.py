@@ -221,6 +221,9 @@ def average(
 ) -> Iterator[Band]:
     """Average the first votes of each band. Of several the last channel is their spread."""
     for votes in bands:
+        if len(votes) == 1 and not counter:
+            yield votes[0]
+            continue
         probs = np.stack([vote.probs for vote in votes])
         mean = probs[0] if num_averaged == 1 else probs[:num_averaged].mean(0)
         if counter:

@@ -47,6 +47,10 @@ class Windows:
         """Return a window as the network takes it: uint8 (H, W, C) or (D, H, W, C)."""
         return read_window(self.case, self.places[number], self.sampler)
 
+    def _only(self, probs: np.ndarray) -> np.ndarray:
+        """Return the only window's probabilities as slices (D, H, W, K)."""
+        return probs if self.sampler.dimensions == 3 else probs[None]
+
     def blend(self, probs: Iterator[np.ndarray]) -> Iterator[Band]:
         """Join the probabilities of all windows in order, each (…, K), to those of the scan.
 
@@ -54,6 +58,9 @@ class Windows:
         row of windows covers: one layer of them in 3-D.
         """
         lengths, window = self.case.shape[:3], self.sampler.window
+        if lengths == tuple(window):  # a single window, which is the case
+            yield from (Band(i, 0, one) for i, one in enumerate(self._only(next(probs))))
+            return
         if self.sampler.dimensions == 3:
             for start, layer in roll(probs, self.starts, window, lengths):
                 for number, plane in enumerate(layer):

@@ -132,9 +132,13 @@ def test_the_predicted_dice_and_its_interval():
 
 def test_a_flat_image_is_unusual():
     judge, _ = make_judge()
-    flat = Evidence(np.full((1, 32, 32, 1), 7, np.uint8), LUNG, 0.5)
-    flat.add(band(np.zeros((32, 32, 1))))
-    assert judge.judge(flat).is_unusual
+    flat = np.full((1, 48, 48, 1), 7, np.uint8)
+    nearly = flat.copy()
+    nearly[:, 8:16, 8:20] = RNG.integers(0, 255, (1, 8, 12, 1))
+    for image in (flat, nearly):
+        found = Evidence(image, LUNG, 0.5)
+        found.add(band(np.zeros((48, 48, 1))))
+        assert judge.judge(found).is_unusual
 
 
 def test_what_is_written_of_it():

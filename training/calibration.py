@@ -74,7 +74,9 @@ def learn_kinds(dataset: Dataset, train: Sequence[int], metadata: dict) -> tuple
     """Learn what training images and their masks look like."""
     pairs = np.asarray(train)[:: -(-len(train) // MAX_KNOWN)]
     images, masks = [], []
-    augment = Augmentation(dataset.classes, "mild", find_kind(dataset, train))
+    # Inverted images are shown in training, but are not usual.
+    kind = find_kind(dataset, train)._replace(inverted=False)
+    augment = Augmentation(dataset.classes, "mild", kind)
     for number in pairs:
         small = dataset.cases[number].thinned(MAX_SLICES, MAX_SIDE)
         for case in versions(small, [None, *[augment] * VERSIONS], int(number)):
@@ -112,7 +114,7 @@ def measure(
     member: Member, kinds: tuple[Kind, Kind], dataset: Dataset, held_out: Sequence[int]
 ) -> list[Sample]:
     """Segment held-out images, plain and changed, and score what is found."""
-    kind = find_kind(dataset, held_out)
+    kind = find_kind(dataset, held_out)._replace(inverted=False)
     mild = Augmentation(dataset.classes, "mild", kind)
     rough = Augmentation(dataset.classes, "free" if kind.dimensions == 3 else "strong", kind)
     most = max(MIN_SAMPLES, count_samples(dataset, held_out))

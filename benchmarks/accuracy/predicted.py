@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+import data
 import metrics
 import predict
 import train
@@ -103,9 +104,8 @@ def judge_others(member: Member, test: Sequence[Pair], folders: Sequence[str]) -
     """Judge images that are no chest X-rays, or none that lies as it should: a row each."""
     rows = []
     for folder in folders:
-        items = list_inputs(Path(folder)).items
-        items = items[:: -(-len(items) // MAX_OTHERS)]
-        scans = [read_one(item.path, member[1]) for item in items]
+        images = list_images(Path(folder))
+        scans = [read_one(path, member[1]) for path in images[:: -(-len(images) // MAX_OTHERS)]]
         rows += judge(member, Path(folder).name, [scan for scan in scans if len(scan.pixels) == 1])
     grey = np.linspace(0, 255, 5)
     rng = np.random.default_rng(0)
@@ -118,6 +118,14 @@ def judge_others(member: Member, test: Sequence[Pair], folders: Sequence[str]) -
     rows += judge(member, "upside down", [Scan(one[:, ::-1]) for one in images])
     rows += judge(member, "a quarter of it", [Scan(quarter(one)) for one in images])
     return rows
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List the images of a data set, without its masks, or of a plain folder."""
+    try:
+        return [pair.image for pair in data.find_pairs(folder)[0]]
+    except UserError:
+        return [item.path for item in list_inputs(folder).items]
 
 
 def turn(image: np.ndarray) -> np.ndarray:
