@@ -155,6 +155,7 @@ def draw_reliability(table: pd.DataFrame, path: Path) -> None:
     means = table.groupby(groups, observed=True)[["predicted_dice", "dice"]].mean()
     axes.plot(means.predicted_dice, means.dice, "k.-", label="mean of a tenth")
     axes.plot([0, 1], [0, 1], ":", color="grey")
-    axes.set(xlabel="predicted Dice", ylabel="Dice", xlim=(0, 1), ylim=(0, 1))
+    low = np.floor(20 * table[["predicted_dice", "dice"]].min().min()) / 20
+    axes.set(xlabel="predicted Dice", ylabel="Dice", xlim=(low, 1), ylim=(low, 1))
     axes.legend()
     write_figure(figure, path)
