@@ -22,6 +22,10 @@ from imaging.labels import Classes, mirrored_channels
 from utils import UserError
 
 STRENGTHS = ("none", "mild", "strong", "free")
+STEPS = {
+    *("affine", "elastic", "edges", "texture", "tone", "curve", "light", "gamma", "field"),
+    *("invert", "marks", "coarse", "noise", "blur", "jpeg"),
+}
 
 
 class Amounts(NamedTuple):
@@ -48,8 +52,16 @@ MIN_SIDE = 8  # voxels of a volume that is cut across any axis
 
 
 def split_strength(text: str) -> tuple[str, set[str]]:
-    """Split "strong-invert-noise" into the strength and the steps that it leaves out."""
+    """Split "strong-invert-noise" into the strength and the steps that it leaves out.
+
+    Raises UserError for a step that is not known.
+    """
     strength, *without = text.split("-")
+    if unknown := set(without) - STEPS:
+        raise UserError(
+            f"augmentation {text!r} leaves out {', '.join(sorted(unknown))}; expected some of "
+            f"{', '.join(sorted(STEPS))}"
+        )
     return strength, set(without)
 
 
@@ -243,7 +255,7 @@ def make_pipeline(classes: Classes, strength: str, kind: Kind) -> Any:
         turn = amounts.rotate if may_turn else min(amounts.rotate, TILT)
         steps = basic_steps(amounts, turn, noise, border)
     chosen = [step for name, step in steps.items() if name not in without]
-    if kind.inverted:
+    if kind.inverted and "invert" not in without:
         chosen.append(A.InvertImg(p=0.3))
     if kind.dimensions == 2 and 1 in kind.mirrored_axes:
         chosen.insert(0, A.VerticalFlip(p=0.5))
@@ -278,7 +290,9 @@ class Augmentation(threading.local):
         strength: str = "mild",
         kind: Kind = Kind(),  # noqa: B008 (a NamedTuple cannot be changed)
     ) -> None:
-        if split_strength(strength)[0] == "strong" and kind.dimensions == 3:
+        base, _ = split_strength(strength)
+        strength = base if base == "none" else strength  # nothing can be left out of it
+        if base == "strong" and kind.dimensions == 3:
             raise UserError(
                 "augmentation is strong, which is for X-rays; expected none, mild or free for "
                 "volumes with dimensions 3"

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dataset.augmentation import AMOUNTS, Augmentation, Kind, basic_steps, own_transforms
+from dataset.augmentation import (
+    AMOUNTS,
+    STEPS,
+    Augmentation,
+    Kind,
+    basic_steps,
+    own_transforms,
+    strong_steps,
+)
 from imaging.labels import Classes
 from utils import UserError
 
@@ -218,3 +226,19 @@ def test_strengths_that_are_not_for_volumes_or_change_nothing():
     ):
         for part, same in zip(augment(image, masks, 1), (image, masks), strict=True):
             np.testing.assert_array_equal(part, same)
+
+
+def test_a_step_can_be_left_out():
+    _, noise, texture, curve = own_transforms(Classes("a"))
+    names = {*strong_steps(noise, texture, curve, cv2.BORDER_CONSTANT)}
+    names |= {*basic_steps(AMOUNTS["free"], 180, noise, cv2.BORDER_CONSTANT)}
+    assert names == STEPS
+    image = np.full((32, 32, 1), 20, np.uint8)
+    for strength, is_changed in (("mild", True), ("mild-invert", False)):
+        rest = "-".join(sorted(STEPS - {"invert"}))
+        augment = Augmentation(Classes("a"), f"{strength}-{rest}", Kind(inverted=True))
+        found = [augment(image, image, seed)[0].mean() for seed in range(20)]
+        assert (max(found) > 200) == is_changed
+    assert Augmentation(Classes("a"), "none-noise")(image, image, 0)[0] is image
+    with pytest.raises(UserError, match="leaves out typo; expected some of affine"):
+        Augmentation(Classes("a"), "strong-typo")
