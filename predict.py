@@ -177,7 +177,7 @@ def run_scoring(config: Config) -> list[str]:
     utils.load_keras()  # metrics.py needs it, also for an exported model
     pairs, problems = pairs_to_score(config)
     check_output([output], (path for pair in pairs for path in (pair.image, *pair.masks)))
-    if name := name_of_all(members[0][1]["classes"], pairs):
+    if name := name_of_all(Classes.from_metadata(members[0][1]), pairs):
         print(f"note: the masks have one class, so those of the model are shown as one, {name}")
         members = merge_members(members, name)
     source = f"images of {config.data_dir}" if config.data_dir else f"{config.subset} images"
@@ -244,16 +244,17 @@ def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
     return pairs, list(dict.fromkeys(problem for _, problems in found for problem in problems))
 
 
-def name_of_all(names: Sequence[str], pairs: Sequence[Pair]) -> str:
+def name_of_all(classes: Classes, pairs: Sequence[Pair]) -> str:
     """Name all classes as one if the first masks have one class where the model has several.
 
     "" if they do not. Left and right lung are together called lung.
     """
+    names = classes.names
     if len(names) == 1:
         return ""
     for pair in pairs[:ASKED]:
         with suppress(UserError):
-            read_truth(pair, Classes(",".join(names)))
+            read_truth(pair, classes)
             return ""
         try:
             read_truth(pair, Classes())

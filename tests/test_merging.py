@@ -14,6 +14,7 @@ from utils import UserError
 
 RNG = np.random.default_rng(0)
 SIDES = ["left lung", "right lung"]
+BOTH = Classes(",".join(SIDES))
 
 
 def test_probabilities_of_any_class():
@@ -89,11 +90,12 @@ def test_what_the_masks_have_decides(tmp_path):
         name: [Pair(tmp_path / "image.png", (tmp_path / f"{name}.png",))]
         for name in ("two", "one", "other")
     }
-    assert predict.name_of_all(SIDES, pairs["two"]) == ""
-    assert predict.name_of_all(SIDES, pairs["one"]) == "lung"
-    assert predict.name_of_all(["a", "b"], pairs["one"]) == "foreground"
-    assert predict.name_of_all(["lung"], pairs["one"]) == ""
-    assert predict.name_of_all(SIDES, [*pairs["one"], *pairs["two"]]) == ""
+    assert predict.name_of_all(BOTH, pairs["two"]) == ""
+    assert predict.name_of_all(BOTH, pairs["one"]) == "lung"
+    assert predict.name_of_all(Classes("a,b"), pairs["one"]) == "foreground"
+    assert predict.name_of_all(Classes("lung"), pairs["one"]) == ""
+    assert predict.name_of_all(BOTH, [*pairs["one"], *pairs["two"]]) == ""
+    assert predict.name_of_all(BOTH, pairs["other"]) == ""
 
 
 def test_a_merged_network_is_still_what_it_was():

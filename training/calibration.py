@@ -127,7 +127,8 @@ def measure(
             evidence, dice = segment_case(member, dataset, case)
             distances = quality.measure_distances(evidence, *kinds)
             features = quality.features(evidence, distances)
-            samples.append(Sample(int(number), augment is None, features, distances, dice))
+            if np.isfinite(dice):  # it is not if no pixel counts
+                samples.append(Sample(int(number), augment is None, features, distances, dice))
     return samples
 
 
