@@ -201,11 +201,14 @@ def with_mirror(
     inputs = keras.Input(model.input_shape[1:], name="image")
     probs, spread = model(inputs), []
     if metadata.get("mirror"):
-        mirrored = ops.flip(model(ops.flip(inputs, axis=-2)), axis=-2)
+        # A slice: ONNX Runtime turns it around ten times as fast as `ops.flip`.
+        mirrored = model(inputs[..., ::-1, :])[..., ::-1, :]
         order = mirrored_outputs(metadata)
         if len(order) > 1:  # left and right are exchanged
             mirrored = ops.take(mirrored, order.astype("int32"), axis=-1)
-        difference = ops.max(ops.abs(probs - mirrored), axis=-1, keepdims=True) / 2
+        difference = ops.abs(probs - mirrored) / 2
+        if len(order) > 1:
+            difference = ops.max(difference, axis=-1, keepdims=True)
         spread = [keras.layers.Identity(name="spread", dtype="float32")(difference)]
         probs = (probs + mirrored) / 2
     outputs = keras.layers.Identity(name="probabilities", dtype="float32")(probs)

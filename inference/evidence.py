@@ -4,6 +4,7 @@ It is collected band by band, so that no volume's probabilities are held.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,8 +50,8 @@ class Evidence:
     def add_mask(self, shown: np.ndarray, row: int = 0) -> None:
         """Add some rows of slices (N, rows, W), from 0 to 1, to the small mask."""
         depth, height, width = self.shape
-        rows = cells(row + np.arange(shown.shape[1]), height)
-        self.mask += rows.T @ shown.sum(0) @ cells(np.arange(width), width) / depth
+        rows, columns = cells(row, row + shown.shape[1], height), cells(0, width, width)
+        self.mask += rows.T @ shown.sum(0) @ columns / depth
 
     def decide(self, band: Band) -> np.ndarray:
         """Decide some rows of a slice: ids (rows, W)."""
@@ -82,12 +83,12 @@ def decided_masks(ids: np.ndarray, count: int, overlap: bool) -> np.ndarray:
     return (ids[..., None] >> numbers) & 1 > 0 if overlap else ids[..., None] == numbers + 1
 
 
-def cells(places: np.ndarray, length: int) -> np.ndarray:
-    """Say in which of SIDE cells each place lies: (places, SIDE), divided by the cell's size."""
-    sizes = np.bincount(np.arange(length) * SIDE // length, minlength=SIDE)
-    return np.eye(SIDE, dtype=np.float32)[places * SIDE // length] / np.maximum(
-        np.float32(1), sizes.astype(np.float32)
-    )
+@lru_cache(maxsize=8)  # images of one model have one size
+def cells(start: int, stop: int, length: int) -> np.ndarray:
+    """Say in which of SIDE cells each of some places lies: (places, SIDE), divided by its size."""
+    cell = np.arange(length) * SIDE // length
+    sizes = np.maximum(1, np.bincount(cell, minlength=SIDE))
+    return np.eye(SIDE, dtype=np.float32)[cell[start:stop]] / sizes.astype(np.float32)
 
 
 def small_image(case: np.ndarray) -> np.ndarray:
@@ -98,8 +99,7 @@ def small_image(case: np.ndarray) -> np.ndarray:
     most = (MAX_SLICES, MAX_SIDE, MAX_SIDE)
     steps = (-(-side // limit) for side, limit in zip(case.shape, most, strict=False))
     some = np.asarray(case[tuple(slice(None, None, step) for step in steps)], np.float32)
-    rows, columns = (cells(np.arange(side), side) for side in some.shape[1:3])
-
+    rows, columns = (cells(0, side, side) for side in some.shape[1:3])
     mean, square = (rows.T @ part.mean((0, 3)) @ columns for part in (some, some**2))
     return np.concatenate([rank(mean), rank(square - mean**2)])
 

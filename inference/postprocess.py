@@ -56,6 +56,8 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
         planes = [plane(ids, i).astype(np.uint8) for i in range(1, len(components) + 1)]
         cleaned = [clean_mask(one, [n]) > 0 for one, n in zip(planes, components, strict=True)]
         return join_planes(cleaned, BITS)
+    if all(_is_clean(ids == class_id, count) for class_id, count in enumerate(components, 1)):
+        return ids
     cleaned = ids.copy()
     for class_id, count in enumerate(components, 1):
         num_labels, labels = cv2.connectedComponents((ids == class_id).astype(np.uint8))
@@ -69,6 +71,18 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
         cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
         cleaned[(filled > 0) & (cleaned == 0)] = class_id
     return cleaned
+
+
+def _is_clean(mask: np.ndarray, count: int) -> bool:
+    """Say whether a mask (H, W) of bool has no holes and at most `count` components.
+
+    Most masks are so, and this takes a third of the time of cleaning them.
+    """
+    _, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if tree is None:  # an empty mask
+        return True
+    is_outline = tree[0, :, 3] < 0  # others run around holes
+    return is_outline.all() and len(is_outline) <= count
 
 
 def clean(ids: np.ndarray, components: list[int], is_volume: bool = False) -> None:

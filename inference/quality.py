@@ -7,6 +7,7 @@ decided the probabilities are.
 """
 
 import base64
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,6 +105,7 @@ def pack(array: np.ndarray) -> str:
     return base64.b64encode(array.astype("<f2").tobytes()).decode()
 
 
+@lru_cache(maxsize=64)  # those of a model are read for every image
 def unpack(text: str) -> np.ndarray:
     """Read numbers that `pack` wrote."""
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
