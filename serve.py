@@ -28,8 +28,8 @@ def serve(config: Config) -> None:
     from serving.service import Service
 
     service = Service(config)
-    settings = server_settings(make_app(service), config)
     listener = open_socket(config.host, config.port)
+    settings = server_settings(make_app(service), config, listener)
 
     model = f"{config.model} ({service.network.engine}, {service.network.precision})"
     print(f"{address(config, listener)} serves {model}; stop it with Ctrl-C", flush=True)

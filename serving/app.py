@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import fastapi
 from fastapi import Request, Response
@@ -10,14 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serving import routes
-from serving.api_keys import read_keys
-from serving.config import VERSION, parse_origins
+from serving.config import VERSION, is_loopback, parse_origins
 from serving.errors import Problem
 from serving.middleware import Guard
 from serving.open_inference import LENGTH_HEADER
 from serving.service import Service
 
-# Of requests and of answers, for the scripts of web pages that `--allow-origins` names.
+# Of requests and of answers, for the scripts of web pages that `--cors-origin` names.
 ALLOWED_HEADERS = ("Accept", "Authorization", "Content-Type", "X-API-Key", LENGTH_HEADER)
 EXPOSED_HEADERS = (
     "X-Areas",
@@ -31,13 +29,14 @@ EXPOSED_HEADERS = (
 
 
 def make_app(service: Service) -> fastapi.FastAPI:
-    """Build the application around a service. Raises UserError if the file of keys is bad."""
+    """Build the application around a service."""
     app = fastapi.FastAPI(
         title="U-Net segmentation",
         version=VERSION,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client claims
     )
     app.state.service = service
     app.include_router(routes.health)
@@ -48,17 +47,19 @@ def make_app(service: Service) -> fastapi.FastAPI:
     app.include_router(routes.vertex_router())
     app.add_exception_handler(HTTPException, refuse_unknown_route)
 
-    config = service.config
+    config, origins = service.config, parse_origins(service.config.cors_origin)
     app.add_middleware(
         Guard,
         metrics=service.metrics,
-        keys=read_keys(Path(config.keys)) if config.keys else None,
+        keys=service.keys,
         public_paths=routes.public_paths(),
+        # Behind a proxy the host is the proxy's affair, and with keys no page has one.
+        page_origins=origins if not service.keys and is_loopback(config.host) else None,
         max_body=int(config.max_body_mb * 2**20),
         max_concurrent_requests=config.max_concurrent_requests,
         timeout_s=config.timeout_s,
     )
-    if origins := parse_origins(config.allow_origins):
+    if origins:
         # Around the guard: a browser's preflight has no key, and errors need the header too.
         app.add_middleware(
             CORSMiddleware,

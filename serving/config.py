@@ -36,14 +36,16 @@ class Config:
     # ---- address and access
     host: str = "127.0.0.1"  # another address needs --keys and TLS, or --insecure
     port: int = 8080
-    keys: str = ""  # file with one API key per line, as its SHA-256 in hex
+    # File of API keys, a line each: SHA-256 in hex, name, and rights (segment, metrics; without any
+    # it may segment).
+    keys: str = ""
     tls_cert: str = ""  # PEM file; with --tls-key the service speaks HTTPS
     tls_key: str = ""  # PEM file
     client_ca: str = ""  # PEM file; only clients with a certificate of this authority may connect
     insecure: bool = False  # needs neither keys nor TLS; only behind a proxy that has both
     # Web pages of these origins may call the service (CORS), separated by commas, such as
     # https://viewer.example. "*" allows all.
-    allow_origins: str = ""
+    cors_origin: str = ""
 
     # ---- limits
     max_body_mb: float = 64  # size of a request, in MiB
@@ -79,7 +81,7 @@ def check_config(config: Config) -> None:
         raise UserError("one of --tls-cert and --tls-key is missing; give both")
     if config.client_ca and not config.tls_cert:
         raise UserError("--client-ca needs TLS; give --tls-cert and --tls-key too")
-    parse_origins(config.allow_origins)
+    parse_origins(config.cors_origin)
     is_protected = config.keys and config.tls_cert
     if not (is_loopback(config.host) or is_protected or config.insecure):
         cure = "give --keys and --tls-cert, or --insecure behind a proxy"
@@ -87,11 +89,11 @@ def check_config(config: Config) -> None:
 
 
 def parse_origins(text: str) -> list[str]:
-    """Read the origins that --allow-origins lists. Raises UserError."""
+    """Read the origins that --cors-origin lists. Raises UserError."""
     origins = [origin.strip() for origin in text.split(",") if origin.strip()]
     for origin in origins:
         if origin != "*" and not ORIGIN.fullmatch(origin):
-            found = f"allow_origins has {origin!r}"
+            found = f"cors_origin has {origin!r}"
             raise UserError(f"{found}; expected a scheme and a host: https://viewer.example")
     return origins
 

@@ -9,7 +9,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from serving.api_keys import check_key
+from serving.api_keys import METRICS, SEGMENT, Keys
+from serving.config import is_loopback
 from serving.errors import Problem
 from serving.monitoring import Metrics, log_fault, log_request
 
@@ -29,10 +30,13 @@ CLIENT_CLOSED_REQUEST = 499  # as nginx counts clients that hang up
 class Exchange:
     """One request and its answer: adds headers to the answer and remembers its status."""
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, send: Any, body: "Body") -> None:
+        self.body = body
         self.start = time.monotonic()
         self.request_id = uuid.uuid4().hex
         self.status = 0  # 0 until the answer begins
+        self.key = ""  # name of the client's key
+        self.sent_bytes = 0
         self._send = send
 
     async def send(self, message: dict) -> None:
@@ -40,7 +44,10 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             added = SECURITY_HEADERS | {"X-Request-ID": self.request_id}
+            if not self.body.is_whole:
+                added["Connection"] = "close"  # what still comes is not read
             message["headers"] = [*message.get("headers", ()), *encode_headers(added)]
+        self.sent_bytes += len(message.get("body", b""))
         await self._send(message)
 
     async def send_problem(self, problem: Problem) -> None:
@@ -71,22 +78,25 @@ class Guard:
         self,
         app: Any,
         metrics: Metrics,
-        keys: list[bytes] | None,
+        keys: Keys | None,
         public_paths: Collection[str],
+        page_origins: Collection[str] | None,
         max_body: int,
         max_concurrent_requests: int,
         timeout_s: float,
     ) -> None:
         """Keep the settings.
 
-        keys: SHA-256 of the API keys; None asks for no key.
+        keys: None asks for no key.
         public_paths: are answered without key and limits.
+        page_origins: web pages that may call besides the service's own; None does not ask.
         max_body: bytes of the largest body.
         """
         self.app = app
         self.metrics = metrics
         self.keys = keys
         self.public_paths = public_paths
+        self.page_origins = page_origins
         self.max_body = max_body
         self.max_concurrent_requests = max_concurrent_requests
         self.timeout_s = timeout_s
@@ -98,14 +108,14 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(send)
+        exchange = Exchange(send, Body(self, scope, receive))
         method = scope["method"]
         if method == "HEAD":
             # As GET: the server leaves out the body.
             scope = scope | {"method": "GET"}
         self.metrics.in_flight.inc()
         try:
-            await self._answer(scope, receive, exchange.send)
+            await self._answer(scope, exchange)
         except Problem as problem:
             await exchange.send_problem(problem)
         except ClientDisconnect:
@@ -115,32 +125,34 @@ class Guard:
             await exchange.send_problem(Problem(500, "an internal error of the service"))
         finally:
             self.metrics.in_flight.dec()
+            self.held_bytes -= exchange.body.received
             self._record(scope, method, exchange)
 
-    async def _answer(self, scope: dict, receive: Any, send: Any) -> None:
+    async def _answer(self, scope: dict, exchange: Exchange) -> None:
         """Check a request and pass it on to the application. Raises Problem."""
+        headers, body = Headers(scope=scope), exchange.body
+        if self.page_origins is not None:
+            check_page(headers, self.page_origins)
         if scope["path"] in self.public_paths:
-            await self.app(scope, receive, send)
+            await self.app(scope, body.receive, exchange.send)
             return
-        headers = Headers(scope=scope)
-        if self.keys is not None:
-            check_key(headers, self.keys)
+        if self.keys:
+            right = METRICS if scope["path"] == "/metrics" else SEGMENT
+            exchange.key = self.keys.check(headers, right).name
         self._check_headers(headers)
         if self.running >= self.max_concurrent_requests and scope["path"] != "/metrics":
             raise Problem(503, "too many requests at a time; try again", Retry_After="1")
-        body = Body(self, receive)
         self.running += 1
         start = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
                 # A route whose work may take longer moves it.
                 scope["deadline"] = deadline
-                await self.app(scope, body.receive, send)
+                await self.app(scope, body.receive, exchange.send)
         except TimeoutError:
             raise Problem(504, f"not done within {time.monotonic() - start:.0f} s") from None
         finally:
             self.running -= 1
-            self.held_bytes -= body.received
 
     def _check_headers(self, headers: Mapping[str, str]) -> None:
         """Refuse a body by its headers, before it is read. Raises Problem."""
@@ -157,20 +169,42 @@ class Guard:
         seconds = time.monotonic() - exchange.start
         self.metrics.record_request(route, exchange.status, seconds)
         if route not in self.public_paths and route != "/metrics":
-            log_request(exchange.request_id, method, route, exchange.status, seconds)
+            received = exchange.body.received
+            sizes = {"bytes_in": received, "bytes_out": exchange.sent_bytes}
+            asked = {"key": exchange.key, "method": method, "route": route}
+            log_request(exchange.request_id, asked, exchange.status, seconds, sizes)
+
+
+def check_page(headers: Mapping[str, str], allowed: Collection[str]) -> None:
+    """Refuse what the page of another site sends to a service on loopback. Raises Problem 403.
+
+    Such a page runs in the browser of somebody who can reach the service. It may also have given
+    loopback a name of its own (DNS rebinding).
+    """
+    host, origin = headers.get("host", ""), headers.get("origin", "")
+    name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
+    if host and not is_loopback(name.strip("[]")):
+        raise Problem(403, "the header Host names another machine; use 127.0.0.1 or localhost")
+    is_own = origin.partition("//")[2] == host
+    if origin and not is_own and origin not in allowed and "*" not in allowed:
+        raise Problem(403, "a web page of another origin; --cors-origin lists those that may call")
 
 
 class Body:
     """A request's body, whose bytes are counted while it is received."""
 
-    def __init__(self, guard: Guard, receive: Any) -> None:
+    def __init__(self, guard: Guard, scope: dict, receive: Any) -> None:
         self.guard = guard
+        headers = Headers(scope=scope)
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        self.is_whole = not has_body
         self.received = 0  # bytes
         self._receive = receive
 
     async def receive(self) -> dict:
         """Receive the next part (ASGI). Raises Problem if there are too many bytes."""
         message = await self._receive()
+        self.is_whole |= not message.get("more_body", False)
         size = len(message.get("body", b""))
         self.received += size
         self.guard.held_bytes += size

@@ -2,6 +2,7 @@
 
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -79,16 +80,19 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def log_request(request_id: str, method: str, route: str, status: int, seconds: float) -> None:
-    """Write a line about an answered request."""
-    line = {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "request_id": request_id,
-        "method": method,
-        "route": route,
-        "status": status,
-        "ms": round(1000 * seconds),
-    }
+def log_request(
+    request_id: str, asked: dict[str, str], status: int, seconds: float, sizes: dict[str, int]
+) -> None:
+    """Write a line about an answered request.
+
+    asked: name of the key, method and route. sizes: bytes received and sent.
+    """
+    log_event(request_id=request_id, **asked, status=status, ms=round(1000 * seconds), **sizes)
+
+
+def log_event(**what: Any) -> None:
+    """Write a line of the log, with the time."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **what}
     print(to_json_line(line), flush=True)
 
 

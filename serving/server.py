@@ -4,17 +4,22 @@ import asyncio
 import signal
 import socket
 import ssl
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fastapi
 import uvicorn
 
 from serving.config import Config
+from serving.connections import KEEP_ALIVE_S, Listener, Protocol
+from serving.monitoring import log_event
 from serving.service import Service
 from utils import UserError
 
-# Longer than a proxy keeps its connections; else a proxy may use one that was just closed.
-KEEP_ALIVE_S = 75
+QUEUE = 2048  # connections that the kernel holds until they are accepted
+ACCEPTED_AT_ONCE = 16  # then those that are open get their turn
+RELOAD_TICKS = 50  # between two looks at keys and certificate; uvicorn's tick takes 0.1 s
 
 
 class Server(uvicorn.Server):
@@ -24,11 +29,49 @@ class Server(uvicorn.Server):
         super().__init__(settings)
         self.service = service
         self.is_ctrl_c = False
+        self.stamps = self._read_stamps()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Note whether a person stops the service."""
         self.is_ctrl_c = sig == signal.SIGINT
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start. The event loop has made the kernel's queue as short as its own turns."""
+        await super().startup(sockets)
+        if hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+        for listener in sockets or []:
+            listener.listen(QUEUE)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look from time to time whether keys or certificates have changed."""
+        if counter % RELOAD_TICKS == 0 and self._read_stamps() != self.stamps:
+            self.reload()
+        return await super().on_tick(counter)
+
+    def reload(self) -> None:
+        """Read keys and certificate again. What is bad is told, and changes nothing."""
+        config, self.stamps = self.service.config, self._read_stamps()
+        try:
+            if self.config.ssl:
+                pair = config.tls_cert, config.tls_key
+                ssl.create_default_context().load_cert_chain(*pair)  # raises for what does not fit
+                self.config.ssl.load_cert_chain(*pair)
+            if self.service.keys:
+                self.service.keys.reload()
+        except (OSError, UserError) as error:
+            log_event(event="keys and certificate stay as they were", error=str(error))
+        else:
+            log_event(event="keys and certificate were read again")
+
+    def _read_stamps(self) -> list[float]:
+        """Read when keys and certificate were last changed; 0 for what is missing."""
+        config, stamps = self.service.config, []
+        for name in (config.keys, config.tls_cert, config.tls_key):
+            path = Path(name) if name else None
+            stamps.append(path.stat().st_mtime if path and path.exists() else 0.0)
+        return stamps
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Stop. Load balancers see it at /readyz first; running requests are finished."""
@@ -39,15 +82,17 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server_settings(app: fastapi.FastAPI, config: Config) -> uvicorn.Config:
+def server_settings(app: fastapi.FastAPI, config: Config, listener: Listener) -> uvicorn.Config:
     """Make uvicorn's settings and load the TLS files. Raises UserError."""
     settings = uvicorn.Config(
         app,
-        config.host,
-        config.port,
+        http=partial(Protocol, listener),
+        loop="asyncio",  # others accept connections without asking the listener
+        ws="none",
+        backlog=ACCEPTED_AT_ONCE,
         access_log=False,
         server_header=False,
-        log_level="warning",
+        log_level="error",
         timeout_keep_alive=KEEP_ALIVE_S,
         ssl_certfile=config.tls_cert or None,
         ssl_keyfile=config.tls_key or None,
@@ -62,17 +107,17 @@ def server_settings(app: fastapi.FastAPI, config: Config) -> uvicorn.Config:
     return settings
 
 
-def open_socket(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int) -> Listener:
     """Listen at an address. Raises UserError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        plain = socket.create_server((host, port), family=family, backlog=QUEUE)
     except (OSError, OverflowError) as error:
         found = f"cannot listen on {host} port {port} ({error})"
         raise UserError(f"{found}; stop the program there, or give another --port") from None
     # Connections inherit this. Without it, a body waits 40 ms for the receipt of its header.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Listener(family, plain.detach())
 
 
 def address(config: Config, listener: socket.socket) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ import numpy as np
 from imaging import pictures
 from inference.exported_model import Prepared, load_exported
 from serving import media_types, open_inference, responses, tf_serving
+from serving.api_keys import Keys
 from serving.batching import Batcher
 from serving.config import Config
 from serving.monitoring import Metrics
 from serving.workers import Workers
 
-# Bytes of a file that may take seconds to decode, as a volume does.
-LARGE_BODY = 2**24
+# Bytes of a file, or pixels of a picture, that may take seconds to decode and to write.
+LARGE_BODY, LARGE_PIXELS = 2**24, 2**22
+HEADER_BYTES = 2**16  # of a picture, in which its size is looked for
 MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
@@ -30,8 +33,9 @@ class Service:
     """
 
     def __init__(self, config: Config) -> None:
-        """Load the model. Raises UserError."""
+        """Load keys and model. Raises UserError."""
         self.config = config
+        self.keys = Keys(Path(config.keys)) if config.keys else None
         self.network, run = load_exported(
             Path(config.model), config.threads, config.engine, config.precision, config.merge
         )
@@ -68,7 +72,8 @@ class Service:
 
         accepted: what `media_types.read_accept` read. deadline: is moved for a volume.
         """
-        async with self._turn(len(content) > LARGE_BODY):
+        pixels = pictures.declared_pixels(content[:HEADER_BYTES])
+        async with self._turn(len(content) > LARGE_BODY or pixels > LARGE_PIXELS):
             prepared = await self.workers.run(
                 self.network.read, content, self.max_bytes, self.config.max_slices
             )
@@ -80,9 +85,10 @@ class Service:
             answer = await self._segment_windows(prepared, chosen)
         else:
             probs = await self.batcher.predict(prepared.batch())
-            answer = await self.workers.run(
-                responses.respond_to_image, self.network, probs, prepared, chosen
-            )
+            async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS):
+                answer = await self.workers.run(
+                    responses.respond_to_image, self.network, probs, prepared, chosen
+                )
         input_mean = float(prepared.windows.case.mean()) / 255
         self.metrics.record_image(input_mean, answer.foreground_share, answer.quality)
         return answer

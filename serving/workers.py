@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import logging
 import multiprocessing
+import os
 import signal
 import warnings
 from collections.abc import Callable
@@ -30,7 +30,9 @@ TOO_MUCH_MEMORY = (
 
 def work(pipe: Connection, max_pixels: int) -> None:
     """Answer calls that come through the pipe, until it is closed."""
-    hide_warnings()
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the service alone
+    hide_output()
     cv2.setNumThreads(1)
     limit_memory(BYTES_PER_PIXEL * max_pixels)
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -43,11 +45,12 @@ def work(pipe: Connection, max_pixels: int) -> None:
             pipe.send(answer)
 
 
-def hide_warnings() -> None:
-    """Silence libraries whose warnings may quote a patient's file."""
+def hide_output() -> None:
+    """Close stdout and stderr: libraries' messages may quote a patient's file, or forge a line."""
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "nibabel", "highdicom", "tifffile"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def limit_memory(num_bytes: int) -> None:

@@ -256,7 +256,7 @@ def shared(tmp_path_factory):
         "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae\n"
     )
     origins = f"{VIEWER}, http://[::1]:3000"
-    flags = ("--allow-origins", origins, "--keys", str(folder / "keys"))
+    flags = ("--cors-origin", origins, "--keys", str(folder / "keys"))
     running = Running(LUNGS, folder, *flags)
     yield running
     running.stop()
@@ -293,8 +293,8 @@ def test_a_page_of_another_origin_may_not(shared):
     "origins", ["viewer.example", "https://viewer.example/", "https://a b", "file://x", "null"]
 )
 def test_what_is_no_origin_is_refused_at_the_start(origins):
-    with pytest.raises(UserError, match="allow_origins.*expected a scheme and a host"):
-        check_config(Config(allow_origins=origins))
+    with pytest.raises(UserError, match="cors_origin.*expected a scheme and a host"):
+        check_config(Config(cors_origin=origins))
 
 
 # ------------------------------------------------------------------------------ notes and answers
