@@ -131,11 +131,11 @@ class Guard:
     async def _answer(self, scope: dict, exchange: Exchange) -> None:
         """Check a request and pass it on to the application. Raises Problem."""
         headers, body = Headers(scope=scope), exchange.body
-        if self.page_origins is not None:
-            check_page(headers, self.page_origins)
         if scope["path"] in self.public_paths:
             await self.app(scope, body.receive, exchange.send)
             return
+        if self.page_origins is not None:
+            check_page(headers, self.page_origins)
         if self.keys:
             right = METRICS if scope["path"] == "/metrics" else SEGMENT
             exchange.key = self.keys.check(headers, right).name
@@ -181,12 +181,14 @@ def check_page(headers: Mapping[str, str], allowed: Collection[str]) -> None:
     Such a page runs in the browser of somebody who can reach the service. It may also have given
     loopback a name of its own (DNS rebinding).
     """
+    if "*" in allowed:
+        return
     host, origin = headers.get("host", ""), headers.get("origin", "")
+    hosts = [one.partition("//")[2] for one in allowed]
     name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
-    if host and not is_loopback(name.strip("[]")):
-        raise Problem(403, "the header Host names another machine; use 127.0.0.1 or localhost")
-    is_own = origin.partition("//")[2] == host
-    if origin and not is_own and origin not in allowed and "*" not in allowed:
+    if host and not is_loopback(name.strip("[]")) and host not in hosts:
+        raise Problem(403, "the header Host names another machine; expected 127.0.0.1, localhost")
+    if origin and origin.partition("//")[2] != host and origin not in allowed:
         raise Problem(403, "a web page of another origin; --cors-origin lists those that may call")
 
 

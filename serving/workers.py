@@ -16,6 +16,7 @@ import cv2
 
 from inference.exported_model import ImageTooLargeError
 from serving.errors import Problem
+from serving.sandbox import drop_rights
 from utils import UserError, first_line
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ def work(pipe: Connection, max_pixels: int) -> None:
     hide_output()
     cv2.setNumThreads(1)
     limit_memory(BYTES_PER_PIXEL * max_pixels)
+    drop_rights()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             function, args = pipe.recv()

@@ -1,7 +1,6 @@
 """The image of the service: linted, and built without Docker by Debian's buildah."""
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import pytest
 from conftest import ROOT
 from test_deploy import DEPLOY, tool
 from test_fuzz import GREY, WHOLE, tiff
-from test_serve import exported, free_port, service, xray  # noqa: F401 (fixtures)
+from test_serve import exported, free_port, service, write_keys, xray  # noqa: F401 (fixtures)
 
 import metrics
 from imaging import formats
@@ -94,7 +93,8 @@ def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
             path.chmod(0o700 if path.is_dir() else 0o600)  # a checkout under umask 077
         # Packages come by this machine's pip, which knows its mirrors and certificates.
         flags = ["--quiet", "--only-binary=:all:", "--python-version=3.11", f"--dest={wheels}"]
-        run(sys.executable, "-m", "pip", "download", *flags, "-r", ROOT / "requirements-serve.txt")
+        lock = DEPLOY / "requirements.lock"
+        run(sys.executable, "-m", "pip", "download", "--require-hashes", *flags, "-r", lock)
         settings.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
         flags = [
             "--isolation=chroot",
@@ -113,6 +113,17 @@ def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
             str(folder) not in Path("/proc/self/mounts").read_text()
         )  # or what is mounted would be removed
         shutil.rmtree(folder)
+
+
+def test_the_lock_file_holds_what_the_requirements_ask_for():
+    from packaging.requirements import Requirement
+
+    lines = (DEPLOY / "requirements.lock").read_text().splitlines()
+    pins = [Requirement(line.split(" \\")[0]) for line in lines if re.match(r"\w", line)]
+    locked = {pin.name: pin.specifier for pin in pins if not pin.marker or pin.marker.evaluate()}
+    for line in (ROOT / "requirements-serve.txt").read_text().splitlines():
+        asked = Requirement(line)
+        assert asked.specifier.contains(str(locked[asked.name]).removeprefix("==")), line
 
 
 @pytest.mark.parametrize("command", LINTERS)
@@ -134,7 +145,8 @@ def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # 
         tmp_path / "keys",
         tmp_path / "log",
     )
-    keys.write_text(hashlib.sha256(b"key").hexdigest())
+    write_keys(keys, key="client")
+    os.chown(keys, 10001, 10001)  # the image's user
     run = ["run", "--isolation=chroot", f"--volume={keys}:/run/secrets/api_keys:ro", "unet", "--"]
     flags = [
         "--host",

@@ -1,6 +1,5 @@
 """The files in deploy/ with the real tools: nginx before two replicas, Prometheus, alerts."""
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import httpx
 import pytest
 import yaml
 from conftest import ROOT
-from test_serve import Running, exported, free_port, xray  # noqa: F401 (fixtures)
+from test_serve import Running, exported, free_port, write_keys, xray  # noqa: F401 (fixtures)
 
 DEPLOY = ROOT / "deploy"
 
@@ -80,12 +79,8 @@ def proxy(exported, tmp_path):  # noqa: F811
     replicas = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "keys").write_text(hashlib.sha256(b"key").hexdigest())
-        replicas.append(
-            Running(
-                exported, tmp_path / name, "--threads", "1", "--keys", str(tmp_path / name / "keys")
-            )
-        )
+        keys = write_keys(tmp_path / name / "keys", key="client segment,metrics")
+        replicas.append(Running(exported, tmp_path / name, "--threads", "1", "--keys", keys))
     authority, port = trustme.CA(), free_port()
     (tmp_path / "tls").mkdir()
     cert = authority.issue_cert("127.0.0.1")

@@ -50,6 +50,11 @@ OTHER_FLAGS = {
     "--nproc-per-node",
     "--model-repository",
     "--xla",
+    # Of pip-audit and uv.
+    "--require-hashes",
+    "--disable-pip",
+    "--universal",
+    "--generate-hashes",
 }
 
 pages = pytest.mark.parametrize("name", [path.name for path in PAGES])

@@ -65,6 +65,14 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+def write_keys(path: Path, **keys: str) -> str:
+    """Write a file of API keys: key → name and rights."""
+    lines = [f"{hashlib.sha256(key.encode()).hexdigest()} {more}\n" for key, more in keys.items()]
+    path.write_text("".join(lines))
+    path.chmod(0o600)
+    return str(path)
+
+
 class Running:
     """A service in a process of its own."""
 
@@ -311,8 +319,9 @@ def test_a_compressed_body_is_refused(service):
 @pytest.mark.slow
 def test_memory_for_concurrent_large_bodies_is_limited(exported, tmp_path):
     running = Running(exported, tmp_path, "--max-body-mb", "1")
-    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n" + bytes(
-        2**20 - 1
+    head = (
+        b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048576\r\n\r\n"
+        + bytes(2**20 - 1)
     )
     try:
         with contextlib.ExitStack() as stack:
@@ -336,22 +345,30 @@ def test_memory_for_concurrent_large_bodies_is_limited(exported, tmp_path):
 
 @pytest.mark.slow
 def test_keys_are_checked_before_the_body_is_read(exported, tmp_path):
-    (tmp_path / "keys").write_text(f"# for tests\n{hashlib.sha256(b'open sesame').hexdigest()}\n")
-    running = Running(exported, tmp_path, "--keys", str(tmp_path / "keys"))
+    keys = write_keys(tmp_path / "keys", sesame="viewer", numbers="prometheus metrics")
+    running = Running(exported, tmp_path, "--keys", keys)
     try:
         # The body never comes.
         with socket.create_connection(("127.0.0.1", running.port), 10) as raw:
             raw.sendall(
-                b"POST /v1/segment HTTP/1.1\r\nHost: x\r\n"
+                b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\n"
                 b"Content-Length: 1000000\r\nX-API-Key: wrong\r\n\r\n"
             )
             assert raw.recv(100).startswith(b"HTTP/1.1 401")
+            while raw.recv(1000):  # the service closes the connection
+                pass
         for headers in ({}, {"X-API-Key": ""}, {"Authorization": "Bearer no"}):
             assert running.client.get("/v1/model", headers=headers).status_code == 401
         assert running.client.get("/metrics").status_code == 401
         assert running.client.get("/livez").status_code == 200
-        for headers in ({"X-API-Key": "open sesame"}, {"Authorization": "Bearer open sesame"}):
+        for headers in ({"X-API-Key": "sesame"}, {"Authorization": "Bearer sesame"}):
             assert running.client.get("/v1/model", headers=headers).status_code == 200
+            assert running.client.get("/metrics", headers=headers).status_code == 403
+        headers = {"X-API-Key": "numbers"}
+        assert running.client.get("/metrics", headers=headers).status_code == 200
+        assert running.client.get("/v1/model", headers=headers).status_code == 403
+        lines = [json.loads(line) for line in running.log.read_text().splitlines()[1:]]
+        assert [line["key"] for line in lines if line["status"] == 200] == ["viewer"] * 2
     finally:
         running.stop()
 
@@ -538,17 +555,21 @@ def test_a_changed_model_and_an_unprotected_host_are_refused(exported, tmp_path,
 
 def test_a_body_does_not_wait_for_the_receipt_of_its_header():
     """Without TCP_NODELAY each answer on a kept connection takes 40 ms more."""
-    with (
-        server.open_socket("127.0.0.1", 0) as listener,
-        socket.create_connection(listener.getsockname()),
-        listener.accept()[0] as connection,
-    ):
-        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    async def accept() -> int:
+        with (
+            server.open_socket("127.0.0.1", 0) as listener,
+            socket.create_connection(listener.getsockname()),
+            listener.accept()[0] as connection,
+        ):
+            return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    assert asyncio.run(accept())
 
 
 def test_a_service_that_cannot_start_says_why(exported, tmp_path, script):
     model = ("--model", exported / "unet.onnx")
-    (tmp_path / "keys").write_text(hashlib.sha256(b"").hexdigest())
+    write_keys(tmp_path / "keys", **{"": ""})
     done = script(tmp_path, "serve.py", *model, "--keys", "keys")
     assert done.returncode == 2 and "the hash of an empty key" in done.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:

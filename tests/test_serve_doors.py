@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from conftest import ROOT
 from test_pacs import write_xray
-from test_serve import Running, decode_rle
+from test_serve import Running, decode_rle, write_keys
 
 import metrics
 from dataset.phantoms import draw_phantom
@@ -243,7 +243,7 @@ def preflight(service, origin: str) -> httpx.Response:
 
 
 def test_without_the_option_no_origin_is_allowed(service):
-    assert preflight(service, VIEWER).status_code == 405
+    assert preflight(service, VIEWER).status_code == 403
     answer = service.client.get("/v1/model", headers={"Origin": VIEWER})
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
@@ -252,11 +252,9 @@ def test_without_the_option_no_origin_is_allowed(service):
 def shared(tmp_path_factory):
     """A service with a key that two origins may call."""
     folder = tmp_path_factory.mktemp("cors")
-    (folder / "keys").write_text(
-        "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae\n"
-    )
+    keys = write_keys(folder / "keys", foo="viewer")
     origins = f"{VIEWER}, http://[::1]:3000"
-    flags = ("--cors-origin", origins, "--keys", str(folder / "keys"))
+    flags = ("--cors-origin", origins, "--keys", keys)
     running = Running(LUNGS, folder, *flags)
     yield running
     running.stop()

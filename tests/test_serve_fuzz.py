@@ -82,7 +82,9 @@ def binary_request(
 
 
 def test_memory_for_concurrent_large_images_is_limited(exported, tmp_path):  # noqa: F811
+    # Large pictures take turns: the last one waits for all others.
     running = Running(exported, tmp_path, "--timeout-s", "200")
+    running.client.timeout = 200
     colours = np.zeros((5600, 5600, 3), np.uint8)  # a little less than --max-megapixels
     cv2.circle(colours, (2000, 2000), 1500, (200, 90, 10), cv2.FILLED)
     grey16, tiff = colours[..., 0].astype(np.uint16) * 200, io.BytesIO()

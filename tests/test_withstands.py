@@ -1,0 +1,308 @@
+"""What clients without a key, slow ones and operators may do to the service: it goes on."""
+
+import asyncio
+import json
+import multiprocessing
+import resource
+import signal
+import socket
+import sys
+import time
+
+import httpx
+import pytest
+import trustme
+from conftest import ROOT
+from test_serve import Running, write_keys
+from worker_tries import try_all
+
+from serving.api_keys import Keys, read_keys
+from serving.connections import MAX_HEADER_BYTES, MAX_HEADERS, MAX_PIPELINED
+from serving.errors import Problem
+from serving.sandbox import drop_rights
+from serving.workers import Workers
+from utils import UserError
+
+LUNGS = ROOT / "files" / "lungs"
+HALF = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nX-Half: "
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """A service with keys."""
+    folder = tmp_path_factory.mktemp("withstands")
+    running = Running(LUNGS, folder, "--keys", write_keys(folder / "keys", sesame="viewer"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def keyless(tmp_path_factory):
+    """A service on loopback without keys."""
+    folder = tmp_path_factory.mktemp("keyless")
+    running = Running(LUNGS, folder, "--cors-origin", "https://viewer.example")
+    yield running
+    running.stop()
+
+
+def connect(service) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", service.port), 20)
+
+
+def read_all(raw: socket.socket) -> bytes:
+    """Read until the service closes the connection; what it resets has ended too."""
+    read = b""
+    try:
+        while part := raw.recv(2**16):
+            read += part
+    except ConnectionError:
+        pass
+    return read
+
+
+# ------------------------------------------------------------------------------------ connections
+
+
+def test_the_connection_that_waited_longest_makes_room_for_a_new_one(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (230, hard))
+    try:
+        running = Running(LUNGS, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        held = [connect(running) for _ in range(60)]
+        for raw in held:
+            raw.sendall(HALF)
+        for _ in range(20):
+            start = time.monotonic()
+            answer = httpx.get(f"http://127.0.0.1:{running.port}/readyz", timeout=5)
+            assert answer.status_code == 200 and time.monotonic() - start < 5
+        assert read_all(held[0]) == b""  # ended
+        held[-1].sendall(b"x\r\n\r\n")
+        assert held[-1].recv(100).startswith(b"HTTP/1.1 200")  # not ended
+        for raw in held:
+            raw.close()
+        assert len(running.log.read_text()) < 10_000
+    finally:
+        running.stop()
+
+
+@pytest.mark.slow
+def test_half_a_header_is_waited_for_ten_seconds_also_after_another_request(service):
+    with connect(service) as fresh, connect(service) as used:
+        used.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert used.recv(1000).startswith(b"HTTP/1.1 200")
+        fresh.sendall(HALF)
+        used.sendall(HALF)
+        start = time.monotonic()
+        assert read_all(fresh) == read_all(used) == b""
+        assert 5 < time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [(b"POST /v1/segment", b"401"), (b"POST /livez", b"405"), (b"GET /livez", b"200")],
+)
+def test_who_goes_on_sending_after_the_answer_is_cut_off(service, request_line, status):
+    with connect(service) as raw:
+        raw.sendall(
+            request_line + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        answer = raw.recv(2**16)
+        assert answer.split()[1] == status
+        assert b"connection: close" in answer.lower()
+        start, chunks = time.monotonic(), b"1\r\nx\r\n" * 10_000
+        with pytest.raises(OSError):
+            while time.monotonic() - start < 15:
+                raw.sendall(chunks)
+    assert service.client.get("/readyz").status_code == 200
+
+
+def test_a_client_that_sends_its_whole_body_first_can_read_why_it_is_refused(service):
+    answer = service.client.post("/v1/segment", content=bytes(2**24))
+    assert answer.status_code == 401 and answer.headers["connection"] == "close"
+    answer = service.client.post(
+        "/v1/segment", content=bytes(2**26 + 2**20), headers={"X-API-Key": "sesame"}
+    )
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        HALF + b"x" * (MAX_HEADER_BYTES + 2**18),
+        b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * (MAX_HEADERS + 1) + b"\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        + b"a: b\r\n" * (MAX_HEADERS + 1)
+        + b"\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n"
+        b"\r\n0\r\n\r\n",
+        b"not HTTP at all\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" * (2 * MAX_PIPELINED + 4),
+    ],
+    ids=["long header", "many headers", "many trailers", "two lengths", "no HTTP", "pipelined"],
+)
+def test_what_is_no_request_is_refused_and_the_connection_closed(service, request_bytes):
+    with connect(service) as raw:
+        try:
+            raw.sendall(request_bytes)
+        except OSError:
+            return  # it was cut off before the end
+        answer = read_all(raw)
+        assert b"Traceback" not in answer
+        if answer.startswith(b"HTTP/1.1 400"):
+            problem = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert problem["status"] == 400 and "expected plain HTTP/1.1" in problem["detail"]
+    assert service.client.get("/readyz").status_code == 200
+
+
+# --------------------------------------------------------------------------------- keys and pages
+
+
+def test_a_file_of_keys_says_names_and_rights(tmp_path):
+    path = tmp_path / "keys"
+    write_keys(path, one="", two="viewer", three="prometheus metrics", four="- segment,metrics")
+    digest = "a" * 64
+    path.write_text(f"{path.read_text()}\n# a comment\nrouter:{digest} segment # another\n")
+    found = [(key.name, key.rights) for key in read_keys(path)]
+    assert found == [
+        ("", ("segment",)),
+        ("viewer", ("segment",)),
+        ("prometheus", ("metrics",)),
+        ("", ("segment", "metrics")),
+        ("router", ("segment",)),
+    ]
+    keys = Keys(path)
+    assert keys.check({"authorization": "Bearer three"}, "metrics").name == "prometheus"
+    for given, right, status in (("two", "metrics", 403), ("", "segment", 401), ("x", "x", 401)):
+        with pytest.raises(Problem) as refused:
+            keys.check({"x-api-key": given}, right)
+        assert refused.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("abc viewer", "not a SHA-256"),
+        ("a" * 64 + " viewer all", "rights other than segment, metrics"),
+        ("a" * 64 + " viewer segment more", "rights other than"),
+        ("a" * 64 + ' "quoted"', "a name with other characters"),
+        ("# nothing", "has no key"),
+    ],
+)
+def test_a_bad_file_of_keys_is_refused(tmp_path, line, match):
+    (tmp_path / "keys").write_text(line)
+    (tmp_path / "keys").chmod(0o600)
+    with pytest.raises(UserError, match=match):
+        read_keys(tmp_path / "keys")
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o666])
+def test_a_file_of_keys_that_others_can_read_or_write_is_refused(tmp_path, mode):
+    path = write_keys(tmp_path / "keys", one="")
+    (tmp_path / "keys").chmod(mode)
+    with pytest.raises(UserError, match=f"open to all users.*mode {mode:o}.*chmod o="):
+        read_keys(tmp_path / "keys")
+    (tmp_path / "keys").chmod(0o640)  # as a secret of Kubernetes
+    assert read_keys(tmp_path / "keys") and path
+
+
+def wait_for(holds, seconds: float = 20) -> bool:
+    """Ask again and again."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("signal_is_sent", [True, False])
+def test_keys_and_certificate_are_read_again(tmp_path, signal_is_sent):
+    def write(key: str) -> trustme.CA:
+        """Write one new key and a new certificate."""
+        authority = trustme.CA()
+        cert = authority.issue_cert("127.0.0.1")
+        cert.private_key_pem.write_to_path(tmp_path / "key.pem")
+        cert.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        write_keys(tmp_path / "keys", **{key: "viewer"})
+        return authority
+
+    def ask(authority: trustme.CA, key: str) -> int:
+        import ssl
+
+        trust = ssl.create_default_context()
+        authority.configure_trust(trust)
+        with httpx.Client(base_url=f"https://127.0.0.1:{running.port}", verify=trust) as client:
+            try:
+                return client.get("/v1/model", headers={"X-API-Key": key}).status_code
+            except httpx.ConnectError:  # another certificate
+                return 0
+
+    first = write("one")
+    files = [("--keys", "keys"), ("--tls-cert", "cert.pem"), ("--tls-key", "key.pem")]
+    flags = [word for name, file in files for word in (name, str(tmp_path / file))]
+    running = Running(LUNGS, tmp_path, *flags, scheme="https", verify=False)
+    try:
+        assert ask(first, "one") == 200
+        second = write("two")
+        if signal_is_sent:
+            running.process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: ask(second, "two") == 200)
+        assert ask(second, "one") == 401 and ask(first, "two") == 0
+        (tmp_path / "keys").write_text("no keys")
+        running.process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: "stay as they were" in running.log.read_text())
+        assert ask(second, "two") == 200
+    finally:
+        running.stop()
+
+
+def test_a_page_of_another_site_cannot_use_a_service_without_keys(keyless):
+    address = f"127.0.0.1:{keyless.port}"
+    for headers, status in (
+        ({}, 400),  # it is no image
+        ({"Origin": f"http://{address}"}, 400),
+        ({"Origin": "https://viewer.example"}, 400),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": f"localhost:{keyless.port}"}, 400),
+        ({"Host": "[::1]"}, 400),
+    ):
+        answer = keyless.client.post("/v1/segment", content=b"no image", headers=headers)
+        assert answer.status_code == status, headers
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_redirect_never_names_the_host_that_a_client_claims(keyless):
+    for path in ("/v1/model/", "/readyz/", "/livez//"):
+        answer = keyless.client.get(path, headers={"Host": "evil.example"})
+        assert answer.status_code in (403, 404) and "location" not in answer.headers
+
+
+# ---------------------------------------------------------------------------------------- workers
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Landlock and seccomp are Linux's")
+def test_workers_have_no_network_no_programs_and_no_files(tmp_path):
+    (tmp_path / "image").write_bytes(b"of a patient")
+    done = multiprocessing.get_context("spawn").Pool(1).apply(drop_rights)
+    if done != ["landlock", "seccomp"]:
+        pytest.skip(f"this kernel allows only {done}")
+
+    async def work() -> dict[str, str]:
+        workers = Workers(1, max_pixels=2**20)
+        workers.start()
+        try:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = listener.getsockname()[1]
+                return await workers.run(try_all, tmp_path / "image", ROOT / "README.md", port)
+        finally:
+            workers.stop()
+
+    found = asyncio.run(work())
+    assert found.pop("import") == ""
+    assert set(found.values()) == {"PermissionError"}, found
