@@ -125,6 +125,7 @@ def model(request: Request) -> dict[str, Any]:
     """Return which model is served."""
     network = get_service(request).network
     shown = {"name": MODEL, "version": VERSION, "sha256": network.sha256}
+    shown |= {"engine": network.engine, "precision": network.precision}
     for name in SHOWN_METADATA:
         if name in network.metadata:
             shown[name] = network.metadata[name]

@@ -56,7 +56,7 @@ def test_the_metrics_of_dashboard_and_alerts_exist(exported, tmp_path, xray):  #
         assert f"\n{name}" in shown, name
 
 
-def test_compose_and_kubernetes_files_name_what_exists():
+def test_compose_names_what_exists():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     for service in compose["services"].values():
         for volume in service.get("volumes", ()):
@@ -66,8 +66,27 @@ def test_compose_and_kubernetes_files_name_what_exists():
             assert (DEPLOY / source).exists() or source in ("tls", "metrics_key"), (
                 source
             )  # the user's own
-    kinds = [one["kind"] for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())]
-    assert kinds == ["Deployment", "Service", "HorizontalPodAutoscaler"]
+
+
+@pytest.mark.parametrize("name", ["base", "monitored"])
+def test_kustomize_names_what_exists(name):
+    folder = DEPLOY / "kubernetes" / name
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    resources = set(listed["resources"])
+    files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+    assert files == {one for one in resources if one.endswith(".yaml")}
+    assert all((folder / one).exists() for one in resources)
+    objects = []
+    for file in files:
+        objects += yaml.safe_load_all((folder / file).read_text())
+    assert all(one["metadata"]["namespace"] == "unet" for one in objects)
+    images = [image["name"] for image in listed.get("images", ())]
+    for one in objects:
+        if one["kind"] == "Deployment":
+            (container,) = one["spec"]["template"]["spec"]["containers"]
+            assert container["image"].split(":")[0] in images
+    targets = [patch["target"]["kind"] for patch in listed.get("patches", ())]
+    assert targets in ([], ["HorizontalPodAutoscaler"])
 
 
 @pytest.fixture

@@ -369,3 +369,37 @@ def test_an_answer_that_is_not_offered_is_refused(accept, kind, slices):
     with pytest.raises(Problem) as refused:
         media_types.choose(media_types.read_accept(accept), prepared(slices, kind=kind))
     assert refused.value.status == 406
+
+
+# -------------------------------------------------------------------------------------- smoke test
+
+
+def smoke(script, folder, *flags) -> tuple[int, str]:
+    done = script(folder, "-m", "serving.smoke", *flags)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_running_service_is_compared_with_known_masks(service, tmp_path, script):
+    url = f"http://127.0.0.1:{service.port}"
+    code, text = smoke(script, tmp_path, url)
+    assert code == 0 and "3 of 3 masks are as expected" in text, text
+    assert "by onnxruntime in float32" in text and "Dice 1.0000" in text
+    for path in (LUNGS / "reference").glob("phantom0*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    mask = cv2.imread(str(tmp_path / "phantom0_mask.png"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(tmp_path / "phantom0_mask.png"), np.roll(mask, 9, axis=0))
+    code, text = smoke(script, tmp_path, url, "--reference", str(tmp_path))
+    assert code == 1 and "expected at least 0.99" in text and "0 of 1 masks" in text
+
+
+def test_the_smoke_test_says_what_is_wrong(shared, tmp_path, script):
+    url = f"http://127.0.0.1:{shared.port}"
+    code, text = smoke(script, tmp_path, url)
+    assert code == 2 and "answered 401: no known API key" in text
+    (tmp_path / "key").write_text("foo\n")
+    assert smoke(script, tmp_path, url, "--key", "key")[0] == 0
+    code, text = smoke(script, tmp_path, "http://127.0.0.1:9")
+    assert code == 2 and "does not answer" in text
+    code, text = smoke(script, tmp_path, url, "--key", "key", "--reference", str(tmp_path))
+    assert code == 2 and "has no image with its mask" in text
