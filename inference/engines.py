@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,42 +59,65 @@ def join_outputs(outputs: Sequence[np.ndarray]) -> np.ndarray:
     return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
 
 
-def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
-    """Open an ONNX file with ONNX Runtime on the CPU; threads 0 takes every core.
+Run = Callable[[np.ndarray], np.ndarray]  # images (1, …, C) → probabilities (1, …, K)
 
-    A single image gets all threads. Of several, each thread computes one.
+
+class Lanes:
+    """Compute images side by side: one that comes alone by all threads, others by a thread each.
+
+    wide: computes an image by all threads. open_narrow: opens what computes one by one thread, when
+    it is needed first. Both may be called by several threads at a time.
     """
+
+    def __init__(self, threads: int, wide: Run, open_narrow: Callable[[], Run]) -> None:
+        self.wide, self.threads = wide, threads
+        self.open_narrow = cache(open_narrow)
+        self.lock, self.running = threading.Lock(), 0
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="lane")
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Compute images (N, …, C); may be called by several threads at a time."""
+        with self.lock:
+            self.running += 1
+            is_alone = self.running == 1
+        try:
+            if is_alone and len(images) == 1:
+                return self.wide(images)
+            with self.lock:
+                narrow = self.open_narrow()
+            if len(images) == 1:
+                return narrow(images)
+            return np.concatenate(list(self.pool.map(narrow, np.split(images, len(images)))))
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
+    """Open an ONNX file with ONNX Runtime on the CPU; threads 0 takes every core."""
     import onnxruntime
 
-    # ONNX Runtime's own 0 would pin its threads to cores that other processes use too.
-    num_threads = threads or utils.cores()
-
-    def open_session(count: int) -> Any:
+    def open_session(num_threads: int) -> Any:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = count
+        options.intra_op_num_threads = num_threads
         # Threads that wait by spinning take the cores from those that decode images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
         return onnxruntime.InferenceSession(content, options, providers=providers)
 
-    single = open_session(num_threads)
-    entry, output = single.get_inputs()[0], single.get_outputs()[0]
+    # ONNX Runtime's own 0 would pin its threads to cores that other processes use too.
+    threads = threads or utils.cores()
+    wide = open_session(threads)
+    entry, output = wide.get_inputs()[0], wide.get_outputs()[0]
 
-    @cache
-    def open_several() -> tuple[Any, ThreadPoolExecutor]:
-        return open_session(1), ThreadPoolExecutor(num_threads, thread_name_prefix="onnxruntime")
+    def run_with(session: Any) -> Run:
+        return lambda images: join_outputs(session.run(None, {entry.name: images}))
 
-    def run(images: np.ndarray) -> np.ndarray:
-        if len(images) == 1 or num_threads == 1:
-            return join_outputs(single.run(None, {entry.name: images}))
-        session, pool = open_several()
-        each = pool.map(lambda image: session.run(None, {entry.name: image[None]}), images)
-        return np.concatenate([join_outputs(outputs) for outputs in each])
-
+    lanes = Lanes(threads, run_with(wide), lambda: run_with(open_session(1)))
     return Engine(
         "onnxruntime",
         precision,
-        run,
+        lanes.run,
         entry.name,
         tuple(entry.shape[1:]),
         output.name,
@@ -115,53 +139,43 @@ def import_openvino() -> Any:
 
 
 def open_openvino(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
-    """Open an ONNX file with OpenVINO on the CPU.
-
-    It computes image by image: fixed sizes are twice as fast as batches.
-    """
+    """Open an ONNX file with OpenVINO on the CPU, with fixed sizes: twice as fast as open ones."""
     openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(content)
     sides = list(model.inputs[0].partial_shape)[1:]
     shape = tuple(side.get_length() for side in sides)
     model.reshape([1, *shape])
+    threads = threads or utils.cores()
     config = {
         # Pinned threads of several processes would share the same core.
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_NUM_THREADS": threads or utils.cores(),
+        "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
     }
-    # A single image gets all threads.
-    single = core.compile_model(model, "CPU", config | {"PERFORMANCE_HINT": "LATENCY"})
 
-    @cache
-    def make_queue() -> Any:
-        # Of several images each has threads of its own.
-        several = core.compile_model(model, "CPU", config | {"PERFORMANCE_HINT": "THROUGHPUT"})
-        # Twice as many requests as run at once, so that none waits for Python.
-        num_requests = several.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        return openvino.AsyncInferQueue(several, 2 * num_requests)
+    def compile_for(hint: str, **more: Any) -> Run:
+        compiled = core.compile_model(model, "CPU", config | {"PERFORMANCE_HINT": hint, **more})
+        own = threading.local()  # a request serves one thread at a time
 
-    def run(images: np.ndarray) -> np.ndarray:
-        if len(images) == 1:
-            return join_outputs(list(single(images).values()))
-        found: list[Any] = [None] * len(images)
+        def run(images: np.ndarray) -> np.ndarray:
+            if not hasattr(own, "request"):
+                own.request = compiled.create_infer_request()
+            own.request.infer([images])
+            # The request's next run overwrites its outputs.
+            return join_outputs([output.data for output in own.request.output_tensors]).copy()
 
-        def keep(request: Any, number: int) -> None:
-            outputs = [tensor.data for tensor in request.output_tensors]
-            found[number] = join_outputs(outputs).copy()
+        return run
 
-        queue = make_queue()
-        queue.set_callback(keep)
-        for number, image in enumerate(images):
-            queue.start_async([image[None]], userdata=number)
-        queue.wait_all()
-        return np.concatenate(found)
-
+    lanes = Lanes(
+        threads,
+        compile_for("LATENCY"),
+        lambda: compile_for("THROUGHPUT", NUM_STREAMS=threads),
+    )
     return Engine(
         "openvino",
         precision,
-        run,
+        lanes.run,
         model.inputs[0].any_name,
         shape,
         model.outputs[0].any_name,

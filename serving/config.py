@@ -54,7 +54,7 @@ class Config:
     max_slices: int = 512  # of a volume
     # Processes that decode images and write masks. Each uses up to 32 bytes per pixel.
     workers: int = 2
-    max_batch: int = 8  # images computed together, and images in one tensor request
+    max_batch: int = 8  # images in one tensor request
     max_concurrent_requests: int = 64  # further requests are answered with status 503
     timeout_s: float = 30  # time for one request; then it is answered with status 504
     volume_timeout_s: float = 300  # time for a volume
@@ -62,7 +62,7 @@ class Config:
     drain_s: float = 5  # seconds from SIGTERM until connections are refused; /readyz says 503
 
     # ---- inference
-    threads: int = 0  # threads of one inference; 0 uses all cores
+    threads: int = 0  # of the network; 0 uses all cores
     # auto, onnxruntime or openvino. auto is openvino if it may compute in bfloat16.
     engine: str = "auto"
     # auto, float32, bfloat16 or int8. auto is bfloat16 if OpenVINO, the CPU and the manifest allow.

@@ -31,10 +31,10 @@ class Metrics:
             "unet_queue_length", "Images that wait or are computed", registry=registry
         )
         self.batch_size = Histogram(
-            "unet_batch_size", "Images in a batch", buckets=BATCH_SIZES, registry=registry
+            "unet_batch_size", "Images in a request", buckets=BATCH_SIZES, registry=registry
         )
         self.network_seconds = Histogram(
-            "unet_inference_seconds", "Time of the network, a batch", registry=registry
+            "unet_inference_seconds", "Time of the network, a request", registry=registry
         )
         self.input_mean = Histogram(
             "unet_input_mean", "Mean of a prepared image", buckets=SHARES, registry=registry
@@ -54,8 +54,8 @@ class Metrics:
         info = Gauge("unet_model_info", "The model served", ["sha256"], registry=registry)
         info.labels(sha256).set(1)
 
-    def record_batch(self, size: int, seconds: float) -> None:
-        """Record a batch that the model computed."""
+    def record_computed(self, size: int, seconds: float) -> None:
+        """Record the images of a request that the model computed."""
         self.batch_size.observe(size)
         self.network_seconds.observe(seconds)
 

@@ -83,7 +83,7 @@ def ready(request: Request) -> dict[str, bool]:
 def metrics(request: Request) -> Response:
     """Return the metrics for Prometheus."""
     service = get_service(request)
-    text = service.metrics.exposition(service.batcher.pending)
+    text = service.metrics.exposition(service.computing.pending)
     return Response(text, media_type="text/plain; version=0.0.4")
 
 

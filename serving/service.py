@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+import utils
 from imaging import pictures
 from inference.exported_model import Prepared, load_exported
 from serving import media_types, open_inference, responses, tf_serving
 from serving.api_keys import Keys
-from serving.batching import Batcher
 from serving.config import Config
 from serving.monitoring import Metrics
+from serving.network import NetworkThreads
 from serving.workers import Workers
 
 # Bytes of a file, or pixels of a picture, that may take seconds to decode and to write.
@@ -26,7 +27,7 @@ MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
 class Service:
-    """The model, the batcher that runs it, and the workers that read and write files.
+    """The model, the threads that run it, and the workers that read and write files.
 
     Requests and answers are parsed and written in worker processes, because a malformed one may
     take much memory or time.
@@ -40,8 +41,11 @@ class Service:
             Path(config.model), config.threads, config.engine, config.precision, config.merge
         )
         self.metrics = Metrics(self.network.sha256)
-        self.batcher = Batcher(
-            run, config.max_batch, config.max_concurrent_requests, self.metrics.record_batch
+        self.computing = NetworkThreads(
+            run,
+            config.threads or utils.cores(),
+            config.max_concurrent_requests,
+            self.metrics.record_computed,
         )
         max_pixels = int(config.max_megapixels * 2**20)
         self.max_bytes = pictures.BYTES_PER_PIXEL * max_pixels  # of a decoded image
@@ -52,17 +56,17 @@ class Service:
 
     async def start(self) -> None:
         """Start the workers and run the model once; then the service is ready."""
-        self.batcher.start()
         self.workers.start()
         first_calls = [self.workers.run(os.getpid) for _ in range(self.config.workers)]
         await asyncio.gather(*first_calls)
-        await self.batcher.predict(np.zeros((1, *self.network.input_shape), np.float32))
+        for count in (1, 2):  # alone, and side by side
+            await self.computing.predict(np.zeros((count, *self.network.input_shape), np.float32))
         self.ready = True
 
     async def stop(self) -> None:
         """Finish the running requests, then end the workers."""
         self.ready = False
-        await self.batcher.stop()
+        await self.computing.stop()
         self.workers.stop()
 
     async def segment(
@@ -84,7 +88,7 @@ class Service:
             deadline.reschedule(now + self.config.volume_timeout_s)
             answer = await self._segment_windows(prepared, chosen)
         else:
-            probs = await self.batcher.predict(prepared.batch())
+            probs = await self.computing.predict(prepared.batch())
             async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS):
                 answer = await self.workers.run(
                     responses.respond_to_image, self.network, probs, prepared, chosen
@@ -116,7 +120,7 @@ class Service:
 
     @contextlib.contextmanager
     def _computed(self, prepared: Prepared) -> Iterator[Iterator[np.ndarray]]:
-        """Yield the probabilities of all windows, for another thread, which waits for the batcher.
+        """Yield the probabilities of all windows, for another thread, which waits for the network.
 
         When the block ends early, because the request's time is over, so does that thread.
         """
@@ -129,7 +133,7 @@ class Service:
                     raise TimeoutError
                 batch = prepared.batch(start, start + step)
                 yield from asyncio.run_coroutine_threadsafe(
-                    self.batcher.predict_with_room(batch), loop
+                    self.computing.predict_with_room(batch), loop
                 ).result()
 
         try:
@@ -146,7 +150,7 @@ class Service:
         request = await self.workers.run(
             open_inference.read_request, content, json_length, self.network, self.config.max_batch
         )
-        probs = await self.batcher.predict(request.batch)
+        probs = await self.computing.predict(request.batch)
         return await self.workers.run(
             open_inference.write_answer, self._without_spread(probs), request, self.network
         )
@@ -156,7 +160,7 @@ class Service:
         batch, by_row = await self.workers.run(
             tf_serving.read_instances, content, self.network, self.config.max_batch
         )
-        probs = await self.batcher.predict(batch)
+        probs = await self.computing.predict(batch)
         return await self.workers.run(
             tf_serving.write_predictions, self._without_spread(probs), by_row
         )

@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import onnx
 import pytest
+from conftest import HAS_EXACT_INT8
 from nibabel import orientations
 from test_dicom_series import write_series
 from test_serve import Running
@@ -74,10 +75,6 @@ def reorient(image: nibabel.Nifti1Image, codes: str) -> nibabel.Nifti1Image:
         orientations.io_orientation(image.affine), orientations.axcodes2ornt(tuple(codes))
     )
     return image.as_reoriented(turn)
-
-
-# Without VNNI the sums of products of 8 bits are cut off; so such masks are refused there.
-HAS_EXACT_INT8 = not utils.kind_of_cpu().endswith((" avx2", " avx512f"))
 
 
 @pytest.fixture(scope="module", params=SAMPLERS)

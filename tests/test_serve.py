@@ -19,6 +19,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import httpx
@@ -36,7 +37,8 @@ from imaging import formats
 from imaging.labels import Classes
 from inference import engines
 from serving import server
-from serving.batching import Batcher
+from serving.errors import Problem
+from serving.network import NetworkThreads
 
 BUNDLED = ROOT / "files" / "lungs.h5"
 V2_MODEL = "/v2/models/unet"
@@ -430,30 +432,58 @@ def test_no_patient_data_is_stored_or_logged(exported, tmp_path, tmp_path_factor
     assert running.log.read_text() and "Zebedee" not in running.log.read_text()
 
 
-def test_batches_keep_their_limit_and_no_request_is_lost():
-    sizes = []
+def test_requests_are_computed_side_by_side_and_none_is_lost():
+    running, most, sizes = [], [], []
 
-    def run(batch: np.ndarray) -> np.ndarray:
-        sizes.append(len(batch))
-        time.sleep(0.01)
-        return batch * 2
+    def run(images: np.ndarray) -> np.ndarray:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.pop()
+        return images * 2
 
-    async def ask() -> list[np.ndarray]:
-        batcher = Batcher(run, max_batch=4, max_pending=100)
-        batcher.start()
+    async def ask() -> list[Any]:
+        network = NetworkThreads(run, threads=2, max_pending=17, on_computed=record)
         requests = [
-            batcher.predict(np.full((count, 1), number, np.float32))
-            for number, count in enumerate([3, 2, 1, 4, 1, 3, 3])
+            network.predict(np.full((count, 1), number, np.float32))
+            for number, count in enumerate([3, 2, 1, 4, 1, 3, 3, 1])
         ]
-        answers = await asyncio.gather(*requests)
-        await batcher.stop()
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+        await network.stop()
         return answers
 
-    answers = asyncio.run(ask())
+    def record(size: int, seconds: float) -> None:
+        sizes.append(size)
+
+    *answers, refused = asyncio.run(ask())
     assert [(len(answer), answer[0, 0]) for answer in answers] == [
         (count, 2 * number) for number, count in enumerate([3, 2, 1, 4, 1, 3, 3])
     ]
-    assert max(sizes) <= 4 and sum(sizes) == 17 and len(sizes) < 7
+    assert max(most) == 2 and sorted(sizes) == [1, 1, 2, 3, 3, 3, 4]
+    assert isinstance(refused, Problem) and refused.status == 503
+
+
+def test_a_request_that_is_given_up_while_it_waits_is_not_computed():
+    computed = []
+
+    def run(images: np.ndarray) -> np.ndarray:
+        time.sleep(0.2)
+        computed.append(images[0, 0])
+        return images
+
+    async def ask() -> None:
+        network = NetworkThreads(run, threads=1)
+        first, second = (
+            asyncio.ensure_future(network.predict(np.full((1, 1), number))) for number in range(2)
+        )
+        await asyncio.sleep(0.05)
+        second.cancel()
+        await first
+        await network.stop()
+        assert network.pending == 0
+
+    asyncio.run(ask())
+    assert computed == [0]
 
 
 def test_concurrent_requests_get_the_same_answers_as_single_ones(service, phantoms):
