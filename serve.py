@@ -29,6 +29,7 @@ def serve(config: Config) -> None:
 
     service = Service(config)
     listener = open_socket(config.host, config.port)
+    service.metrics.watch(listener)
     settings = server_settings(make_app(service), config, listener)
 
     model = f"{config.model} ({service.network.engine}, {service.network.precision})"

@@ -1,13 +1,16 @@
-"""API keys: their names and rights. The service knows only their SHA-256.
+"""API keys: their names, rights and limits. The service knows only their SHA-256.
 
-A line of the file is `SHA256 name rights`, in hex, or `name:SHA256 rights`. Without rights a key
-may segment. The service reads the file again when it changes.
+A line of the file is `SHA256 name rights limit`, in hex, or `name:SHA256 rights limit`. Without
+rights a key may segment. A limit, such as 600/min, is of requests. The service reads the file again
+when it changes.
 """
 
 import hashlib
 import hmac
 import os
 import re
+import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from utils import UserError
 SEGMENT, METRICS = "segment", "metrics"
 RIGHTS = (SEGMENT, METRICS)
 NAME = re.compile(r"[\w.@+-]{0,64}", re.ASCII)  # it is written into the log
+LIMIT = re.compile(r"([1-9]\d{0,8})/min", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Key:
     digest: bytes
     name: str
     rights: tuple[str, ...]
+    limit: int = 0  # requests a minute; 0 is none
 
 
 class Keys:
@@ -35,13 +40,17 @@ class Keys:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known = read_keys(path)
+        self.minute, self.used = 0, Counter[bytes]()  # requests of each key in this minute
 
     def reload(self) -> None:
         """Read the file again; the keys stay as they were if that raises UserError."""
         self.known = read_keys(self.path)
 
     def check(self, headers: Mapping[str, str], right: str) -> Key:
-        """Return the key of a request. Raises Problem 401 without one, 403 without the right."""
+        """Return the key of a request, and count it.
+
+        Raises Problem 401 without a key, 403 without the right, 429 beyond the limit.
+        """
         given = headers.get("x-api-key", "")
         authorization = headers.get("authorization", "")
         if not given and authorization[:7].lower() == "bearer ":
@@ -54,7 +63,18 @@ class Keys:
             raise Problem(401, detail, WWW_Authenticate="Bearer")
         if right not in matches[0].rights:
             raise Problem(403, f"this API key has no right to {right}; see the file of keys")
+        self._count(matches[0])
         return matches[0]
+
+    def _count(self, key: Key) -> None:
+        """Count a request. Raises Problem 429 if its key has had too many in this minute."""
+        minute, second = divmod(int(time.monotonic()), 60)
+        if minute != self.minute:
+            self.minute, self.used = minute, Counter()
+        self.used[key.digest] += 1
+        if key.limit and self.used[key.digest] > key.limit:
+            detail = f"this API key may make {key.limit} requests a minute"
+            raise Problem(429, detail, Retry_After=str(60 - second))
 
 
 def read_keys(path: Path) -> list[Key]:
@@ -85,6 +105,9 @@ def read_key(words: list[str]) -> Key:
     name, colon, digest = words[0].partition(":")
     if not colon:
         name, digest = (words.pop(1) if len(words) > 1 else ""), name
+    limit = LIMIT.fullmatch(words[-1])
+    if limit:
+        words.pop()
     rights = tuple(words[1].split(",")) if len(words) > 1 else (SEGMENT,)
     name = "" if name == "-" else name  # sha256sum writes it for what it read from a pipe
     if not re.fullmatch("[0-9a-fA-F]{64}", digest):
@@ -92,5 +115,5 @@ def read_key(words: list[str]) -> Key:
     if not NAME.fullmatch(name):
         raise ValueError("a name with other characters than letters, digits and .@+-_")
     if len(words) > 2 or not set(rights) <= set(RIGHTS):
-        raise ValueError(f"rights other than {', '.join(RIGHTS)}")
-    return Key(bytes.fromhex(digest), name, rights)
+        raise ValueError(f"rights other than {', '.join(RIGHTS)}, or a limit other than 600/min")
+    return Key(bytes.fromhex(digest), name, rights, int(limit[1]) if limit else 0)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import socket
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +51,9 @@ class Listener(socket.socket):
 
     def __init__(self, family: int, fileno: int) -> None:
         super().__init__(family, socket.SOCK_STREAM, fileno=fileno)
-        self.most = min(MAX_CONNECTIONS, max_files() - RESERVED_FILES)
+        self.most = max(16, min(MAX_CONNECTIONS, max_files() - RESERVED_FILES))
         self.connections: dict[Peer, Connection] = {}  # those that wait longest come first
-        self.dropped = 0
+        self.on_drop: Callable[[], None] = lambda: None
 
     def accept(self) -> tuple[socket.socket, Peer]:
         """Accept a connection. Raises ConnectionAbortedError for one that is closed at once."""
@@ -64,7 +65,7 @@ class Listener(socket.socket):
                 raise BlockingIOError from None
             raise
         if len(self.connections) >= self.most and not self._drop_waiting():
-            self.dropped += 1
+            self.on_drop()
             connection.close()
             raise ConnectionAbortedError
         self.connections[peer] = Connection(connection)
@@ -81,7 +82,7 @@ class Listener(socket.socket):
         return True
 
     def _drop(self, peer: Peer) -> None:
-        self.dropped += 1
+        self.on_drop()
         if connection := self.forget(peer):
             connection.end()
 

@@ -171,7 +171,8 @@ class Guard:
         if route not in self.public_paths and route != "/metrics":
             received = exchange.body.received
             sizes = {"bytes_in": received, "bytes_out": exchange.sent_bytes}
-            asked = {"key": exchange.key, "method": method, "route": route}
+            asked = {"key": exchange.key, "model": self.metrics.model, "method": method}
+            asked["route"] = route
             log_request(exchange.request_id, asked, exchange.status, seconds, sizes)
 
 

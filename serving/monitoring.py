@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from inference.quality import Quality
+from serving.connections import Listener
 from serving.errors import to_json_line
 
 BATCH_SIZES = [1, 2, 4, 8, 16, 32]
@@ -20,6 +21,13 @@ class Metrics:
     def __init__(self, sha256: str) -> None:
         registry = CollectorRegistry()
         self.registry = registry
+        self.model = sha256[:12]  # in the log
+        self.connections = Gauge("unet_connections", "Connections that are open", registry=registry)
+        self.dropped = Counter(
+            "unet_connections_dropped",
+            "Connections that were ended because they kept the service waiting, or were too many",
+            registry=registry,
+        )
         self.requests = Counter(
             "unet_requests", "Requests answered", ["route", "status"], registry=registry
         )
@@ -54,6 +62,11 @@ class Metrics:
         info = Gauge("unet_model_info", "The model served", ["sha256"], registry=registry)
         info.labels(sha256).set(1)
 
+    def watch(self, listener: Listener) -> None:
+        """Show how many connections are open, and count those that are ended."""
+        self.connections.set_function(lambda: len(listener.connections))
+        listener.on_drop = self.dropped.inc
+
     def record_computed(self, size: int, seconds: float) -> None:
         """Record the images of a request that the model computed."""
         self.batch_size.observe(size)
@@ -85,7 +98,7 @@ def log_request(
 ) -> None:
     """Write a line about an answered request.
 
-    asked: name of the key, method and route. sizes: bytes received and sent.
+    asked: name of the key, model, method and route. sizes: bytes received and sent.
     """
     log_event(request_id=request_id, **asked, status=status, ms=round(1000 * seconds), **sizes)
 

@@ -19,6 +19,9 @@ from test_serve import Running, exported, free_port, write_keys, xray  # noqa: F
 DEPLOY = ROOT / "deploy"
 
 
+HSTS = "Strict-Transport-Security"
+
+
 def tool(name: str, package: str) -> str:
     """Find a program; required in CI, else the test is skipped."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin")
@@ -145,7 +148,9 @@ def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tm
     (one, two), client = proxy
     assert client.get("/metrics").status_code == 404
     for headers, status in (({"X-API-Key": "no"}, 401), ({}, 200)):
-        assert client.get("/v1/model", headers=headers).status_code == status
+        answer = client.get("/v1/model", headers=headers)
+        assert answer.status_code == status and "max-age" in answer.headers[HSTS]
+        assert answer.headers.get_list("WWW-Authenticate") == ["Bearer"] * (status == 401)
     raw = socket.create_connection(("127.0.0.1", client.base_url.port))
     with ssl._create_unverified_context().wrap_socket(raw) as secure:  # the body never comes
         secure.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import multiprocessing
+import re
 import resource
 import signal
 import socket
@@ -81,6 +82,9 @@ def test_the_connection_that_waited_longest_makes_room_for_a_new_one(tmp_path):
         assert read_all(held[0]) == b""  # ended
         held[-1].sendall(b"x\r\n\r\n")
         assert held[-1].recv(100).startswith(b"HTTP/1.1 200")  # not ended
+        metrics = running.client.get("/metrics").text
+        found = re.findall(r"^unet_connections(?:_dropped_total)? (\d+)", metrics, re.M)
+        assert 20 <= int(found[0]) <= 30 and int(found[1]) >= 30, found
         for raw in held:
             raw.close()
         assert len(running.log.read_text()) < 10_000
@@ -164,14 +168,14 @@ def test_a_file_of_keys_says_names_and_rights(tmp_path):
     path = tmp_path / "keys"
     write_keys(path, one="", two="viewer", three="prometheus metrics", four="- segment,metrics")
     digest = "a" * 64
-    path.write_text(f"{path.read_text()}\n# a comment\nrouter:{digest} segment # another\n")
-    found = [(key.name, key.rights) for key in read_keys(path)]
+    path.write_text(f"{path.read_text()}\n# a comment\nrouter:{digest} 600/min # another\n")
+    found = [(key.name, key.rights, key.limit) for key in read_keys(path)]
     assert found == [
-        ("", ("segment",)),
-        ("viewer", ("segment",)),
-        ("prometheus", ("metrics",)),
-        ("", ("segment", "metrics")),
-        ("router", ("segment",)),
+        ("", ("segment",), 0),
+        ("viewer", ("segment",), 0),
+        ("prometheus", ("metrics",), 0),
+        ("", ("segment", "metrics"), 0),
+        ("router", ("segment",), 600),
     ]
     keys = Keys(path)
     assert keys.check({"authorization": "Bearer three"}, "metrics").name == "prometheus"
@@ -181,9 +185,29 @@ def test_a_file_of_keys_says_names_and_rights(tmp_path):
         assert refused.value.status == status
 
 
+def test_a_key_has_a_limit_of_its_own(tmp_path, monkeypatch):
+    now = [600.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    path = tmp_path / "keys"
+    write_keys(path, few="one segment 3/min", many="two")
+    keys = Keys(path)
+    for second in (0, 20, 50):
+        now[0] = 600.0 + second
+        assert keys.check({"x-api-key": "few"}, "segment").name == "one"
+    keys.reload()  # forgets nothing
+    with pytest.raises(Problem) as refused:
+        keys.check({"x-api-key": "few"}, "segment")
+    assert refused.value.status == 429 and refused.value.headers["Retry-After"] == "10"
+    assert keys.check({"x-api-key": "many"}, "segment").name == "two"
+    now[0] = 660.0
+    assert keys.check({"x-api-key": "few"}, "segment").name == "one"
+
+
 @pytest.mark.parametrize(
     ("line", "match"),
     [
+        ("a" * 64 + " viewer segment 0/min", "a limit other than"),
+        ("a" * 64 + " viewer segment 5/s", "a limit other than"),
         ("abc viewer", "not a SHA-256"),
         ("a" * 64 + " viewer all", "rights other than segment, metrics"),
         ("a" * 64 + " viewer segment more", "rights other than"),

@@ -1,11 +1,13 @@
-"""Measure serve.py: the latency of one client, and images per second with several clients."""
+"""Measure serve.py: the latency of one client; several clients, beside a minimal service."""
 
 import contextlib
 import http.client
+import os
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from benchmarks.table import make_row, write_rows
 from dataset.phantoms import draw_phantom
 from imaging import formats
 from imaging.grid import resize
+from inference.engines import has_openvino
 from inference.exported_model import load_exported
-from utils import UserError
+from utils import ROOT, UserError
 
 SIZE = 512  # pixels
 WHAT = f"serve.py, a PNG of {SIZE}x{SIZE}"
@@ -38,8 +41,7 @@ def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: flo
     picture = draw_phantom(np.random.default_rng(0))[0]
     content = cv2.imencode(".png", resize(picture, (SIZE, SIZE)))[1].tobytes()
     rows = [latency_row(model, content, repeats)]
-    for clients in CLIENTS:
-        rows += load_rows(model, content, clients, seconds)
+    rows += load_rows(model, content, seconds)
     write_rows(rows)
 
 
@@ -53,7 +55,8 @@ def latency_row(model: str, content: bytes, repeats: int) -> dict:
         run(zeros)
 
     bare, served = [], []
-    with running_service(model) as port:
+    command = python_command("serve.py", "--model", str(Path(model).absolute()), "--drain-s", "0")
+    with running(command, os.environ) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         # In blocks, because each evicts the other from the processor's caches.
         for block in tqdm(range(BLOCKS + 1), "one client", unit="block", disable=None):
@@ -66,16 +69,32 @@ def latency_row(model: str, content: bytes, repeats: int) -> dict:
     return make_row(figure, "s", served, "decoded, bare", bare)
 
 
-def load_rows(model: str, content: bytes, clients: int, seconds: float) -> list[dict]:
-    """Measure several clients, without and with batches."""
-    rows, baseline = [], []
-    for max_batch in (1, 8):
-        with running_service(model, "--max-batch", str(max_batch)) as port:
-            run_clients(port, content, clients, 1)  # warms up
-            rate, times = run_clients(port, content, clients, seconds)
-        baseline = baseline or [rate]
-        figure = f"{WHAT}, {clients} clients, --max-batch {max_batch}"
-        rows.append(make_row(figure, "images/s", [rate], "--max-batch 1", baseline))
+def load_rows(model: str, content: bytes, seconds: float) -> list[dict]:
+    """Measure several clients of serve.py with each engine, in turn with a minimal service."""
+    path = str(Path(model).absolute())
+    minimal = (sys.executable, "-m", "uvicorn", "benchmarks.speed.minimal_app:app")
+    services = {"a minimal FastAPI with ONNX Runtime": [*minimal, "--log-level", "error"]}
+    for engine in ("onnxruntime", "openvino") if has_openvino() else ("onnxruntime",):
+        flags = (
+            "--model",
+            str(Path(model).absolute()),
+            "--engine",
+            engine,
+            "--max-concurrent-requests",
+            "256",
+        )
+        services[f"serve.py, {engine}"] = python_command("serve.py", *flags, "--drain-s", "0")
+    found, environment = {}, os.environ | {"MODEL": path}
+    for name, command in services.items():
+        for clients in CLIENTS:
+            with running(command, environment) as port:
+                run_clients(port, content, clients, 1)  # warms up
+                found[name, clients] = run_clients(port, content, clients, seconds)
+    rows, first = [], next(iter(services))
+    for name, clients in found:
+        rate, times = found[name, clients]
+        figure = f"{name}, a PNG of {SIZE}x{SIZE}, {clients} clients"
+        rows.append(make_row(figure, "images/s", [rate], first, [found[first, clients][0]]))
         for percentile in (50, 99):
             value = np.percentile(times, percentile)
             rows.append(make_row(f"{figure}: p{percentile}", "s", [value]))
@@ -83,17 +102,17 @@ def load_rows(model: str, content: bytes, clients: int, seconds: float) -> list[
 
 
 @contextlib.contextmanager
-def running_service(model: str, *flags: str) -> Iterator[int]:
-    """Run serve.py until the block ends; yield its port. Raises UserError if it does not start."""
+def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[int]:
+    """Run a service until the block ends; yield its port. Raises UserError if it does not start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = python_command("serve.py", "--model", model, "--port", str(port), *flags)
-    process = subprocess.Popen([*command, "--drain-s", "0"], stdout=subprocess.DEVNULL)
+    more = {"stdout": subprocess.DEVNULL, "cwd": ROOT, "env": environment}
+    process = subprocess.Popen([*command, "--port", str(port)], **more)
     try:
         while not is_ready(port):
             if process.poll() is not None:
-                raise UserError("serve.py did not start; its message is above")
+                raise UserError("a service did not start; its message is above")
             time.sleep(0.1)
         yield port
     finally:
