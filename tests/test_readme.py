@@ -25,6 +25,7 @@ from benchmarks.accuracy.__main__ import COMMANDS as STUDIES
 from benchmarks.speed.__main__ import COMMANDS as SPEEDS
 from imaging import formats, scan
 from inference import archive, precision_check
+from serving import smoke
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +39,7 @@ CONFIGS = (
     archive.Config,
     precision_check.Config,
     figures.Config,
+    smoke.Config,
 )
 COMMANDS = (data.check, data.download, data.phantoms, metrics.compare, *STUDIES, *SPEEDS)
 # Flags of every script of ours, of pip, of torchrun, and of Triton.
