@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,8 @@ from serving.workers import Workers
 # Bytes of a file, or pixels of a picture, that may take seconds to decode and to write.
 LARGE_BODY, LARGE_PIXELS = 2**24, 2**22
 HEADER_BYTES = 2**16  # of a picture, in which its size is looked for
+# Reading a file takes less, unless it was made to take longer. A worker is ended then.
+READ_S, READ_LARGE_S = 10, 25
 MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
@@ -57,8 +58,7 @@ class Service:
     async def start(self) -> None:
         """Start the workers and run the model once; then the service is ready."""
         self.workers.start()
-        first_calls = [self.workers.run(os.getpid) for _ in range(self.config.workers)]
-        await asyncio.gather(*first_calls)
+        await self.workers.ready()
         for count in (1, 2):  # alone, and side by side
             await self.computing.predict(np.zeros((count, *self.network.input_shape), np.float32))
         self.ready = True
@@ -77,9 +77,14 @@ class Service:
         accepted: what `media_types.read_accept` read. deadline: is moved for a volume.
         """
         pixels = pictures.declared_pixels(content[:HEADER_BYTES])
-        async with self._turn(len(content) > LARGE_BODY or pixels > LARGE_PIXELS):
+        is_large = len(content) > LARGE_BODY or pixels > LARGE_PIXELS
+        async with self._turn(is_large):
             prepared = await self.workers.run(
-                self.network.read, content, self.max_bytes, self.config.max_slices
+                self.network.read,
+                content,
+                self.max_bytes,
+                self.config.max_slices,
+                seconds=READ_LARGE_S if is_large else READ_S,
             )
         del content
         chosen = media_types.choose(accepted, prepared)

@@ -131,43 +131,68 @@ class Workers:
         self.max_pixels = max_pixels
         self.all: set[Worker] = set()
         self.free: asyncio.Queue[Worker] = asyncio.Queue()
+        self.starting: set[asyncio.Task] = set()
 
     def start(self) -> None:
-        """Start the processes."""
+        """Start the processes; `ready` waits for them."""
         for _ in range(self.count):
-            self.free.put_nowait(self._spawn())
+            self._spawn()
+
+    async def ready(self) -> None:
+        """Wait until all processes that were started can answer."""
+        await asyncio.gather(*self.starting)
 
     def stop(self) -> None:
         """End the processes."""
+        for task in self.starting:
+            task.cancel()
         for worker in self.all:
             worker.kill()
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in the next free worker.
+    async def run(self, function: Callable[..., T], *args: Any, seconds: float | None = None) -> T:
+        """Call a function in the next free worker, for at most so many seconds.
 
-        Raises Problem 413 if the call takes too much memory, and what the function raises.
+        Raises Problem 413 if the call takes too much time or memory, and what the function raises.
         """
         worker = await self.free.get()
-        # It may have been killed while it was idle.
-        if not worker.process.is_alive():
-            worker = self._replace(worker)
+        while not worker.process.is_alive():  # it was killed while it was idle
+            self._replace(worker)
+            worker = await self.free.get()
         try:
-            return await worker.run(function, *args)
-        except asyncio.CancelledError:  # the request's time is over
-            worker = self._replace(worker)
-            raise
+            async with asyncio.timeout(seconds) as deadline:
+                answer = await worker.run(function, *args)
         except (EOFError, ConnectionError):  # the process died
-            worker = self._replace(worker)
+            self._replace(worker)
             raise Problem(413, TOO_MUCH_MEMORY) from None
-        finally:
+        except TimeoutError:
+            if not deadline.expired():
+                self.free.put_nowait(worker)
+                raise
+            self._replace(worker)
+            raise Problem(413, f"it takes more than {seconds:g} s to read") from None
+        except asyncio.CancelledError:  # the request's time is over
+            self._replace(worker)
+            raise
+        except BaseException:
             self.free.put_nowait(worker)
+            raise
+        self.free.put_nowait(worker)
+        return answer
 
-    def _spawn(self) -> Worker:
+    def _spawn(self) -> None:
+        """Start a process, which is free when it has imported what it needs."""
         worker = Worker(self.max_pixels)
         self.all.add(worker)
-        return worker
+        task = asyncio.get_running_loop().create_task(self._add(worker))
+        self.starting.add(task)
+        task.add_done_callback(self.starting.discard)
 
-    def _replace(self, worker: Worker) -> Worker:
+    async def _add(self, worker: Worker) -> None:
+        with contextlib.suppress(EOFError, ConnectionError):  # `run` finds that it is dead
+            await worker.run(os.getpid)
+        self.free.put_nowait(worker)
+
+    def _replace(self, worker: Worker) -> None:
         worker.kill()
         self.all.discard(worker)
-        return self._spawn()
+        self._spawn()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import multiprocessing
+import os
 import re
 import resource
 import signal
@@ -332,3 +333,53 @@ def test_workers_have_no_network_no_programs_and_no_files(tmp_path):
     found = asyncio.run(work())
     assert found.pop("import") == ""
     assert set(found.values()) == {"PermissionError"}, found
+
+
+def test_a_worker_that_takes_too_long_is_replaced_and_nobody_waits_for_it():
+    async def work() -> tuple[float, list[int]]:
+        workers = Workers(2, max_pixels=2**20)
+        workers.start()
+        await workers.ready()
+        try:
+            first = await workers.run(os.getpid)
+            with pytest.raises(Problem) as refused:
+                await workers.run(time.sleep, 60, seconds=0.3)
+            assert refused.value.status == 413 and "0.3 s" in refused.value.detail
+            start = time.monotonic()
+            after = [await workers.run(os.getpid) for _ in range(3)]  # the new one is not ready yet
+            seconds = time.monotonic() - start
+            await workers.ready()
+            both = {await workers.run(os.getpid) for _ in range(4)}
+            with pytest.raises(Problem):  # an error of the function costs no worker
+                await workers.run(Keys, ROOT / "no_such_file")
+            assert {await workers.run(os.getpid) for _ in range(4)} == both and len(both) == 2
+            return seconds, [first, *after]
+        finally:
+            workers.stop()
+
+    seconds, pids = asyncio.run(work())
+    assert seconds < 1 and len(set(pids[1:])) == 1
+
+
+def test_one_client_leaves_room_for_others(tmp_path):
+    running = Running(LUNGS, tmp_path, "--max-concurrent-requests", "4")
+    body = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+    try:
+        held = [connect(running) for _ in range(3)]
+        for raw in held:
+            raw.sendall(body)
+        assert wait_for(lambda: ask_model(running, "127.0.0.1").startswith(b"HTTP/1.1 503"))
+        assert ask_model(running, "127.0.0.2").startswith(b"HTTP/1.1 200")
+        for raw in held:
+            raw.close()
+        assert wait_for(lambda: ask_model(running, "127.0.0.1").startswith(b"HTTP/1.1 200"))
+    finally:
+        running.stop()
+
+
+def ask_model(service, source: str) -> bytes:
+    """Ask which model is served, from one of loopback's addresses."""
+    address = ("127.0.0.1", service.port)
+    with socket.create_connection(address, 20, source_address=(source, 0)) as raw:
+        raw.sendall(b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return raw.recv(100)
