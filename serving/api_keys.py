@@ -38,13 +38,8 @@ class Keys:
     """The keys of a file. Raises UserError if it is bad, or open to other users."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.known = read_keys(path)
         self.minute, self.used = 0, Counter[bytes]()  # requests of each key in this minute
-
-    def reload(self) -> None:
-        """Read the file again; the keys stay as they were if that raises UserError."""
-        self.known = read_keys(self.path)
 
     def check(self, headers: Mapping[str, str], right: str) -> Key:
         """Return the key of a request, and count it.

@@ -11,6 +11,7 @@ from typing import Any
 import fastapi
 import uvicorn
 
+from serving.api_keys import read_keys
 from serving.config import Config
 from serving.connections import KEEP_ALIVE_S, Listener, Protocol
 from serving.monitoring import log_event
@@ -54,12 +55,13 @@ class Server(uvicorn.Server):
         """Read keys and certificate again. What is bad is told, and changes nothing."""
         config, self.stamps = self.service.config, self._read_stamps()
         try:
+            known = read_keys(Path(config.keys)) if config.keys else []
             if self.config.ssl:
                 pair = config.tls_cert, config.tls_key
                 ssl.create_default_context().load_cert_chain(*pair)  # raises for what does not fit
                 self.config.ssl.load_cert_chain(*pair)
             if self.service.keys:
-                self.service.keys.reload()
+                self.service.keys.known = known
         except (OSError, UserError) as error:
             log_event(event="keys and certificate stay as they were", error=str(error))
         else:
@@ -68,9 +70,11 @@ class Server(uvicorn.Server):
     def _read_stamps(self) -> list[float]:
         """Read when keys and certificate were last changed; 0 for what is missing."""
         config, stamps = self.service.config, []
-        for name in (config.keys, config.tls_cert, config.tls_key):
-            path = Path(name) if name else None
-            stamps.append(path.stat().st_mtime if path and path.exists() else 0.0)
+        for name in filter(None, (config.keys, config.tls_cert, config.tls_key)):
+            try:
+                stamps.append(Path(name).stat().st_mtime)
+            except OSError:
+                stamps.append(0.0)
         return stamps
 
     async def shutdown(self, sockets: Any = None) -> None:

@@ -232,7 +232,8 @@ def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
                 break
         assert found and float(found[0]["value"][1]) == 1
         groups = httpx.get(f"http://127.0.0.1:{port}/api/v1/rules").json()["data"]["groups"]
-        assert {rule["health"] for rule in groups[0]["rules"]} <= {"ok", "unknown"}
+        rules = [rule for group in groups for rule in group["rules"]]
+        assert len(groups) == 2 and {rule["health"] for rule in rules} <= {"ok", "unknown"}
     finally:
         process.terminate()
         process.wait(30)
