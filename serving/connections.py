@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors import Problem
 
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 400  # with TLS each takes 256 KiB
 RESERVED_FILES = 200  # of the limit of open files: for the model, the workers, the log
 HEADER_S = 10  # from the first byte of a request, or the connection's begin, to its header's end
 # Longer than a proxy keeps its connections; else a proxy may use one that was just closed.
