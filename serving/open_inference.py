@@ -13,6 +13,7 @@ import numpy as np
 from inference.exported_model import ExportedModel
 from serving.config import MODEL, VERSION
 from serving.errors import Problem
+from serving.network import Statistics
 from serving.tensors import check_finite, check_json_answer, check_shape, read_json, to_array
 
 PLATFORM = "onnxruntime_onnx"
@@ -58,6 +59,39 @@ def triton_config(network: ExportedModel, max_batch: int) -> dict[str, Any]:
         "input": tensor(network.input_name, network.input_shape),
         "output": tensor(network.output_name, network.output_shape),
     }
+
+
+def repository_index(ready: bool) -> list[dict[str, str]]:
+    """List the models that are served, as Triton's extension "model_repository" does."""
+    state = "READY" if ready else "UNAVAILABLE"
+    return [{"name": MODEL, "version": VERSION, "state": state, "reason": ""}]
+
+
+def statistics(counted: Statistics) -> dict[str, Any]:
+    """Tell how often and how long the model was asked, as Triton's extension "statistics" does."""
+
+    def spent(count: int, nanoseconds: int) -> dict[str, int]:
+        return {"count": count, "ns": nanoseconds}
+
+    whole = counted.waiting_ns + counted.computing_ns
+    stats = {
+        "success": spent(counted.requests, whole),
+        "fail": spent(counted.failed, 0),
+        "queue": spent(counted.requests, counted.waiting_ns),
+        "compute_input": spent(counted.requests, 0),
+        "compute_infer": spent(counted.requests, counted.computing_ns),
+        "compute_output": spent(counted.requests, 0),
+    }
+    model = {
+        "name": MODEL,
+        "version": VERSION,
+        "last_inference": counted.last_ms,
+        "inference_count": counted.images,
+        "execution_count": counted.requests,
+        "inference_stats": stats,
+        "batch_stats": [],
+    }
+    return {"model_stats": [model]}
 
 
 # -------------------------------------------------------------------------------- reading requests

@@ -77,6 +77,7 @@ def by_media_type(schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 OBJECT = describe({"application/json": ANY_OBJECT}, response_class=JSONResponse)
+LIST = describe({"application/json": {"type": "array"}}, response_class=JSONResponse)
 METRICS = describe({"text/plain": {"type": "string"}})
 SEGMENT = describe(
     answer={

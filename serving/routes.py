@@ -157,7 +157,14 @@ v2 = APIRouter()
 @v2.get("/v2", **openapi.OBJECT)
 def server() -> dict[str, Any]:
     """Return the name and the extensions of the server."""
-    return {"name": "unet", "version": VERSION, "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data", "model_repository", "statistics"]
+    return {"name": "unet", "version": VERSION, "extensions": extensions}
+
+
+@v2.post("/v2/repository/index", **openapi.LIST)
+def repository_index(request: Request) -> list[dict[str, str]]:
+    """List the models that are served."""
+    return open_inference.repository_index(get_service(request).ready)
 
 
 @v2.get(V2_MODEL, **openapi.OBJECT)
@@ -172,6 +179,13 @@ def configuration(request: Request) -> dict[str, Any]:
     """Return the model's configuration as Triton does."""
     service = get_service(request)
     return open_inference.triton_config(service.network, service.config.max_batch)
+
+
+@v2.get(f"{V2_MODEL}/stats", **openapi.OBJECT)
+@v2.get(f"{V2_VERSION}/stats", **openapi.OBJECT)
+def statistics(request: Request) -> dict[str, Any]:
+    """Return how often and how long the model was asked."""
+    return open_inference.statistics(get_service(request).computing.statistics)
 
 
 @v2.post(f"{V2_MODEL}/infer", **openapi.INFER)

@@ -240,6 +240,15 @@ def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
             found = client.infer("unet", [tensor], outputs=outputs, request_id="7")
             np.testing.assert_allclose(found.as_numpy("probabilities"), expected, atol=1e-6)
             assert found.get_response()["id"] == "7"
+    assert client.get_model_repository_index() == [
+        {"name": "unet", "version": "1", "state": "READY", "reason": ""}
+    ]
+    (counted,) = client.get_inference_statistics("unet")["model_stats"]
+    assert counted["execution_count"] >= 4 and counted["inference_count"] >= 12
+    assert abs(counted["last_inference"] / 1000 - time.time()) < 100
+    spent = counted["inference_stats"]
+    assert spent["success"]["count"] == counted["execution_count"] and spent["fail"]["count"] == 0
+    assert spent["success"]["ns"] == spent["queue"]["ns"] + spent["compute_infer"]["ns"] > 0
 
 
 def test_tensorflow_servings_clients_are_answered(service, exported):
