@@ -42,10 +42,7 @@ class Keys:
         self.minute, self.used = 0, Counter[bytes]()  # requests of each key in this minute
 
     def check(self, headers: Mapping[str, str], right: str) -> Key:
-        """Return the key of a request, and count it.
-
-        Raises Problem 401 without a key, 403 without the right, 429 beyond the limit.
-        """
+        """Return the key of a request. Raises Problem 401 without one, 403 without the right."""
         given = headers.get("x-api-key", "")
         authorization = headers.get("authorization", "")
         if not given and authorization[:7].lower() == "bearer ":
@@ -58,10 +55,9 @@ class Keys:
             raise Problem(401, detail, WWW_Authenticate="Bearer")
         if right not in matches[0].rights:
             raise Problem(403, f"this API key has no right to {right}; see the file of keys")
-        self._count(matches[0])
         return matches[0]
 
-    def _count(self, key: Key) -> None:
+    def count(self, key: Key) -> None:
         """Count a request. Raises Problem 429 if its key has had too many in this minute."""
         minute, second = divmod(int(time.monotonic()), 60)
         if minute != self.minute:

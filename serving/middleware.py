@@ -26,6 +26,7 @@ SECURITY_HEADERS = {
 # Memory for the bodies of all requests, in largest bodies.
 MAX_LARGEST_BODIES = 4
 CLIENT_SHARE = 0.75  # of all requests at a time, for one key or address: others find room
+KEY_PATH = "/v1/model"  # a proxy asks it whether a key is good; it counts towards no limit
 CLIENT_CLOSED_REQUEST = 499  # as nginx counts clients that hang up
 
 
@@ -140,7 +141,10 @@ class Guard:
             check_page(headers, self.page_origins)
         if self.keys:
             right = METRICS if scope["path"] == "/metrics" else SEGMENT
-            exchange.key = self.keys.check(headers, right).name
+            key = self.keys.check(headers, right)
+            exchange.key = key.name
+            if scope["path"] != KEY_PATH:
+                self.keys.count(key)
         self._check_headers(headers)
         client = exchange.key or (scope.get("client") or ("",))[0]
         if scope["path"] != "/metrics":

@@ -25,9 +25,34 @@ PATH_BENEATH = 1
 NO_NEW_PRIVILEGES = 38  # of prctl
 # Of seccomp: its own number, its architecture's, and the calls that are refused.
 SYSTEMS = {
-    "x86_64": (317, 0xC000003E, {"socket": 41, "execve": 59, "ptrace": 101, "execveat": 322}),
-    "aarch64": (277, 0xC00000B7, {"socket": 198, "execve": 221, "ptrace": 117, "execveat": 281}),
+    "x86_64": (
+        317,
+        0xC000003E,
+        {
+            "socket": 41,
+            "execve": 59,
+            "ptrace": 101,
+            "process_vm_readv": 310,
+            "process_vm_writev": 311,
+            "execveat": 322,
+            "io_uring_setup": 425,
+        },
+    ),
+    "aarch64": (
+        277,
+        0xC00000B7,
+        {
+            "ptrace": 117,
+            "socket": 198,
+            "execve": 221,
+            "process_vm_readv": 270,
+            "process_vm_writev": 271,
+            "execveat": 281,
+            "io_uring_setup": 425,
+        },
+    ),
 }
+X32 = 0x40000000  # numbers from here on are those of another interface of x86_64
 SET_FILTER, ALL_THREADS = 1, 1
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
 # The code that the workers run; the folder around it may hold keys and images.
@@ -100,13 +125,14 @@ def refuse_calls(libc: ctypes.CDLL) -> bool:
 
 def filter_program(architecture: int, refused: list[int]) -> bytes:
     """Write a program of seccomp, instructions of 8 bytes, that refuses some calls."""
-    load, jump_if_equal, end = 0x20, 0x15, 0x06  # of the Berkeley packet filter
+    load, jump_if_equal, jump_from, end = 0x20, 0x15, 0x35, 0x06  # the Berkeley packet filter's
     count = len(refused)
     program = [
         (load, 0, 0, 4),  # the architecture
         (jump_if_equal, 1, 0, architecture),
         (end, 0, 0, REFUSE),  # calls of another architecture have other numbers
         (load, 0, 0, 0),  # the call
+        (jump_from, count + 1, 0, X32),
         *((jump_if_equal, count - i, 0, call) for i, call in enumerate(refused)),
         (end, 0, 0, ALLOW),
         (end, 0, 0, REFUSE),

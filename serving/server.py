@@ -95,6 +95,7 @@ def server_settings(app: fastapi.FastAPI, config: Config, listener: Listener) ->
         ws="none",
         backlog=ACCEPTED_AT_ONCE,
         access_log=False,
+        proxy_headers=False,  # a client could choose its address
         server_header=False,
         log_level="error",
         timeout_keep_alive=KEEP_ALIVE_S,

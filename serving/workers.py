@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import io
 import multiprocessing
 import os
+import pickle
 import signal
 import warnings
 from collections.abc import Callable
@@ -20,6 +22,25 @@ from serving.sandbox import drop_rights
 from utils import UserError, first_line
 
 T = TypeVar("T")
+START_S, RETRY_S = 60, 1  # for a process to import what it needs; until another is tried
+# What the answers of workers are made of.
+ANSWERED = {
+    ("builtins", "slice"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("imaging.grid", "Grid"),
+    ("inference.exported_model", "Prepared"),
+    ("inference.quality", "Quality"),
+    ("inference.sampler", "Sampler"),
+    ("inference.windows", "Windows"),
+    ("serving.errors", "Problem"),
+    ("serving.open_inference", "InferenceRequest"),
+    ("serving.responses", "MaskResponse"),
+    ("serving.workers", "WorkerError"),
+}
 BYTES_PER_PIXEL = 32  # memory for each pixel of the largest image
 TOO_MUCH_MEMORY = (
     "more memory than the service gives to one request; expected a smaller image or fewer numbers"
@@ -42,9 +63,15 @@ def work(pipe: Connection, max_pixels: int) -> None:
             function, args = pipe.recv()
             try:
                 answer = call_safely(function, *args)
+            except Problem as problem:
+                answer = problem
             except Exception as error:
-                answer = error
+                answer = WorkerError(type(error).__name__)
             pipe.send(answer)
+
+
+class WorkerError(Exception):
+    """A fault of ours in a worker: the kind of error alone, as its message may quote a file."""
 
 
 def hide_output() -> None:
@@ -87,6 +114,19 @@ def call_safely(function: Callable[..., T], *args: Any) -> T:
 # ------------------------------------------------------------------------- in the service's process
 
 
+class AnswerUnpickler(pickle.Unpickler):
+    """Unpickle what a worker answers: plain values, arrays and classes of ours.
+
+    A worker that a file has taken over could send a pickle that calls anything.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class that answers are made of. Raises UnpicklingError for another."""
+        if (module, name) not in ANSWERED:
+            raise pickle.UnpicklingError(f"a worker answered with {module}.{name}")
+        return super().find_class(module, name)
+
+
 class Worker:
     """One process that answers one call at a time."""
 
@@ -95,11 +135,15 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, far_end = context.Pipe()
         self.process = context.Process(target=work, args=(far_end, max_pixels), daemon=True)
+        # The threads of the library's own would keep the rights that the process gives up.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         # The process inherits this handler: Ctrl-C is for the service alone.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.process.start()
-        signal.signal(signal.SIGINT, handler)
-        far_end.close()
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            far_end.close()
         self.thread = ThreadPoolExecutor(1)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
@@ -115,7 +159,7 @@ class Worker:
 
     def _send_and_receive(self, function: Callable[..., T], args: tuple) -> Any:
         self.pipe.send((function, args))
-        return self.pipe.recv()
+        return AnswerUnpickler(io.BytesIO(self.pipe.recv_bytes())).load()
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -181,16 +225,25 @@ class Workers:
 
     def _spawn(self) -> None:
         """Start a process, which is free when it has imported what it needs."""
-        worker = Worker(self.max_pixels)
+        try:
+            worker = Worker(self.max_pixels)
+        except OSError:  # too many processes, or no memory: perhaps there is room later
+            asyncio.get_running_loop().call_later(RETRY_S, self._spawn)
+            return
         self.all.add(worker)
         task = asyncio.get_running_loop().create_task(self._add(worker))
         self.starting.add(task)
         task.add_done_callback(self.starting.discard)
 
     async def _add(self, worker: Worker) -> None:
-        with contextlib.suppress(EOFError, ConnectionError):  # `run` finds that it is dead
-            await worker.run(os.getpid)
-        self.free.put_nowait(worker)
+        try:
+            async with asyncio.timeout(START_S):
+                await worker.run(os.getpid)
+        except TimeoutError:
+            worker.kill()
+        except (EOFError, ConnectionError):
+            pass
+        self.free.put_nowait(worker)  # `run` finds out if it is dead
 
     def _replace(self, worker: Worker) -> None:
         worker.kill()

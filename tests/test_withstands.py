@@ -1,28 +1,35 @@
 """What clients without a key, slow ones and operators may do to the service: it goes on."""
 
 import asyncio
+import functools
+import io
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 
 import httpx
+import numpy as np
 import pytest
 import trustme
+import uvicorn
 from conftest import ROOT
 from test_serve import Running, write_keys
 from worker_tries import try_all
 
+from serving import server
 from serving.api_keys import Keys, read_keys
-from serving.connections import MAX_HEADER_BYTES, MAX_HEADERS, MAX_PIPELINED
+from serving.connections import MAX_HEADER_BYTES, MAX_HEADERS, MAX_PIPELINED, Protocol
 from serving.errors import Problem
 from serving.sandbox import drop_rights
-from serving.workers import Workers
+from serving.workers import AnswerUnpickler, Workers
 from utils import UserError
 
 LUNGS = ROOT / "files" / "lungs"
@@ -194,16 +201,17 @@ def test_a_key_has_a_limit_of_its_own(tmp_path, monkeypatch):
     path = tmp_path / "keys"
     write_keys(path, few="one segment 3/min", many="two")
     keys = Keys(path)
+    few, many = (keys.check({"x-api-key": name}, "segment") for name in ("few", "many"))
     for second in (0, 20, 50):
         now[0] = 600.0 + second
-        assert keys.check({"x-api-key": "few"}, "segment").name == "one"
+        keys.count(few)
     keys.known = read_keys(path)  # forgets no request
     with pytest.raises(Problem) as refused:
-        keys.check({"x-api-key": "few"}, "segment")
+        keys.count(few)
     assert refused.value.status == 429 and refused.value.headers["Retry-After"] == "10"
-    assert keys.check({"x-api-key": "many"}, "segment").name == "two"
+    keys.count(many)
     now[0] = 660.0
-    assert keys.check({"x-api-key": "few"}, "segment").name == "one"
+    keys.count(few)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +367,100 @@ def test_a_worker_that_takes_too_long_is_replaced_and_nobody_waits_for_it():
 
     seconds, pids = asyncio.run(work())
     assert seconds < 1 and len(set(pids[1:])) == 1
+
+
+def test_an_answer_of_a_worker_that_calls_something_is_refused():
+    class Taken:
+        def __reduce__(self):
+            return os.system, ("touch taken",)
+
+    good = Problem(400, "x"), np.arange(3, dtype="<f4"), np.float32(2), {"a": [b"b", None]}
+    for answer in good:
+        assert repr(AnswerUnpickler(io.BytesIO(pickle.dumps(answer))).load()) == repr(answer)
+    with pytest.raises(pickle.UnpicklingError, match=r"posix.system|nt.system"):
+        AnswerUnpickler(io.BytesIO(pickle.dumps(Taken()))).load()
+
+
+# ------------------------------------------------------------------------- clients that read slowly
+
+
+def test_a_body_of_many_kib_may_be_followed_by_a_request_in_two_parts(service):
+    with connect(service) as raw:
+        head = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nX-API-Key: sesame\r\n"
+        raw.sendall(head + b"Content-Length: 300000\r\n\r\n" + bytes(300_000))
+        answer = b""
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            answer += raw.recv(2**16)
+        assert answer.startswith(b"HTTP/1.1 400") and b"unreadable" in answer  # it is no image
+        raw.sendall(b"GET /livez HTTP/1.1\r\nHost:")
+        time.sleep(0.2)
+        raw.sendall(b" localhost\r\n\r\n")
+        assert raw.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("part", [b"ZZZ\r\n", b"0\r\na: " + b"x" * 2**20])
+def test_a_malformed_body_is_answered_and_told_in_no_traceback(service, part):
+    with connect(service) as raw:
+        raw.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        raw.sendall(part)
+        assert read_all(raw)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 405", b"")
+    assert service.client.get("/readyz").status_code == 200
+    assert "Traceback" not in service.log.read_text()
+
+
+def test_a_connection_that_is_reset_and_opened_from_the_same_port_is_still_known(service):
+    address = ("127.0.0.1", service.port)
+    for _ in range(20):
+        raw = socket.create_connection(address)
+        port = raw.getsockname()[1]
+        raw.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raw.close()  # resets
+        with socket.create_connection(address, 20, source_address=("", port)) as again:
+            again.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert again.recv(100).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch, reads):
+    monkeypatch.setattr("serving.connections.WRITE_S", 0.3)
+    answer = bytes(2**23)
+
+    async def app(scope, receive, send):
+        length = str(len(answer)).encode()
+        head = {"type": "http.response.start", "status": 200}
+        await send(head | {"headers": [(b"content-length", length), (b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def run() -> int:
+        listener = server.open_socket("127.0.0.1", 0)
+        settings = uvicorn.Config(
+            app, http=functools.partial(Protocol, listener), lifespan="off", log_level="critical"
+        )
+        serving = uvicorn.Server(settings)
+        task = asyncio.create_task(serving.serve([listener]))
+        while not serving.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*listener.getsockname(), limit=2**16)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = 0
+        if reads:  # slower than the deadline, but it goes on
+            while part := await reader.read(2**18):
+                received += len(part)
+                await asyncio.sleep(0.05)
+        else:
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                if not listener.connections:
+                    break
+            assert not listener.connections
+        writer.close()
+        serving.should_exit = True
+        await task
+        return received
+
+    received = asyncio.run(run())
+    assert (received > len(answer)) == reads
 
 
 def test_one_client_leaves_room_for_others(tmp_path):
