@@ -3,7 +3,6 @@
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -25,7 +24,6 @@ SECURITY_HEADERS = {
 }
 # Memory for the bodies of all requests, in largest bodies.
 MAX_LARGEST_BODIES = 4
-CLIENT_SHARE = 0.75  # of all requests at a time, for one key or address: others find room
 KEY_PATH = "/v1/model"  # a proxy asks it whether a key is good; it counts towards no limit
 CLIENT_CLOSED_REQUEST = 499  # as nginx counts clients that hang up
 
@@ -103,7 +101,7 @@ class Guard:
         self.max_body = max_body
         self.max_concurrent_requests = max_concurrent_requests
         self.timeout_s = timeout_s
-        self.running = Counter[str]()  # requests of each client
+        self.running = 0  # requests
         self.held_bytes = 0  # of their bodies
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
@@ -146,10 +144,9 @@ class Guard:
             if scope["path"] != KEY_PATH:
                 self.keys.count(key)
         self._check_headers(headers)
-        client = exchange.key or (scope.get("client") or ("",))[0]
-        if scope["path"] != "/metrics":
-            self._check_room(client)
-        self.running[client] += 1
+        if self.running >= self.max_concurrent_requests and scope["path"] != "/metrics":
+            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
+        self.running += 1
         start = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
@@ -159,14 +156,7 @@ class Guard:
         except TimeoutError:
             raise Problem(504, f"not done within {time.monotonic() - start:.0f} s") from None
         finally:
-            self.running[client] -= 1
-            self.running += Counter()  # forgets those that have none
-
-    def _check_room(self, client: str) -> None:
-        """Raise Problem 503 if too many requests are being answered, of all or of one client."""
-        most = self.max_concurrent_requests
-        if self.running.total() >= most or self.running[client] >= max(1, CLIENT_SHARE * most):
-            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
+            self.running -= 1
 
     def _check_headers(self, headers: Mapping[str, str]) -> None:
         """Refuse a body by its headers, before it is read. Raises Problem."""

@@ -461,27 +461,3 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch, reads):
 
     received = asyncio.run(run())
     assert (received > len(answer)) == reads
-
-
-def test_one_client_leaves_room_for_others(tmp_path):
-    running = Running(LUNGS, tmp_path, "--max-concurrent-requests", "4")
-    body = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
-    try:
-        held = [connect(running) for _ in range(3)]
-        for raw in held:
-            raw.sendall(body)
-        assert wait_for(lambda: ask_model(running, "127.0.0.1").startswith(b"HTTP/1.1 503"))
-        assert ask_model(running, "127.0.0.2").startswith(b"HTTP/1.1 200")
-        for raw in held:
-            raw.close()
-        assert wait_for(lambda: ask_model(running, "127.0.0.1").startswith(b"HTTP/1.1 200"))
-    finally:
-        running.stop()
-
-
-def ask_model(service, source: str) -> bytes:
-    """Ask which model is served, from one of loopback's addresses."""
-    address = ("127.0.0.1", service.port)
-    with socket.create_connection(address, 20, source_address=(source, 0)) as raw:
-        raw.sendall(b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        return raw.recv(100)
