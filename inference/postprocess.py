@@ -76,7 +76,7 @@ def clean_mask(ids: np.ndarray, components: list[int]) -> np.ndarray:
 def _is_clean(mask: np.ndarray, count: int) -> bool:
     """Say whether a mask (H, W) of bool has no holes and at most `count` components.
 
-    Most masks are so, and this takes a third of the time of cleaning them.
+    Most masks are so, and asking takes less than half of the time of cleaning them.
     """
     _, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if tree is None:  # an empty mask

@@ -149,7 +149,8 @@ class Worker:
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in the process. Raises what it raises.
 
-        Raises EOFError or ConnectionError if the process dies.
+        Raises EOFError or ConnectionError if the process dies, UnpicklingError for an answer that
+        is none of ours.
         """
         loop = asyncio.get_running_loop()
         answer = await loop.run_in_executor(self.thread, self._send_and_receive, function, args)
@@ -159,7 +160,11 @@ class Worker:
 
     def _send_and_receive(self, function: Callable[..., T], args: tuple) -> Any:
         self.pipe.send((function, args))
-        return AnswerUnpickler(io.BytesIO(self.pipe.recv_bytes())).load()
+        content = self.pipe.recv_bytes()
+        try:
+            return AnswerUnpickler(io.BytesIO(content)).load()
+        except Exception as error:  # whatever bytes the process has sent
+            raise pickle.UnpicklingError(str(error)) from None
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -214,7 +219,8 @@ class Workers:
                 raise
             self._replace(worker)
             raise Problem(413, f"it takes more than {seconds:g} s to read") from None
-        except asyncio.CancelledError:  # the request's time is over
+        # The request's time is over, or the process is no longer ours.
+        except (asyncio.CancelledError, pickle.UnpicklingError):
             self._replace(worker)
             raise
         except BaseException:

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -358,9 +359,14 @@ def test_a_worker_that_takes_too_long_is_replaced_and_nobody_waits_for_it():
             seconds = time.monotonic() - start
             await workers.ready()
             both = {await workers.run(os.getpid) for _ in range(4)}
+            with pytest.raises(pickle.UnpicklingError):  # an answer that is none of ours
+                await workers.run(Path, "x")
+            await workers.ready()
+            others = {await workers.run(os.getpid) for _ in range(4)}
+            assert len(others) == 2 and others != both
             with pytest.raises(Problem):  # an error of the function costs no worker
                 await workers.run(Keys, ROOT / "no_such_file")
-            assert {await workers.run(os.getpid) for _ in range(4)} == both and len(both) == 2
+            assert {await workers.run(os.getpid) for _ in range(4)} == others and len(both) == 2
             return seconds, [first, *after]
         finally:
             workers.stop()

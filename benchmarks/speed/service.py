@@ -75,14 +75,7 @@ def load_rows(model: str, content: bytes, seconds: float) -> list[dict]:
     minimal = (sys.executable, "-m", "uvicorn", "benchmarks.speed.minimal_app:app")
     services = {"a minimal FastAPI with ONNX Runtime": [*minimal, "--log-level", "error"]}
     for engine in ("onnxruntime", "openvino") if has_openvino() else ("onnxruntime",):
-        flags = (
-            "--model",
-            str(Path(model).absolute()),
-            "--engine",
-            engine,
-            "--max-concurrent-requests",
-            "256",
-        )
+        flags = ["--model", path, "--engine", engine, "--max-concurrent-requests", "256"]
         services[f"serve.py, {engine}"] = python_command("serve.py", *flags, "--drain-s", "0")
     found, environment = {}, os.environ | {"MODEL": path}
     for name, command in services.items():
