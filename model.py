@@ -136,7 +136,6 @@ class Backbone:
     offset: float
 
 
-BACKBONE_HALVINGS = 5
 BACKBONES = {
     "efficientnetv2b0": Backbone(keras.applications.EfficientNetV2B0, 255.0, 0.0),
     "efficientnetlite0": Backbone(efficientnet_lite.build, 255 / 128, -127 / 128),
@@ -145,8 +144,10 @@ BACKBONES = {
 }
 
 
-def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[KerasTensor]:
-    """Run an ImageNet classifier's layers: the last feature map of each size, H/2 .. H/32.
+def encode_pretrained(
+    x: KerasTensor, backbone: Backbone, weights: str, halvings: int
+) -> list[KerasTensor]:
+    """Run an ImageNet classifier's layers: the last feature map of each size, H/2, H/4, …
 
     A grey image is repeated as three colours; for the first convolution this is the same as the
     sum of its three kernels. Raises UserError if the weights cannot be had.
@@ -170,8 +171,8 @@ def encode_pretrained(x: KerasTensor, backbone: Backbone, weights: str) -> list[
     )
     clone.set_weights(network.get_weights())
     last_of_size = {layer.output.shape[1:3]: layer.output for layer in clone.layers}
-    halvings = range(1, BACKBONE_HALVINGS + 1)
-    return [last_of_size[height // 2**level, width // 2**level] for level in halvings]
+    levels = range(1, halvings + 1)
+    return [last_of_size[height // 2**level, width // 2**level] for level in levels]
 
 
 def call_as_layer(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
@@ -304,7 +305,8 @@ def full_scale_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
 def pretrained_unet(x: KerasTensor, settings: Settings, backbone: Backbone) -> KerasTensor:
     """U-Net with an encoder of keras.applications; a block adds the level that it lacks."""
     finest = conv_block(x, settings, settings.levels[0], "decoder_input")
-    features = [finest, *encode_pretrained(x, backbone, settings.encoder_weights)]
+    halvings = len(settings.levels) - 1
+    features = [finest, *encode_pretrained(x, backbone, settings.encoder_weights, halvings)]
     return decode(features, settings, conv_block)
 
 
@@ -337,8 +339,8 @@ def build_unet(
     classes: output channels; 1 ends in a sigmoid, more end in a softmax whose first channel is
         the background.
     overlap: whether the classes may overlap: each of them ends in a sigmoid, without background.
-    filters: channels of the first level, doubled at each of the `depth` halvings; a pretrained
-        encoder has 5 halvings.
+    filters: channels of the first level, doubled at each of the `depth` halvings.
+    depth: of a pretrained encoder at most 5; what lies below is left out.
     architecture: a name in ARCHITECTURES, or file.py:function or package.module:function for a
         network of one's own, which chooses its own filters, depth and normalization.
     encoder_weights: of a pretrained encoder: imagenet (downloaded once), a weights file, or none.
@@ -357,8 +359,6 @@ def build_unet(
             "expected unet, residual, attention, unet++ or unet3+, or --dimensions 2"
         )
     check_size(input_shape[:-1], depth, pretrained=architecture in BACKBONES)
-    if architecture in BACKBONES:
-        depth = BACKBONE_HALVINGS
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
     levels = plan_levels(input_shape[:-1], filters, depth, spacing)
     settings = Settings(levels, normalization, encoder_weights)

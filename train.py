@@ -95,7 +95,6 @@ from imaging.plots import draw_curves
 from model import BACKBONES, build_unet
 from networks.own import is_own
 from training import distributed, run_folder
-from training.batch_norm import fuse_batch_norm
 from training.calibration import calibrate
 from training.checkpoint import Checkpoint
 from training.checks import check_config, print_device_hint
@@ -104,6 +103,7 @@ from training.cross_validation import cross_validate
 from training.optimizer import make_optimizer
 from training.prior import class_shares, start_at_shares
 from training.sampling import describe_patches, make_sampler
+from training.twin import make_twin
 from utils import UserError
 
 PHANTOMS = 200  # synthetic X-rays that are drawn where there is no data_dir
@@ -155,7 +155,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
     with distributed.scope():
         # Model: plain Keras is saved; a twin that shares its weights trains faster on a CPU.
         model = build_network(config, dataset, folder, bool(history))
-        twin = fuse_batch_norm(model)
+        twin = make_twin(model)
 
         # Split: only now, because it puts an earlier run aside.
         subsets = distributed.broadcast_from_main(assign_subsets, config, folder, pairs, history)

@@ -47,6 +47,8 @@ FROM_REPORT = "--from-report"
 MAX_NAME_BYTES = 255  # of a file's name
 MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
+MAX_PRETRAINED_DEPTH = 5  # halvings of an ImageNet classifier
+MIN_PRETRAINED_SIZE = 64  # pixels, so that a few are left at its coarsest level
 THRESHOLD = 0.5  # of a single class's probability
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 # How images become network inputs (imaging/preprocess.py). A model file names it; a model trained
@@ -258,21 +260,28 @@ def run_commands(commands: dict[str, Callable[..., Any]], description: str) -> N
 def check_size(
     sides: Sequence[int | None], depth: int, pretrained: bool = False, name: str = "image size"
 ) -> None:
-    """Raise UserError for sides that cannot be halved `depth` times (pretrained: five times).
+    """Raise UserError for sides that cannot be halved `depth` times.
 
     sides: (H, W) or (D, H, W); any D will do. name: what the size is called in the message.
+    pretrained: the encoder is an ImageNet classifier.
     """
-    step = 2**5 if pretrained else 2**depth
-    smallest = 2 * step if pretrained else step
+    if pretrained and depth > MAX_PRETRAINED_DEPTH:
+        raise UserError(
+            f"depth is {depth}; a pretrained encoder halves the image {MAX_PRETRAINED_DEPTH} times "
+            "at most"
+        )
+    step = 2**depth
+    smallest = max(step, MIN_PRETRAINED_SIZE if pretrained else 0)
+    wanted = f"a multiple of {step} (2**depth)"
+    if pretrained:
+        wanted += f" and at least {smallest}, as a pretrained encoder needs"
     for side in sides[-2:]:
         if side is None and pretrained:
             raise UserError(f"{name} is open; a pretrained encoder needs a fixed one")
         if side is None or (side >= smallest and side % step == 0):
             continue
         nearest = max(smallest, round(side / step) * step)
-        why = "a pretrained encoder halves it five times" if pretrained else "2**depth"
-        cure = f"take {nearest}" if pretrained else f"take {nearest}, or another depth"
-        raise UserError(f"{name} {side} is not a multiple of {step} ({why}); {cure}")
+        raise UserError(f"{name} {side} is not {wanted}; take {nearest}, or another depth")
 
 
 # ------------------------------------------------------------------------------- errors and files

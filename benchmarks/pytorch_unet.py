@@ -174,6 +174,7 @@ def make_step(
     device = next(model.parameters()).device
 
     def step(x: np.ndarray, y: np.ndarray) -> float:
+        model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(to_torch(x).to(device))
         loss = bce_dice_loss(logits, to_torch(y).to(device))
@@ -198,14 +199,16 @@ class Predictor:
     """A trained network with the method that predict.py calls."""
 
     def __init__(self, model: nn.Module, precision: str) -> None:
-        self.model, self.precision = model.eval(), precision
+        self.model, self.precision = model, precision
 
     def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
         """Turn images (N, [D,] H, W, C) in [0, 1] into probabilities (N, [D,] H, W, 1)."""
+        device = next(self.model.parameters()).device
         enabled = self.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            probs = self.model(to_torch(images)).sigmoid()
-        return probs.movedim(1, -1).numpy()
+        self.model.eval()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            probs = self.model(to_torch(images).to(device)).sigmoid()
+        return probs.movedim(1, -1).cpu().numpy()
 
 
 def validation_dice(predictor: Predictor, batches: Batches) -> float:

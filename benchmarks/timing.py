@@ -16,8 +16,8 @@ from tqdm import tqdm
 import train
 from dataset.cache import Dataset
 from imaging.labels import Classes
-from training.batch_norm import fuse_batch_norm
 from training.sampling import make_sampler
+from training.twin import make_twin
 
 REST_S = 0.5  # before each measurement, so that the threads of the previous one sleep
 
@@ -35,10 +35,13 @@ def run_interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 @contextlib.contextmanager
-def isolated_processes(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[], Any]]]:
-    """Give each call a process of its own, because one library's threads slow another's.
+def isolated_processes(
+    calls: dict[str, tuple], library: Callable[[str], str] = str
+) -> Iterator[dict[str, Callable[[], Any]]]:
+    """Give each library a process of its own, because one library's threads slow another's.
 
-    A call is a function and its arguments. All must be picklable.
+    A call is a function and its arguments. All must be picklable. library: whose process a call
+    of this name runs in; by default each has its own.
     """
 
     def wait_for(pool: ProcessPoolExecutor, call: tuple) -> Any:
@@ -46,10 +49,12 @@ def isolated_processes(calls: dict[str, tuple]) -> Iterator[dict[str, Callable[[
 
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        isolated = {}
+        pools, isolated = {}, {}
         for name, call in calls.items():
-            pool = stack.enter_context(ProcessPoolExecutor(1, context))
-            isolated[name] = partial(wait_for, pool, call)
+            owner = library(name)
+            if owner not in pools:
+                pools[owner] = stack.enter_context(ProcessPoolExecutor(1, context))
+            isolated[name] = partial(wait_for, pools[owner], call)
         yield isolated
 
 
@@ -69,7 +74,7 @@ def steps_per_second(step: Callable[[], object], count: int) -> float:
 def training_model(config: train.Config) -> keras.Model:
     """Build and compile the network as train.py does, for one class of grey images."""
     dataset = Dataset([], make_sampler(config, []), 1, Classes(), pd.DataFrame())
-    twin = fuse_batch_norm(train.build_network(config, dataset))
+    twin = make_twin(train.build_network(config, dataset))
     train.compile_model(twin, config, steps=10_000)
     return twin
 

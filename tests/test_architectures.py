@@ -98,13 +98,30 @@ def test_a_pretrained_encoder_is_for_images():
         build_unet((16, 64, 64, 1), architecture="resnet50v2")
 
 
-@pytest.mark.parametrize("side", [48, 32])
-def test_a_pretrained_encoder_needs_sides_it_can_halve_five_times(side):
-    with pytest.raises(
-        UserError,
-        match=rf"image size {side} is not a multiple of 32 \(a pretrained .*; take 64",
-    ):
-        build_unet((side, side, 1), architecture="mobilenetv3")
+@pytest.mark.parametrize(
+    ("side", "depth", "message"),
+    [
+        (
+            72,
+            4,
+            "image size 72 is not a multiple of 16 .*, as a pretrained .* needs; take 64",
+        ),
+        (32, 5, "image size 32 is not a multiple of 32 .* and at least 64, .*; take 64"),
+        (64, 6, "depth is 6; a pretrained encoder halves the image 5 times at most"),
+    ],
+)
+def test_a_pretrained_encoder_needs_sides_it_can_halve(side, depth, message):
+    with pytest.raises(UserError, match=message):
+        build_unet((side, side, 1), depth=depth, architecture="mobilenetv3")
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+def test_a_pretrained_encoder_is_left_out_below_the_depth(depth):
+    network = build_unet((96, 64, 1), depth=depth, architecture="efficientnetlite0")
+    assert network.get_layer(f"decoder{depth - 1}_up").input.shape[1:3] == (
+        96 // 2**depth,
+        64 // 2**depth,
+    )
 
 
 def test_an_encoders_weights_come_from_a_file(tmp_path):
@@ -113,6 +130,7 @@ def test_an_encoders_weights_come_from_a_file(tmp_path):
     network = build_unet(
         SHAPE,
         filters=2,
+        depth=5,
         architecture="mobilenetv3",
         encoder_weights=str(tmp_path / "encoder.weights.h5"),
     )

@@ -7,7 +7,6 @@ import pytest
 
 import utils
 from model import build_unet
-from training.batch_norm import fuse_batch_norm
 from utils import UserError
 
 
@@ -84,59 +83,3 @@ def test_an_unknown_precision_is_refused():
         utils.set_precision("int3")
     assert utils.set_precision("auto") in utils.PRECISIONS
     utils.set_precision("float32")
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
-)
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("shape", [(32, 32, 1), (4, 16, 16, 1)])
-def test_fused_normalization_trains_as_keras_does(tmp_path, precision, shape):
-    """8 and 16 channels take different kernels. Losses, moving averages and the file are those of
-    Keras's own.
-    """
-    keras.config.set_dtype_policy(precision)
-    rng = np.random.default_rng(0)
-    x = rng.random((4, *shape), np.float32)
-    y = np.float32(x > 0.5)
-    results, averages = [], []
-    try:
-        for fuse in (False, True):
-            keras.utils.set_random_seed(0)
-            model = build_unet(shape, filters=8, depth=1)
-            trained = fuse_batch_norm(model) if fuse else model
-            trained.compile(keras.optimizers.SGD(0.05), "binary_crossentropy", jit_compile=False)
-            results.append([float(trained.train_on_batch(x, y)) for _ in range(5)])
-            averages.append(model.get_layer("bottleneck_norm1").moving_variance.numpy())
-    finally:
-        utils.set_precision("float32")
-    exact = precision == "float32"
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5 if exact else 1e-2)
-    np.testing.assert_allclose(averages[0], averages[1], rtol=1e-4 if exact else 5e-2)
-    model.save(tmp_path / "m.h5")
-    loaded = keras.models.load_model(tmp_path / "m.h5", compile=False)
-    assert type(loaded.get_layer("bottleneck_norm1")) is keras.layers.BatchNormalization
-    np.testing.assert_allclose(loaded(x), model(x), atol=1e-5 if exact else 0.03)
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
-)
-def test_fused_normalization_leaves_frozen_layers_alone():
-    model = build_unet((16, 16, 1), filters=2, depth=1)
-    twin = fuse_batch_norm(model).get_layer("encoder0_norm1")
-    layer = model.get_layer("encoder0_norm1")
-    layer.trainable = False
-    x = np.random.default_rng(0).random((2, 16, 16, 2), np.float32)
-    before = layer.moving_mean.numpy()
-    np.testing.assert_allclose(twin(x, training=True), layer(x, training=False))
-    np.testing.assert_array_equal(layer.moving_mean.numpy(), before)
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="only TensorFlow's CPU device needs it"
-)
-def test_the_fused_twin_shares_all_weights():
-    model = build_unet((16, 16, 1), filters=2, depth=1)
-    twin = fuse_batch_norm(model)
-    assert {id(one) for one in twin.variables} == {id(one) for one in model.variables}

@@ -7,7 +7,6 @@ https://pydicom.github.io/pydicom/stable/guides/plugin_table.html.
 from functools import cache
 from typing import Any
 
-import imagecodecs
 import numpy as np
 
 PLUGIN = "imagecodecs"
@@ -44,6 +43,7 @@ def register() -> tuple[str, ...]:
 
 def decode_frame(src: bytes, runner: Any) -> bytearray:
     """Decode one frame that is JPEG, JPEG-LS or JPEG 2000; `runner` has the file's metadata."""
+    import imagecodecs
     from pydicom import uid
 
     samples = runner.samples_per_pixel
