@@ -329,6 +329,7 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
     )
     if config.patch_size:  # a patch without an object says little by itself
         scores = metrics.pooled_metrics(config.overlap)
+    utils.keep_freed_memory()
     model.compile(
         make_optimizer(config.learning_rate, steps),
         loss,

@@ -12,7 +12,7 @@ import numpy as np
 
 from imaging import arrays, dicom, jpeg2000, metaimage, nifti, nrrd, partners, pictures, tiff
 from imaging.alignment import place_in
-from imaging.dicom import dicom_masks, dicom_seg, dicom_series
+from imaging.dicom import dicom_masks, dicom_seg, dicom_series, dicom_zip
 from imaging.masks import encodings
 from imaging.scan import (
     MAX_BYTES,
@@ -97,6 +97,15 @@ DICOM = Format(
     dicom_seg.encode_mask,
     recognise=dicom.is_dicom,
 )
+ZIPPED_DICOM = Format(
+    "zipped DICOM series",
+    (),  # a zip beside images is no image: it is looked into when it is named
+    (),
+    dicom_zip.decode_zip,
+    ".dcm",
+    dicom_seg.encode_mask,
+    recognise=dicom_zip.is_zip_of_dicom,
+)
 NIFTI = Format(
     "NIfTI",
     (".nii", ".nii.gz", ".hdr", ".hdr.gz"),
@@ -159,10 +168,11 @@ FORMATS = (
     Format("WebP", (".webp",), pictures.WEBP_MAGIC, pictures.decode_picture),
     Format("JPEG 2000", jpeg2000.SUFFIXES, jpeg2000.MAGIC, jpeg2000.decode_jpeg2000),
     Format("NPY", (".npy",), arrays.NPY_MAGIC, arrays.decode_npy),
+    ZIPPED_DICOM,
     Format("NPZ", (".npz",), arrays.NPZ_MAGIC, arrays.decode_npz),
 )
 # They say where in the patient they lie, so that a mask may cover a part of its image.
-PLACED = (DICOM, NIFTI, NRRD, METAIMAGE)
+PLACED = (DICOM, ZIPPED_DICOM, NIFTI, NRRD, METAIMAGE)
 # They may have a palette.
 PALETTES = (PNG, TIFF, BMP, GIF)
 # What `write_mask` can be asked for.

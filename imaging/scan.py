@@ -120,8 +120,9 @@ def check_declared_bytes(max_bytes: float, *factors: int) -> None:
 
 def read_bytes(path: str | Path, count: int = -1) -> bytes:
     """Read a file, or its first bytes. Raises UserError, its message without the path."""
+    path = Path(path) if isinstance(path, str) else path  # or a file of a zip
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             return file.read(count)
     except OSError as error:
         raise UserError(f"cannot be opened ({error.strerror})") from error

@@ -7,8 +7,15 @@ PNG, JSON, GEOJSON = "image/png", "application/json", "application/geo+json"
 TIFF, DICOM, NIFTI = "image/tiff", "application/dicom", "application/x-nifti"
 NRRD, METAIMAGE = "application/x-nrrd", "application/x-metaimage"
 # Formats of volumes, by `Format.name`. Most have no registered type; NIfTI is gzipped.
-FORMATS = {"TIFF": TIFF, "DICOM": DICOM, "NIfTI": NIFTI, "NRRD": NRRD, "MetaImage": METAIMAGE}
-ALL = (PNG, JSON, GEOJSON, *FORMATS.values())
+FORMATS = {
+    "TIFF": TIFF,
+    "DICOM": DICOM,
+    "zipped DICOM series": DICOM,
+    "NIfTI": NIFTI,
+    "NRRD": NRRD,
+    "MetaImage": METAIMAGE,
+}
+ALL = tuple(dict.fromkeys((PNG, JSON, GEOJSON, *FORMATS.values())))
 ALIASES = {"application/gzip": NIFTI, "application/x-gzip": NIFTI, "application/nifti": NIFTI}
 
 

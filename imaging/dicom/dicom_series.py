@@ -54,11 +54,18 @@ def series_files(folder: str | Path) -> list[Path]:
 def volume_files(folder: str | Path) -> tuple[list[Path], list[str]]:
     """List the files of a folder's only volume, and notes on those that are left out.
 
+    Raises UserError.
+    """
+    return find_only_volume(series_files(folder))
+
+
+def find_only_volume(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """List the files of the only volume among DICOM files, and notes on those that are left out.
+
     Files without positions are one volume if they are of one series. Raises UserError.
     """
-    files = series_files(folder)
     if not files:
-        raise UserError("a folder without DICOM files; expected those of one series")
+        raise UserError("no DICOM files; expected those of one series")
     volumes, notes = group_files(files)
     if len(volumes) == 1:
         return volumes[0], notes
@@ -76,9 +83,17 @@ def read_folder(folder: str | Path, max_bytes: int) -> Scan:
 
     Raises UserError, its message names the file but not the folder.
     """
-    files, notes = volume_files(folder)
+    return read_only_volume(series_files(folder), max_bytes, f"{folder}/")
+
+
+def read_only_volume(files: Sequence[Path], max_bytes: int, folder: str = "") -> Scan:
+    """Read the only volume among DICOM files. Raises UserError.
+
+    folder: is left out of the notes.
+    """
+    files, notes = find_only_volume(files)
     scan = read_series(files, max_bytes)
-    told = tuple(note.removeprefix(f"{folder}/") for note in notes)
+    told = tuple(note.removeprefix(folder) for note in notes)
     return replace(scan, notes=(*scan.notes, *told))
 
 
