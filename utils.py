@@ -518,8 +518,6 @@ def keep_freed_memory() -> None:
     """
     if sys.platform != "linux":
         return
-    if os.environ.get("NOKEEP"):
-        return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
         library.mallopt(M_MMAP_MAX, 0)

@@ -1,0 +1,1 @@
+"""A DICOM node beside the HTTP service."""

@@ -121,7 +121,11 @@ def test_the_lock_file_holds_what_the_requirements_ask_for():
     lines = (DEPLOY / "requirements.lock").read_text().splitlines()
     pins = [Requirement(line.split(" \\")[0]) for line in lines if re.match(r"\w", line)]
     locked = {pin.name: pin.specifier for pin in pins if not pin.marker or pin.marker.evaluate()}
-    for line in (ROOT / "requirements-serve.txt").read_text().splitlines():
+    names = ("requirements-serve.txt", "requirements-node.txt")
+    lines = "\n".join((ROOT / name).read_text() for name in names).splitlines()
+    for line in lines:
+        if not re.match(r"\w", line):  # a comment, or another file
+            continue
         asked = Requirement(line)
         assert asked.specifier.contains(str(locked[asked.name]).removeprefix("==")), line
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -572,3 +573,42 @@ def test_dcmtks_tools_on_both_sides(service, xray, tmp_path):
         node.stop()
         storescp.terminate()
         storescp.wait(10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_stow", [False, True])
+def test_an_orthanc_on_both_sides(service, xray, pacs, tmp_path, by_stow):
+    """Orthanc sends an X-ray to the node and gets its segmentation back."""
+    with ask_orthanc(pacs, "system") as answer:
+        system = json.load(answer)
+    title, port = system["DicomAet"], system["DicomPort"]
+    stow = f"{pacs}/dicom-web/studies"
+    destination = stow if by_stow else f"{title}@127.0.0.1:{port}"
+    flags = ("--send-to", destination, "--service", address_of(service), "--allow", title)
+    node = RunningNode(tmp_path, *flags)
+    try:
+        unet = {"AET": "UNET", "Host": "127.0.0.1", "Port": node.port}
+        ask_orthanc(pacs, "modalities/unet", json.dumps(unet).encode(), "PUT").close()
+        ask_orthanc(pacs, "modalities/unet/echo", b"{}").close()
+        header = pydicom.dcmread(xray[0])
+        header.StudyInstanceUID = header.SeriesInstanceUID = pydicom.uid.generate_uid()
+        header.SOPInstanceUID = pydicom.uid.generate_uid()
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        header.save_as(tmp_path / "own.dcm")
+        with ask_orthanc(pacs, "instances", (tmp_path / "own.dcm").read_bytes()) as answer:
+            stored = json.load(answer)
+        ask_orthanc(pacs, "modalities/unet/store", stored["ID"].encode()).close()
+
+        def modalities() -> list[str]:
+            with ask_orthanc(pacs, f"studies/{stored['ParentStudy']}/series") as answer:
+                return sorted(one["MainDicomTags"]["Modality"] for one in json.load(answer))
+
+        wait_for(lambda: modalities() == ["CR", "SEG"])
+        wait_for(lambda: not list(node.spool.glob("*/*")))
+    finally:
+        node.stop()
+
+
+def ask_orthanc(address: str, path: str, content: bytes | None = None, method: str | None = None):
+    request = urllib.request.Request(f"{address}/{path}", content, method=method)
+    return urllib.request.urlopen(request, timeout=30)

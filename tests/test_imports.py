@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "data": {"utils", "imaging", "inference", "dataset"},
     "inference": {"utils", "imaging"},
     "serving": {"utils", "imaging", "inference"},
+    "dicom_node": {"utils", "imaging", "serving"},
     "training": {"utils", "imaging", "networks", "dataset", "inference", "metrics", "model"},
     "predict": {"utils", "imaging", "dataset", "data", "inference", "metrics"},
     "exporting": {"utils", "imaging", "dataset", "inference"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
         "training",
     },
 }
-WITHOUT_KERAS = ("imaging", "inference", "serving")
+WITHOUT_KERAS = ("imaging", "inference", "serving", "dicom_node")
 # Slow or optional, so a function may import them where it needs them.
 MAY_BE_LATE = {
     "albumentations",
@@ -72,6 +73,8 @@ MAY_BE_LATE = {
     "resource",
     # ours, because it needs requirements-serve.txt
     "serving",
+    # ours, because it needs requirements-node.txt
+    "dicom_node",
 }
 
 

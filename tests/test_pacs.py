@@ -2,10 +2,6 @@
 
 import io
 import json
-import os
-import shutil
-import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -24,49 +20,6 @@ from imaging import formats
 from imaging.labels import Classes
 
 pytestmark = pytest.mark.slow
-
-PLUGINS = Path("/usr/share/orthanc/plugins")  # where Debian's packages put them
-
-
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory):
-    """The address of Orthanc with its DICOMweb plugin. Required in CI, else the test is skipped."""
-    if not shutil.which("Orthanc") or not list(PLUGINS.glob("libOrthancDicomWeb*")):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            "no Orthanc: apt-get install orthanc orthanc-dicomweb"
-        )
-    folder = tmp_path_factory.mktemp("orthanc")
-    with socket.socket() as http, socket.socket() as dicom:
-        for one in (http, dicom):
-            one.bind(("127.0.0.1", 0))
-        ports = http.getsockname()[1], dicom.getsockname()[1]
-    settings = {
-        "StorageDirectory": str(folder / "store"),
-        "IndexDirectory": str(folder / "store"),
-        "HttpPort": ports[0],
-        "HttpBindAddresses": ["127.0.0.1"],
-        "DicomPort": ports[1],
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [str(path) for path in PLUGINS.glob("libOrthancDicomWeb*.so*")][:1],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(["Orthanc", folder / "orthanc.json"], stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{ports[0]}"
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"{address}/system", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def store(address: str, content: bytes) -> dict:

@@ -20,9 +20,10 @@ import predict
 import serve
 import train
 import utils
-from benchmarks import figures
+from benchmarks import figures, gpu
 from benchmarks.accuracy.__main__ import COMMANDS as STUDIES
 from benchmarks.speed.__main__ import COMMANDS as SPEEDS
+from dicom_node import __main__ as dicom_node
 from imaging import formats, scan
 from inference import archive, precision_check
 from serving import smoke
@@ -40,6 +41,8 @@ CONFIGS = (
     precision_check.Config,
     figures.Config,
     smoke.Config,
+    gpu.Config,
+    dicom_node.Config,
 )
 COMMANDS = (data.check, data.download, data.phantoms, metrics.compare, *STUDIES, *SPEEDS)
 # Flags of every script of ours, of pip, of torchrun, and of Triton.
@@ -57,6 +60,7 @@ OTHER_FLAGS = {
     "--disable-pip",
     "--universal",
     "--generate-hashes",
+    "--profile",  # of Docker Compose
 }
 
 pages = pytest.mark.parametrize("name", [path.name for path in PAGES])
@@ -140,7 +144,14 @@ def test_every_script_and_module_exists(name):
         folders = (ROOT, ROOT / "deploy", ROOT / "files" / "lungs")
         made = any(
             word in path
-            for word in ("export", "results/", "config.json", "manifest.json", "labels.txt")
+            for word in (
+                "export",
+                "results/",
+                "config.json",
+                "manifest.json",
+                "labels.txt",
+                "reason.txt",
+            )
         )
         # Files of data sets.
         made |= Path(path).stem in ("dataset", "annotations", "scan7", "labelmap", "labels")
