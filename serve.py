@@ -32,8 +32,15 @@ def serve(config: Config) -> None:
     service.metrics.watch(listener)
     settings = server_settings(make_app(service), config, listener)
 
-    model = f"{config.model} ({service.network.engine}, {service.network.precision})"
-    print(f"{address(config, listener)} serves {model}; stop it with Ctrl-C", flush=True)
+    models = [
+        f"{one.title} ({one.network.engine}, {one.network.precision})"
+        for one in service.repository.served.values()
+    ]
+    print(
+        f"{address(config, listener)} serves {config.model}: {', '.join(models)}; stop it with "
+        "Ctrl-C",
+        flush=True,
+    )
     Server(settings, service).run([listener])
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from serving.errors import Problem
 from utils import UserError
 
-SEGMENT, METRICS = "segment", "metrics"
-RIGHTS = (SEGMENT, METRICS)
+SEGMENT, METRICS, ADMIN = "segment", "metrics", "admin"
+RIGHTS = (SEGMENT, METRICS, ADMIN)
 NAME = re.compile(r"[\w.@+-]{0,64}", re.ASCII)  # it is written into the log
 LIMIT = re.compile(r"([1-9]\d{0,8})/min", re.ASCII)
 

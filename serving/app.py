@@ -41,9 +41,8 @@ def make_app(service: Service) -> fastapi.FastAPI:
     app.state.service = service
     app.include_router(routes.health)
     app.include_router(routes.page)
-    app.include_router(routes.segmentation)
-    app.include_router(routes.v2)
-    app.include_router(routes.tensorflow_serving)
+    for router in (routes.segmentation, routes.v2, routes.tensorflow_serving):
+        app.include_router(routes.describe_paths(router))
     app.include_router(routes.vertex_router())
     app.add_exception_handler(HTTPException, refuse_unknown_route)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from utils import UserError
 
-# Under these the model is served.
+# Under these a single model is served.
 MODEL = "unet"
 VERSION = "1"
 
@@ -29,7 +29,8 @@ POSITIVE = (
 class Config:
     """How the service runs."""
 
-    # The exported model; manifest.json lies beside it.
+    # The exported model; manifest.json lies beside it. Or a folder of models and their versions:
+    # NAME/VERSION/unet.onnx, and aliases.json.
     model: str = "export/unet.onnx"
     merge: str = ""  # shows all classes of the model as one of this name: lungs
 

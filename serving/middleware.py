@@ -9,7 +9,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from serving.api_keys import METRICS, SEGMENT, Keys
+from serving.api_keys import ADMIN, METRICS, SEGMENT, Keys
 from serving.config import is_loopback
 from serving.errors import Problem
 from serving.monitoring import Metrics, log_fault, log_request
@@ -24,6 +24,7 @@ SECURITY_HEADERS = {
 }
 # Memory for the bodies of all requests, in largest bodies.
 MAX_LARGEST_BODIES = 4
+ADMIN_PATHS = "/v2/repository/models/"  # load and unload
 KEY_PATH = "/v1/model"  # a proxy asks it whether a key is good; it counts towards no limit
 CLIENT_CLOSED_REQUEST = 499  # as nginx counts clients that hang up
 
@@ -138,8 +139,7 @@ class Guard:
         if self.page_origins is not None:
             check_page(headers, self.page_origins)
         if self.keys:
-            right = METRICS if scope["path"] == "/metrics" else SEGMENT
-            key = self.keys.check(headers, right)
+            key = self.keys.check(headers, needed_right(scope["path"]))
             exchange.key = key.name
             if scope["path"] != KEY_PATH:
                 self.keys.count(key)
@@ -175,9 +175,16 @@ class Guard:
         if route not in self.public_paths and route != "/metrics":
             received = exchange.body.received
             sizes = {"bytes_in": received, "bytes_out": exchange.sent_bytes}
-            asked = {"key": exchange.key, "model": self.metrics.model, "method": method}
+            asked = {"key": exchange.key, "model": scope.get("model", ""), "method": method}
             asked["route"] = route
             log_request(exchange.request_id, asked, exchange.status, seconds, sizes)
+
+
+def needed_right(path: str) -> str:
+    """Name the right that a request needs."""
+    if path == "/metrics":
+        return METRICS
+    return ADMIN if path.startswith(ADMIN_PATHS) else SEGMENT
 
 
 def check_page(headers: Mapping[str, str], allowed: Collection[str]) -> None:

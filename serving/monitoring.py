@@ -1,6 +1,7 @@
 """Metrics for Prometheus and lines of the log. Neither says anything about a patient."""
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,10 +19,9 @@ SHARES = [i / 20 for i in range(1, 21)]  # buckets of numbers from 0 to 1
 class Metrics:
     """Traffic, speed, and numbers per image whose change may mean other images (drift)."""
 
-    def __init__(self, sha256: str) -> None:
+    def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry = registry
-        self.model = sha256[:12]  # in the log
         self.connections = Gauge("unet_connections", "Connections that are open", registry=registry)
         self.dropped = Counter(
             "unet_connections_dropped",
@@ -42,45 +42,74 @@ class Metrics:
             "unet_batch_size", "Images in a request", buckets=BATCH_SIZES, registry=registry
         )
         self.network_seconds = Histogram(
-            "unet_inference_seconds", "Time of the network, a request", registry=registry
+            "unet_inference_seconds",
+            "Time of the network, a request",
+            ["model"],
+            registry=registry,
         )
         self.input_mean = Histogram(
-            "unet_input_mean", "Mean of a prepared image", buckets=SHARES, registry=registry
+            "unet_input_mean",
+            "Mean of a prepared image",
+            ["model"],
+            buckets=SHARES,
+            registry=registry,
         )
         self.foreground_share = Histogram(
             "unet_foreground_share",
             "Share of the pixels in the mask",
+            ["model"],
             buckets=SHARES,
             registry=registry,
         )
         self.predicted_dice = Histogram(
-            "unet_predicted_dice", "Dice that is predicted", buckets=DICE, registry=registry
+            "unet_predicted_dice",
+            "Dice that is predicted",
+            ["model"],
+            buckets=DICE,
+            registry=registry,
         )
         self.unusual = Counter(
-            "unet_unusual_images", "Images of another kind than the model knows", registry=registry
+            "unet_unusual_images",
+            "Images of another kind than the model knows",
+            ["model"],
+            registry=registry,
         )
-        info = Gauge("unet_model_info", "The model served", ["sha256"], registry=registry)
-        info.labels(sha256).set(1)
+        self.info = Gauge(
+            "unet_model_info", "The models served", ["model", "sha256"], registry=registry
+        )
+
+    def show_models(self, models: Sequence[tuple[str, str]]) -> None:
+        """Show which models are served: name and version, checksum."""
+        self.info.clear()
+        for title, sha256 in models:
+            self.info.labels(title, sha256).set(1)
+            # Shown from the start, with 0.
+            self.unusual.labels(title)
+            for histogram in (
+                *(self.network_seconds, self.input_mean),
+                *(self.foreground_share, self.predicted_dice),
+            ):
+                histogram.labels(title)
 
     def watch(self, listener: Listener) -> None:
         """Show how many connections are open, and count those that are ended."""
         self.connections.set_function(lambda: len(listener.connections))
         listener.on_drop = self.dropped.inc
 
-    def record_computed(self, size: int, seconds: float) -> None:
-        """Record the images of a request that the model computed."""
+    def record_computed(self, model: str, size: int, seconds: float) -> None:
+        """Record the images of a request that a model computed."""
         self.batch_size.observe(size)
-        self.network_seconds.observe(seconds)
+        self.network_seconds.labels(model).observe(seconds)
 
     def record_image(
-        self, input_mean: float, foreground_share: float, quality: Quality | None
+        self, model: str, input_mean: float, foreground_share: float, quality: Quality | None
     ) -> None:
         """Record a segmented image: two shares, and what the model says of its mask."""
-        self.input_mean.observe(input_mean)
-        self.foreground_share.observe(foreground_share)
+        self.input_mean.labels(model).observe(input_mean)
+        self.foreground_share.labels(model).observe(foreground_share)
         if quality:
-            self.predicted_dice.observe(quality.dice)
-            self.unusual.inc(quality.is_unusual)
+            self.predicted_dice.labels(model).observe(quality.dice)
+            self.unusual.labels(model).inc(quality.is_unusual)
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Record an answered request."""

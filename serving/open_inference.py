@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inference.exported_model import ExportedModel
-from serving.config import MODEL, VERSION
 from serving.errors import Problem
 from serving.network import Statistics
 from serving.tensors import check_finite, check_json_answer, check_shape, read_json, to_array
@@ -31,29 +30,29 @@ class InferenceRequest(NamedTuple):
 # ---------------------------------------------------------------------------- describing the model
 
 
-def metadata(network: ExportedModel) -> dict[str, Any]:
-    """Describe the model as the protocol does."""
+def metadata(name: str, versions: list[str], network: ExportedModel) -> dict[str, Any]:
+    """Describe a model as the protocol does."""
 
     def tensor(name: str, sides: tuple[int, ...]) -> list[dict[str, Any]]:
         return [{"name": name, "datatype": "FP32", "shape": [-1, *sides]}]
 
     return {
-        "name": MODEL,
-        "versions": [VERSION],
+        "name": name,
+        "versions": versions,
         "platform": PLATFORM,
         "inputs": tensor(network.input_name, network.input_shape),
         "outputs": tensor(network.output_name, network.output_shape),
     }
 
 
-def triton_config(network: ExportedModel, max_batch: int) -> dict[str, Any]:
-    """Describe the model as Triton does to its own tools."""
+def triton_config(name: str, network: ExportedModel, max_batch: int) -> dict[str, Any]:
+    """Describe a model as Triton does to its own tools."""
 
     def tensor(name: str, sides: tuple[int, ...]) -> list[dict[str, Any]]:
         return [{"name": name, "data_type": "TYPE_FP32", "dims": list(sides)}]
 
     return {
-        "name": MODEL,
+        "name": name,
         "platform": PLATFORM,
         "max_batch_size": max_batch,
         "input": tensor(network.input_name, network.input_shape),
@@ -61,14 +60,8 @@ def triton_config(network: ExportedModel, max_batch: int) -> dict[str, Any]:
     }
 
 
-def repository_index(ready: bool) -> list[dict[str, str]]:
-    """List the models that are served, as Triton's extension "model_repository" does."""
-    state = "READY" if ready else "UNAVAILABLE"
-    return [{"name": MODEL, "version": VERSION, "state": state, "reason": ""}]
-
-
-def statistics(counted: Statistics) -> dict[str, Any]:
-    """Tell how often and how long the model was asked, as Triton's extension "statistics" does."""
+def statistics(name: str, version: str, counted: Statistics) -> dict[str, Any]:
+    """Tell how often and how long a model was asked, as Triton's extension "statistics" does."""
 
     def spent(count: int, nanoseconds: int) -> dict[str, int]:
         return {"count": count, "ns": nanoseconds}
@@ -82,16 +75,15 @@ def statistics(counted: Statistics) -> dict[str, Any]:
         "compute_infer": spent(counted.requests, counted.computing_ns),
         "compute_output": spent(counted.requests, 0),
     }
-    model = {
-        "name": MODEL,
-        "version": VERSION,
+    return {
+        "name": name,
+        "version": version,
         "last_inference": counted.last_ms,
         "inference_count": counted.images,
         "execution_count": counted.requests,
         "inference_stats": stats,
         "batch_stats": [],
     }
-    return {"model_stats": [model]}
 
 
 # -------------------------------------------------------------------------------- reading requests
@@ -183,11 +175,14 @@ def get_object(parent: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def write_answer(
-    probs: np.ndarray, request: InferenceRequest, network: ExportedModel
+    probs: np.ndarray, request: InferenceRequest, names: tuple[str, str], network: ExportedModel
 ) -> tuple[bytes, dict[str, str]]:
-    """Write the answer to an inference request: its body and headers."""
+    """Write the answer to an inference request: its body and headers.
+
+    names: of the model and its version.
+    """
     output = {"name": network.output_name, "datatype": "FP32", "shape": list(probs.shape)}
-    answer = {"model_name": MODEL, "model_version": VERSION, "outputs": [output]}
+    answer = {"model_name": names[0], "model_version": names[1], "outputs": [output]}
     if request.id:
         answer["id"] = request.id
     if not request.binary:

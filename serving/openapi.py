@@ -71,6 +71,11 @@ def describe(
     }
 
 
+def path_parameter(name: str) -> dict[str, Any]:
+    """Describe a part of a path: the name of a model, or a version."""
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
 def by_media_type(schemas: dict[str, Any]) -> dict[str, Any]:
     """Write schemas as OpenAPI's `content`."""
     return {media_type: {"schema": schema} for media_type, schema in schemas.items()}

@@ -1,6 +1,7 @@
 """All routes of the service, one router per protocol. `serving/service.py` does the work."""
 
 import os
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -8,8 +9,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse
 
 from serving import media_types, open_inference, openapi, tf_serving
-from serving.config import MODEL, VERSION
+from serving.config import VERSION
 from serving.errors import Problem
+from serving.repository import Served
 from serving.service import Service
 from utils import ROOT
 
@@ -24,10 +26,9 @@ PUBLIC_PATHS = (
     "/v2/health/live",
     "/v2/health/ready",
 )
-V2_MODEL = f"/v2/models/{MODEL}"
-V2_VERSION = f"{V2_MODEL}/versions/{VERSION}"
-TF_MODEL = f"/v1/models/{MODEL}"
-TF_VERSION = f"{TF_MODEL}/versions/{VERSION}"
+V2_MODEL, TF_MODEL = "/v2/models/{model}", "/v1/models/{model}"
+V2_VERSION, TF_VERSION = f"{V2_MODEL}/versions/{{version}}", f"{TF_MODEL}/versions/{{version}}"
+V2_REPOSITORY = "/v2/repository/models/{model}"
 # What GET /v1/model shows of the model's metadata.
 SHOWN_METADATA = (
     "classes",
@@ -54,6 +55,25 @@ def get_service(request: Request) -> Service:
     return request.app.state.service
 
 
+def find_model(request: Request) -> Served:
+    """Return the model that the path names, or the default. Raises Problem 404."""
+    names = request.path_params
+    repository = get_service(request).repository
+    model = repository.find(names.get("model", ""), names.get("version", ""))
+    request.scope["model"] = f"{model.title} {model.network.sha256[:12]}"  # for the log
+    return model
+
+
+def describe_paths(router: APIRouter) -> APIRouter:
+    """Tell OpenAPI what stands in a router's paths: names of models, versions."""
+    for route in router.routes:
+        names = re.findall(r"{(\w+)}", route.path)
+        parameters = [openapi.path_parameter(name) for name in names]
+        if parameters:
+            route.openapi_extra = {**(route.openapi_extra or {}), "parameters": parameters}
+    return router
+
+
 # --------------------------------------------------------------------------- health and web page
 
 health = APIRouter()
@@ -69,8 +89,6 @@ def live() -> dict[str, bool]:
 
 @health.get("/readyz", **openapi.OBJECT)
 @health.get("/v2/health/ready", **openapi.OBJECT)
-@health.get(f"{V2_MODEL}/ready", **openapi.OBJECT)
-@health.get(f"{V2_VERSION}/ready", **openapi.OBJECT)
 @health.get("/ping", **openapi.OBJECT)  # SageMaker
 def ready(request: Request) -> dict[str, bool]:
     """Say whether the service takes requests."""
@@ -83,7 +101,7 @@ def ready(request: Request) -> dict[str, bool]:
 def metrics(request: Request) -> Response:
     """Return the metrics for Prometheus."""
     service = get_service(request)
-    text = service.metrics.exposition(service.computing.pending)
+    text = service.metrics.exposition(service.repository.pending)
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -112,19 +130,36 @@ segmentation = APIRouter()
 
 @segmentation.post("/v1/segment", **openapi.SEGMENT)
 @segmentation.post("/invocations", **openapi.SEGMENT)  # SageMaker
+@segmentation.post(f"{TF_MODEL}:segment", **openapi.SEGMENT)
+@segmentation.post(f"{TF_VERSION}:segment", **openapi.SEGMENT)
 async def segment(request: Request) -> Response:
     """Return the mask of an image file, of a volume the masks of all slices."""
+    model = find_model(request)
     accepted = media_types.read_accept(request.headers.get("accept", ""))
     content = await read_image(request)
-    answer = await get_service(request).segment(content, accepted, request.scope["deadline"])
+    deadline = request.scope["deadline"]
+    answer = await get_service(request).segment(model, content, accepted, deadline)
     return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
 
 @segmentation.get("/v1/model", **openapi.OBJECT)
 def model(request: Request) -> dict[str, Any]:
-    """Return which model is served."""
-    network = get_service(request).network
-    shown = {"name": MODEL, "version": VERSION, "sha256": network.sha256}
+    """Return which model answers by default."""
+    return describe(find_model(request))
+
+
+@segmentation.get("/v1/models", **openapi.OBJECT)
+def models(request: Request) -> dict[str, Any]:
+    """Return all models that are served, and the aliases."""
+    repository = get_service(request).repository
+    served = [describe(one) for one in repository.served.values()]
+    return {"models": served, "aliases": repository.aliases, "default": repository.find().title}
+
+
+def describe(model: Served) -> dict[str, Any]:
+    """Describe a model for its users."""
+    network = model.network
+    shown = {"name": model.name, "version": model.version, "sha256": network.sha256}
     shown |= {"engine": network.engine, "precision": network.precision}
     for name in SHOWN_METADATA:
         if name in network.metadata:
@@ -163,37 +198,68 @@ def server() -> dict[str, Any]:
 
 @v2.post("/v2/repository/index", **openapi.LIST)
 def repository_index(request: Request) -> list[dict[str, str]]:
-    """List the models that are served."""
-    return open_inference.repository_index(get_service(request).ready)
+    """List the models, also those that cannot be served."""
+    return get_service(request).repository.index()
+
+
+@v2.post(f"{V2_REPOSITORY}/load", **openapi.OBJECT)
+def load(request: Request) -> dict[str, Any]:
+    """Load a model's versions from the folder; what was changed or removed there is noticed."""
+    get_service(request).repository.load(request.path_params["model"])
+    return {}
+
+
+@v2.post(f"{V2_REPOSITORY}/unload", **openapi.OBJECT)
+def unload(request: Request) -> dict[str, Any]:
+    """Stop serving a model until it is loaded again."""
+    get_service(request).repository.unload(request.path_params["model"])
+    return {}
+
+
+@v2.get(f"{V2_MODEL}/ready", **openapi.OBJECT)
+@v2.get(f"{V2_VERSION}/ready", **openapi.OBJECT)
+def model_ready(request: Request) -> dict[str, bool]:
+    """Say whether a model takes requests."""
+    find_model(request)
+    return ready(request)
 
 
 @v2.get(V2_MODEL, **openapi.OBJECT)
 @v2.get(V2_VERSION, **openapi.OBJECT)
 def metadata(request: Request) -> dict[str, Any]:
     """Return the names and shapes of the model's tensors."""
-    return open_inference.metadata(get_service(request).network)
+    model = find_model(request)
+    versions = [one.version for one in get_service(request).repository.versions(model.name)]
+    return open_inference.metadata(model.name, versions, model.network)
 
 
 @v2.get(f"{V2_MODEL}/config", **openapi.OBJECT)
 def configuration(request: Request) -> dict[str, Any]:
     """Return the model's configuration as Triton does."""
-    service = get_service(request)
-    return open_inference.triton_config(service.network, service.config.max_batch)
+    model, config = find_model(request), get_service(request).config
+    return open_inference.triton_config(model.name, model.network, config.max_batch)
 
 
 @v2.get(f"{V2_MODEL}/stats", **openapi.OBJECT)
 @v2.get(f"{V2_VERSION}/stats", **openapi.OBJECT)
 def statistics(request: Request) -> dict[str, Any]:
-    """Return how often and how long the model was asked."""
-    return open_inference.statistics(get_service(request).computing.statistics)
+    """Return how often and how long a model, or one of its versions, was asked."""
+    chosen = [find_model(request)]
+    if "version" not in request.path_params:
+        chosen = get_service(request).repository.versions(chosen[0].name)
+    stats = [
+        open_inference.statistics(one.name, one.version, one.computing.statistics) for one in chosen
+    ]
+    return {"model_stats": stats}
 
 
 @v2.post(f"{V2_MODEL}/infer", **openapi.INFER)
 @v2.post(f"{V2_VERSION}/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
     """Return the probabilities of prepared images."""
+    model = find_model(request)
     json_length = request.headers.get(open_inference.LENGTH_HEADER)
-    body, headers = await get_service(request).infer(await request.body(), json_length)
+    body, headers = await get_service(request).infer(model, await request.body(), json_length)
     return Response(body, headers=headers)
 
 
@@ -205,22 +271,28 @@ tensorflow_serving = APIRouter()
 @tensorflow_serving.get(TF_MODEL, **openapi.OBJECT)
 @tensorflow_serving.get(TF_VERSION, **openapi.OBJECT)
 def status(request: Request) -> dict[str, Any]:
-    """Return the state of the model."""
-    return tf_serving.status(get_service(request).ready)
+    """Return the state of a model's versions, or of one."""
+    service, versions = get_service(request), [find_model(request).version]
+    if "version" not in request.path_params:
+        found = service.repository.versions(request.path_params["model"])
+        versions = [one.version for one in found]
+    return tf_serving.status(versions, service.ready)
 
 
 @tensorflow_serving.get(f"{TF_MODEL}/metadata", **openapi.OBJECT)
 @tensorflow_serving.get(f"{TF_VERSION}/metadata", **openapi.OBJECT)
 def signatures(request: Request) -> dict[str, Any]:
     """Return the names and shapes of the model's tensors."""
-    return tf_serving.metadata(get_service(request).network)
+    model = find_model(request)
+    return tf_serving.metadata(model.name, model.version, model.network)
 
 
 @tensorflow_serving.post(f"{TF_MODEL}:predict", **openapi.PREDICT)
 @tensorflow_serving.post(f"{TF_VERSION}:predict", **openapi.PREDICT)
 async def predict(request: Request) -> Response:
     """Return the probabilities of prepared images."""
-    body = await get_service(request).predict(await request.body())
+    model = find_model(request)
+    body = await get_service(request).predict(model, await request.body())
     return Response(body, media_type="application/json")
 
 

@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def reload(self) -> None:
-        """Read keys and certificate again. What is bad is told, and changes nothing."""
+        """Read keys, certificate and models again. What is bad is told, and changes nothing."""
         config, self.stamps = self.service.config, self._read_stamps()
         try:
             known = read_keys(Path(config.keys)) if config.keys else []
@@ -66,6 +66,18 @@ class Server(uvicorn.Server):
             log_event(event="keys and certificate stay as they were", error=str(error))
         else:
             log_event(event="keys and certificate were read again")
+        asyncio.get_running_loop().run_in_executor(None, self.reload_models)
+
+    def reload_models(self) -> None:
+        """Look into the folder of models again. What is bad is told, and changes nothing."""
+        repository = self.service.repository
+        try:
+            repository.reload()
+        except UserError as error:
+            log_event(event="models stay as they were", error=str(error))
+        else:
+            titles = [one.title for one in repository.served.values()]
+            log_event(event="models were looked at again", models=titles)
 
     def _read_stamps(self) -> list[float]:
         """Read when keys and certificate were last changed; 0 for what is missing."""

@@ -1,4 +1,4 @@
-"""A loaded model and what it does for requests: segment an image, compute tensors."""
+"""What the models do for requests: segment an image, compute tensors."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-import utils
 from imaging import pictures
-from inference.exported_model import Prepared, load_exported
+from inference.exported_model import Prepared
 from serving import media_types, open_inference, responses, tf_serving
 from serving.api_keys import Keys
 from serving.config import Config
 from serving.monitoring import Metrics
-from serving.network import NetworkThreads
+from serving.repository import Repository, Served
 from serving.workers import Workers
 
 # Bytes of a file, or pixels of a picture, that may take seconds to decode and to write.
@@ -28,26 +27,18 @@ MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
 class Service:
-    """The model, the threads that run it, and the workers that read and write files.
+    """The models, the threads that run them, and the workers that read and write files.
 
     Requests and answers are parsed and written in worker processes, because a malformed one may
     take much memory or time.
     """
 
     def __init__(self, config: Config) -> None:
-        """Load keys and model. Raises UserError."""
+        """Load keys and models. Raises UserError."""
         self.config = config
         self.keys = Keys(Path(config.keys)) if config.keys else None
-        self.network, run = load_exported(
-            Path(config.model), config.threads, config.engine, config.precision, config.merge
-        )
-        self.metrics = Metrics(self.network.sha256)
-        self.computing = NetworkThreads(
-            run,
-            config.threads or utils.cores(),
-            config.max_concurrent_requests,
-            self.metrics.record_computed,
-        )
+        self.metrics = Metrics()
+        self.repository = Repository(config, self.metrics)
         max_pixels = int(config.max_megapixels * 2**20)
         self.max_bytes = pictures.BYTES_PER_PIXEL * max_pixels  # of a decoded image
         self.workers = Workers(config.workers, max_pixels)
@@ -56,21 +47,19 @@ class Service:
         self.ready = False
 
     async def start(self) -> None:
-        """Start the workers and run the model once; then the service is ready."""
+        """Start the workers; then the service is ready."""
         self.workers.start()
         await self.workers.ready()
-        for count in (1, 2):  # alone, and side by side
-            await self.computing.predict(np.zeros((count, *self.network.input_shape), np.float32))
         self.ready = True
 
     async def stop(self) -> None:
         """Finish the running requests, then end the workers."""
         self.ready = False
-        await self.computing.stop()
+        await self.repository.stop()
         self.workers.stop()
 
     async def segment(
-        self, content: bytes, accepted: list[str], deadline: asyncio.Timeout
+        self, model: Served, content: bytes, accepted: list[str], deadline: asyncio.Timeout
     ) -> responses.MaskResponse:
         """Segment an image file and write its mask. Raises Problem.
 
@@ -80,7 +69,7 @@ class Service:
         is_large = len(content) > LARGE_BODY or pixels > LARGE_PIXELS
         async with self._turn(is_large):
             prepared = await self.workers.run(
-                self.network.read,
+                model.network.read,
                 content,
                 self.max_bytes,
                 self.config.max_slices,
@@ -91,19 +80,19 @@ class Service:
         if len(prepared.windows) > 1:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self.config.volume_timeout_s)
-            answer = await self._segment_windows(prepared, chosen)
+            answer = await self._segment_windows(model, prepared, chosen)
         else:
-            probs = await self.computing.predict(prepared.batch())
+            probs = await model.computing.predict(prepared.batch())
             async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS):
                 answer = await self.workers.run(
-                    responses.respond_to_image, self.network, probs, prepared, chosen
+                    responses.respond_to_image, model.network, probs, prepared, chosen
                 )
         input_mean = float(prepared.windows.case.mean()) / 255
-        self.metrics.record_image(input_mean, answer.foreground_share, answer.quality)
+        self.metrics.record_image(model.title, input_mean, answer.foreground_share, answer.quality)
         return answer
 
     async def _segment_windows(
-        self, prepared: Prepared, chosen: list[str]
+        self, model: Served, prepared: Prepared, chosen: list[str]
     ) -> responses.MaskResponse:
         """Segment a volume, or a large picture, a few windows at a time.
 
@@ -111,12 +100,12 @@ class Service:
         """
         # Several of the largest masks would fill the memory.
         async with self.volume_turns:
-            with self._computed(prepared) as probs:
-                found = await asyncio.to_thread(self.network.decide, probs, prepared)
+            with self._computed(model, prepared) as probs:
+                found = await asyncio.to_thread(model.network.decide, probs, prepared)
             async with self._turn(is_large=True):
                 return await self.workers.run(
                     responses.respond,
-                    self.network,
+                    model.network,
                     found.ids,
                     found.quality,
                     prepared.without_pixels(),
@@ -124,7 +113,7 @@ class Service:
                 )
 
     @contextlib.contextmanager
-    def _computed(self, prepared: Prepared) -> Iterator[Iterator[np.ndarray]]:
+    def _computed(self, model: Served, prepared: Prepared) -> Iterator[Iterator[np.ndarray]]:
         """Yield the probabilities of all windows, for another thread, which waits for the network.
 
         When the block ends early, because the request's time is over, so does that thread.
@@ -138,7 +127,7 @@ class Service:
                     raise TimeoutError
                 batch = prepared.batch(start, start + step)
                 yield from asyncio.run_coroutine_threadsafe(
-                    self.computing.predict_with_room(batch), loop
+                    model.computing.predict_with_room(batch), loop
                 ).result()
 
         try:
@@ -150,26 +139,30 @@ class Service:
         """Wait for a turn if a job is large: one worker stays free for the images of others."""
         return self.large_turns if is_large else contextlib.nullcontext()
 
-    async def infer(self, content: bytes, json_length: str | None) -> tuple[bytes, dict[str, str]]:
+    async def infer(
+        self, model: Served, content: bytes, json_length: str | None
+    ) -> tuple[bytes, dict[str, str]]:
         """Answer a request of the Open Inference Protocol: body and headers. Raises Problem."""
         request = await self.workers.run(
-            open_inference.read_request, content, json_length, self.network, self.config.max_batch
+            open_inference.read_request, content, json_length, model.network, self.config.max_batch
         )
-        probs = await self.computing.predict(request.batch)
+        probs = await model.computing.predict(request.batch)
+        names = model.name, model.version
         return await self.workers.run(
-            open_inference.write_answer, self._without_spread(probs), request, self.network
+            open_inference.write_answer, without_spread(probs, model), request, names, model.network
         )
 
-    async def predict(self, content: bytes) -> bytes:
+    async def predict(self, model: Served, content: bytes) -> bytes:
         """Answer a request of TensorFlow Serving's REST. Raises Problem."""
         batch, by_row = await self.workers.run(
-            tf_serving.read_instances, content, self.network, self.config.max_batch
+            tf_serving.read_instances, content, model.network, self.config.max_batch
         )
-        probs = await self.computing.predict(batch)
+        probs = await model.computing.predict(batch)
         return await self.workers.run(
-            tf_serving.write_predictions, self._without_spread(probs), by_row
+            tf_serving.write_predictions, without_spread(probs, model), by_row
         )
 
-    def _without_spread(self, probs: np.ndarray) -> np.ndarray:
-        """Leave out the channel that says how much an image and its mirror image differ."""
-        return np.ascontiguousarray(probs[..., : self.network.output_channels])
+
+def without_spread(probs: np.ndarray, model: Served) -> np.ndarray:
+    """Leave out the channel that says how much an image and its mirror image differ."""
+    return np.ascontiguousarray(probs[..., : model.network.output_channels])

@@ -4,12 +4,12 @@ Specification: https://www.tensorflow.org/tfx/serving/api_rest
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from inference.exported_model import ExportedModel
-from serving.config import MODEL, VERSION
 from serving.errors import Problem
 from serving.tensors import check_finite, check_json_answer, check_shape, read_json, to_array
 
@@ -17,14 +17,15 @@ SIGNATURE = "serving_default"
 INPUT = "images"  # the name of the input
 
 
-def status(is_ready: bool) -> dict[str, Any]:
-    """Describe the state of the only version."""
+def status(versions: Sequence[str], is_ready: bool) -> dict[str, Any]:
+    """Describe the state of a model's versions."""
     state = "AVAILABLE" if is_ready else "LOADING"
     no_error = {"error_code": "OK", "error_message": ""}
-    return {"model_version_status": [{"version": VERSION, "state": state, "status": no_error}]}
+    states = [{"version": one, "state": state, "status": no_error} for one in versions]
+    return {"model_version_status": states}
 
 
-def metadata(network: ExportedModel) -> dict[str, Any]:
+def metadata(name: str, version: str, network: ExportedModel) -> dict[str, Any]:
     """Describe the tensors of the only signature."""
 
     def tensor(name: str, sides: tuple[int, ...]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def metadata(network: ExportedModel) -> dict[str, Any]:
         "method_name": "tensorflow/serving/predict",
     }
     return {
-        "model_spec": {"name": MODEL, "signature_name": "", "version": VERSION},
+        "model_spec": {"name": name, "signature_name": "", "version": version},
         "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
     }
 
