@@ -18,6 +18,7 @@ from serving.service import Service
 # Of requests and of answers, for the scripts of web pages that `--cors-origin` names.
 ALLOWED_HEADERS = ("Accept", "Authorization", "Content-Type", "X-API-Key", LENGTH_HEADER)
 EXPOSED_HEADERS = (
+    "Location",
     "X-Areas",
     "X-Quality",
     "X-Model-SHA256",
@@ -41,7 +42,7 @@ def make_app(service: Service) -> fastapi.FastAPI:
     app.state.service = service
     app.include_router(routes.health)
     app.include_router(routes.page)
-    for router in (routes.segmentation, routes.v2, routes.tensorflow_serving):
+    for router in (routes.segmentation, routes.jobs, routes.v2, routes.tensorflow_serving):
         app.include_router(routes.describe_paths(router))
     app.include_router(routes.vertex_router())
     app.add_exception_handler(HTTPException, refuse_unknown_route)
@@ -63,7 +64,7 @@ def make_app(service: Service) -> fastapi.FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "HEAD", "POST"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )

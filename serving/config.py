@@ -22,6 +22,7 @@ POSITIVE = (
     "max_concurrent_requests",
     "timeout_s",
     "volume_timeout_s",
+    "job_keep_s",
 )
 
 
@@ -59,6 +60,10 @@ class Config:
     max_concurrent_requests: int = 64  # further requests are answered with status 503
     timeout_s: float = 30  # time for one request; then it is answered with status 504
     volume_timeout_s: float = 300  # time for a volume
+
+    # File of jobs (/v1/jobs), which holds images and masks until they expire; "" has no jobs.
+    jobs: str = ""
+    job_keep_s: float = 3600  # time for which a finished job is kept
 
     drain_s: float = 5  # seconds from SIGTERM until connections are refused; /readyz says 503
 

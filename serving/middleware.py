@@ -140,6 +140,7 @@ class Guard:
             check_page(headers, self.page_origins)
         if self.keys:
             key = self.keys.check(headers, needed_right(scope["path"]))
+            scope["owner"] = key.digest.hex()
             exchange.key = key.name
             if scope["path"] != KEY_PATH:
                 self.keys.count(key)

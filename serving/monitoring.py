@@ -38,6 +38,7 @@ class Metrics:
         self.queue = Gauge(
             "unet_queue_length", "Images that wait or are computed", registry=registry
         )
+        self.jobs = Gauge("unet_jobs", "Jobs that are kept", ["state"], registry=registry)
         self.batch_size = Histogram(
             "unet_batch_size", "Images in a request", buckets=BATCH_SIZES, registry=registry
         )
@@ -116,9 +117,11 @@ class Metrics:
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
-    def exposition(self, queue_length: int) -> bytes:
-        """Write all metrics in Prometheus' text format."""
+    def exposition(self, queue_length: int, jobs: dict[str, int]) -> bytes:
+        """Write all metrics in Prometheus' text format. jobs: how many by their state."""
         self.queue.set(queue_length)
+        for state, count in jobs.items():
+            self.jobs.labels(state).set(count)
         return generate_latest(self.registry)
 
 

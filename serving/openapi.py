@@ -49,7 +49,10 @@ PROBLEM = {
 
 
 def describe(
-    answer: dict[str, Any], request: dict[str, Any] | None = None, response_class: type = Response
+    answer: dict[str, Any],
+    request: dict[str, Any] | None = None,
+    response_class: type = Response,
+    status: int = 200,
 ) -> dict[str, Any]:
     """Make the arguments of a route decorator.
 
@@ -66,7 +69,8 @@ def describe(
     return {
         "response_model": None,
         "response_class": response_class,
-        "responses": {200: done, "4XX": problem, "5XX": problem},
+        "status_code": status,
+        "responses": {status: done, "4XX": problem, "5XX": problem},
         "openapi_extra": body,
     }
 
@@ -93,6 +97,10 @@ SEGMENT = describe(
     },
     request={"application/octet-stream": BYTES, "multipart/form-data": FORM},
 )
+IMAGE_FILE = {"application/octet-stream": BYTES, "multipart/form-data": FORM}
+SUBMIT = describe({"application/json": ANY_OBJECT}, IMAGE_FILE, JSONResponse, status=202)
+RESULT = describe({"*/*": BYTES})
+REMOVED = describe({}, status=204)
 INFER = describe(
     answer={"application/json": INFER_ANSWER, "application/octet-stream": BYTES},
     request={"application/json": INFER_REQUEST, "application/octet-stream": BYTES},

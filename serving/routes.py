@@ -1,16 +1,18 @@
 """All routes of the service, one router per protocol. `serving/service.py` does the work."""
 
+import asyncio
 import os
 import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, JSONResponse
 
 from serving import media_types, open_inference, openapi, tf_serving
 from serving.config import VERSION
 from serving.errors import Problem
+from serving.jobs import Jobs
 from serving.repository import Served
 from serving.service import Service
 from utils import ROOT
@@ -101,7 +103,8 @@ def ready(request: Request) -> dict[str, bool]:
 def metrics(request: Request) -> Response:
     """Return the metrics for Prometheus."""
     service = get_service(request)
-    text = service.metrics.exposition(service.repository.pending)
+    counts = service.jobs.counts() if service.jobs else {}
+    text = service.metrics.exposition(service.repository.pending, counts)
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -182,6 +185,60 @@ async def read_image(request: Request) -> bytes:
     if len(files) != 1:
         raise Problem(400, f"{len(files)} files in the form; expected one")
     return await files[0].read()
+
+
+# ------------------------------------------------------------------------------------------ jobs
+
+jobs = APIRouter()
+
+
+def find_jobs(request: Request) -> tuple[Jobs, str]:
+    """Return the jobs, and whose this request's are. Raises Problem 404 if there are none."""
+    kept = get_service(request).jobs
+    if kept is None:
+        raise Problem(404, "this service keeps no jobs; start it with --jobs FILE")
+    return kept, request.scope.get("owner", "")
+
+
+@jobs.post("/v1/jobs", **openapi.SUBMIT)
+@jobs.post(f"{TF_MODEL}/jobs", **openapi.SUBMIT)
+@jobs.post(f"{TF_VERSION}/jobs", **openapi.SUBMIT)
+async def submit(request: Request) -> Response:
+    """Keep an image file as a job, to be segmented when there is time."""
+    kept, owner = find_jobs(request)
+    model = find_model(request)
+    accepted = media_types.read_accept(request.headers.get("accept", ""))
+    content = await read_image(request)
+    names = model.name, model.version
+    job = await asyncio.to_thread(kept.submit, owner, *names, accepted, content)
+    get_service(request).job_came.set()
+    shown = await asyncio.to_thread(kept.describe, job, owner)
+    return JSONResponse(shown, 202, {"Location": f"/v1/jobs/{job}"})
+
+
+@jobs.get("/v1/jobs/{job}", **openapi.OBJECT)
+def job(request: Request) -> dict[str, Any]:
+    """Return a job's state: queued, running, done or failed."""
+    kept, owner = find_jobs(request)
+    return kept.describe(request.path_params["job"], owner)
+
+
+@jobs.get("/v1/jobs/{job}/result", **openapi.RESULT)
+def job_result(request: Request) -> Response:
+    """Return what /v1/segment would have answered."""
+    kept, owner = find_jobs(request)
+    status, body, media_type, headers = kept.result(request.path_params["job"], owner)
+    return Response(body, status, headers, media_type)
+
+
+@jobs.delete("/v1/jobs/{job}", **openapi.REMOVED)
+async def remove_job(request: Request) -> Response:
+    """Remove a job and its result; a running one is stopped."""
+    kept, owner = find_jobs(request)
+    name = request.path_params["job"]
+    await asyncio.to_thread(kept.remove, name, owner)
+    get_service(request).stop_job(name)
+    return Response(status_code=204)
 
 
 # ------------------------------------------------------------------- Open Inference Protocol (v2)

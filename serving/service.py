@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from inference.exported_model import Prepared
 from serving import media_types, open_inference, responses, tf_serving
 from serving.api_keys import Keys
 from serving.config import Config
-from serving.monitoring import Metrics
+from serving.errors import Problem
+from serving.jobs import MAX_TRIES, Job, Jobs
+from serving.monitoring import Metrics, log_fault
 from serving.repository import Repository, Served
 from serving.workers import Workers
 
@@ -23,6 +26,7 @@ LARGE_BODY, LARGE_PIXELS = 2**24, 2**22
 HEADER_BYTES = 2**16  # of a picture, in which its size is looked for
 # Reading a file takes less, unless it was made to take longer. A worker is ended then.
 READ_S, READ_LARGE_S = 10, 25
+JOB_TICK_S = 1  # until the next look for a job
 MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
@@ -45,16 +49,24 @@ class Service:
         self.large_turns = asyncio.Semaphore(max(1, config.workers - 1))
         self.volume_turns = asyncio.Semaphore(MAX_VOLUMES)
         self.ready = False
+        self.jobs = open_jobs(config)
+        self.job_came = asyncio.Event()
+        self.job_tasks: dict[str, asyncio.Task] = {}
+        self.runner: asyncio.Task | None = None
 
     async def start(self) -> None:
         """Start the workers; then the service is ready."""
         self.workers.start()
         await self.workers.ready()
+        if self.jobs:
+            self.runner = asyncio.create_task(self._run_jobs(self.jobs))
         self.ready = True
 
     async def stop(self) -> None:
         """Finish the running requests, then end the workers."""
         self.ready = False
+        if self.runner:
+            self.runner.cancel()  # a job that runs begins again at the next start
         await self.repository.stop()
         self.workers.stop()
 
@@ -139,6 +151,55 @@ class Service:
         """Wait for a turn if a job is large: one worker stays free for the images of others."""
         return self.large_turns if is_large else contextlib.nullcontext()
 
+    # ----------------------------------------------------------------------------------------- jobs
+
+    async def _run_jobs(self, jobs: Jobs) -> None:
+        """Do one job after the other."""
+        while True:
+            job = await asyncio.to_thread(jobs.take)
+            if job is None:
+                self.job_came.clear()
+                with contextlib.suppress(TimeoutError):
+                    # Also jobs that other replicas have taken, or left, are seen in time.
+                    await asyncio.wait_for(self.job_came.wait(), JOB_TICK_S)
+                continue
+            task = self.job_tasks[job.id] = asyncio.create_task(self._segment_job(job))
+            try:
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    await asyncio.to_thread(jobs.finish, job.id, task.result())
+            finally:
+                task.cancel()
+                del self.job_tasks[job.id]
+
+    async def _segment_job(self, job: Job) -> responses.MaskResponse | Problem:
+        """Segment a job's image; return its mask or why there is none."""
+        if job.tries > MAX_TRIES:
+            return Problem(500, f"the service was stopped {MAX_TRIES} times while this job ran")
+        seconds = self.config.volume_timeout_s
+        try:
+            model = self.repository.find(job.model, job.version)
+            async with asyncio.timeout(seconds) as deadline:
+                while True:
+                    try:
+                        return await self.segment(model, job.content, job.accepted, deadline)
+                    except Problem as problem:
+                        if problem.status != 503:
+                            return problem
+                    await asyncio.sleep(JOB_TICK_S)  # others are served first
+        except TimeoutError:
+            return Problem(504, f"not done within {seconds:g} s")
+        except Problem as problem:
+            return problem
+        except Exception as error:
+            log_fault(job.id, error)
+            return Problem(500, "an internal error of the service")
+
+    def stop_job(self, job_id: str) -> None:
+        """Stop a job that runs here, because it was removed."""
+        if job_id in self.job_tasks:
+            self.job_tasks[job_id].cancel()
+
     async def infer(
         self, model: Served, content: bytes, json_length: str | None
     ) -> tuple[bytes, dict[str, str]]:
@@ -161,6 +222,15 @@ class Service:
         return await self.workers.run(
             tf_serving.write_predictions, without_spread(probs, model), by_row
         )
+
+
+def open_jobs(config: Config) -> Jobs | None:
+    """Open the file of jobs, if there is to be one. Raises UserError."""
+    if not config.jobs:
+        return None
+    runner = f"{socket.gethostname()}:{config.port}"
+    most_s = 2 * config.volume_timeout_s
+    return Jobs(Path(config.jobs), runner, config.job_keep_s, most_s)
 
 
 def without_spread(probs: np.ndarray, model: Served) -> np.ndarray:
