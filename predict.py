@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ from inference.output_names import name_outputs
 from inference.problems import Problems
 from inference.read_ahead import read_chunks
 from inference.segment import DEFAULT_OPTIONS, Member, Options, Prediction
-from inference.segment_files import segment_each, segment_files
+from inference.segment_files import segment_each, segment_files, side_by_side
 from utils import UserError, atomic, printable
 
 if TYPE_CHECKING:
@@ -293,22 +294,23 @@ def score_pairs(
     )
     for chunk in chunks:
         paths, scans = [pair.image for pair, _ in chunk], [scan for _, (scan, _) in chunk]
-        for i, found in segment_each(members, scans, options, paths, problems):
+        results = list(segment_each(members, scans, options, paths, problems))
+        jobs = []
+        for i, found in results:
             pair, (scan, truth) = chunk[i]
-            try:
-                row = score_prediction(pair, scan, truth, found, names)
-                rows.append(row)
-                scored.append((pair, scan.patient))
-                noted.append({"image": pair.image, "notes": [*scan.notes, *truth.notes]})
-            except Exception as error:
-                problems.add(pair.image, error)
+            panel = Path(panel_dir) / f"{panels[pair]}.png" if panel_dir is not None else None
+            jobs.append(partial(score_and_draw, pair, scan, truth, found, names, panel, window))
+        for (i, _), scores in zip(results, side_by_side(jobs), strict=True):
+            pair, (scan, truth) = chunk[i]
+            if isinstance(scores, Exception):
+                problems.add(pair.image, scores)
                 continue
-            if panel_dir is not None:
-                path = Path(panel_dir) / f"{panels[pair]}.png"
-                try:
-                    draw_scored(path, row, scan, truth, found, names, window)
-                except Exception as error:
-                    problems.add(f"the panel {path}", error)
+            row, panel_error = scores
+            rows.append(row)
+            scored.append((pair, scan.patient))
+            noted.append({"image": pair.image, "notes": [*scan.notes, *truth.notes]})
+            if panel_error:
+                problems.add(f"the panel {Path(panel_dir) / panels[pair]}.png", panel_error)
     for note in summarize_notes(noted):
         print(f"note: {note}")
     table = pd.DataFrame(rows, columns=None if rows else ["image"])
@@ -328,6 +330,25 @@ def score_prediction(
         row |= found.quality.describe()
     # NaN if it was not asked for.
     return row if isnan(found.disagreement) else row | {"disagreement": found.disagreement}
+
+
+def score_and_draw(
+    pair: Pair,
+    scan: Scan,
+    truth: Truth,
+    found: Prediction,
+    names: Sequence[str],
+    panel: Path | None,
+    window: str,
+) -> tuple[dict[str, Any], Exception | None]:
+    """Score what was found in an image, and draw it; return the row, and why there is no panel."""
+    row = score_prediction(pair, scan, truth, found, names)
+    try:
+        if panel is not None:
+            draw_scored(panel, row, scan, truth, found, names, window)
+    except Exception as error:  # of any kind: the scores count without it
+        return row, error
+    return row, None
 
 
 def draw_scored(

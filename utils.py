@@ -339,10 +339,11 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, is_lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends well.
 
-    So no reader sees half a file, and a crash leaves the old one.
+    So no reader sees half a file, and a crash leaves the old one. is_lasting: a power cut does,
+    too; that takes some milliseconds.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -352,9 +353,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary = path.with_name(f".{os.getpid()}.{number}{path.suffix[:16]}")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            # Without fsync a power cut could leave the new name with none of the bytes.
-            os.fsync(file.fileno())
+        if is_lasting:
+            with temporary.open("rb+") as file:
+                # Without fsync a power cut could leave the new name with none of the bytes.
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

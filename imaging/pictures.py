@@ -45,6 +45,11 @@ TURNS = {
 JPEG_FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Not followed by a length.
 JPEG_LONE_MARKERS = {0x00, 0x01, *range(0xD0, 0xD8), 0xFF}
+# Two thirds of the time of OpenCV's default, and of a panel's bytes less than half.
+PNG_FLAGS = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 3),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+)
 
 
 def declared_pixels(content: bytes) -> int:
@@ -239,11 +244,12 @@ def mask_to_png(ids: np.ndarray, names: Sequence[str]) -> bytes:
     return cv2.imencode(".png", (255 if len(names) == 1 else 1) * ids)[1].tobytes()
 
 
-def write_picture(path: str | Path, image: np.ndarray) -> None:
+def write_picture(path: str | Path, image: np.ndarray, is_lasting: bool = True) -> None:
     """Write an image in the format of the path's ending, atomically.
 
-    image: (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16.
+    image: (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16. is_lasting: see `utils.atomic`.
     """
     stored = image[..., ::-1] if image.ndim == 3 and image.shape[-1] == 3 else image
-    with atomic(path) as temporary:
-        temporary.write_bytes(cv2.imencode(Path(path).suffix, stored)[1].tobytes())
+    flags = PNG_FLAGS if Path(path).suffix.lower() == ".png" else []
+    with atomic(path, is_lasting) as temporary:
+        temporary.write_bytes(cv2.imencode(Path(path).suffix, stored, flags)[1].tobytes())

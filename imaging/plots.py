@@ -155,7 +155,8 @@ def draw_panel(
     if uncertainty is not None:
         shown = resize_slice(uncertainty, number, size, np.asarray)
         tiles[f"uncertainty, 0 to {shown.max():.2f}"] = colour_map(shown)
-    write_picture(path, compose_panel(tiles, title, legends))
+    # Drawn again by the same command, so a power cut may take it.
+    write_picture(path, compose_panel(tiles, title, legends), is_lasting=False)
 
 
 def tile_size(shape: tuple[int, int]) -> tuple[int, int]:

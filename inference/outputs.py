@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imaging import writing
 from imaging.labels import Classes
@@ -17,6 +17,14 @@ from inference.segment import Prediction
 from utils import atomic, printable
 
 MAX_NAMED = 3  # files in a note
+
+
+class Written(NamedTuple):
+    """An image whose files are written: its path, the rows of its classes, what is to be told."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    notes: list[str]
 
 
 @dataclass
@@ -32,13 +40,12 @@ class Writer:
     count: int = 0  # masks written
     noted: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def write(self, item: Input, scan: Scan, found: Prediction) -> None:
-        """Write the files of an image; its row is written by `finish`."""
+    def write(self, item: Input, scan: Scan, found: Prediction) -> Written:
+        """Write the files of an image, in any thread; `add` what it returns."""
         classes = Classes.from_metadata(self.metadata)
         names, place = classes.names, self.folder / item.name
         written = writing.write_masks(self.folder, item.name, found.ids, classes, scan, self.kind)
-        self.count += 1
-        judged = found.quality
+        judged, rows = found.quality, []
         own = [judged.note] if judged and judged.note else []
         notes = list(dict.fromkeys([*scan.notes, *(one.note for one in written if one.note), *own]))
         shared = {"image": item.path.as_posix(), "notes": "; ".join(notes)}
@@ -47,11 +54,7 @@ class Writer:
         for i, row in enumerate(measure_classes(found.ids, names, scan)):
             # Classes that overlap have a file each.
             mask = written[i if classes.overlap else 0].path.relative_to(self.folder)
-            self.rows.append({**shared, "mask": mask.as_posix(), **row})
-        for note in notes:
-            # A note on the mask names its file.
-            note = note.replace(written[0].path.name, "another file")
-            self.noted[note].append(printable(item.path))
+            rows.append({**shared, "mask": mask.as_posix(), **row})
         if self.probabilities:
             writing.write_probabilities(place, found.probs, names, scan)
         if self.panels:
@@ -59,6 +62,16 @@ class Writer:
             title = printable(item.path.name) + (f"    {judged}" if judged else "")
             window = self.metadata.get("window", "")
             draw_panel(panel, scan, found.ids, names, title, None, found.uncertainty, window)
+        # A note on the mask names its file.
+        told = [note.replace(written[0].path.name, "another file") for note in notes]
+        return Written(item.path, rows, told)
+
+    def add(self, written: Written) -> None:
+        """Remember an image that was written; `finish` writes its rows."""
+        self.count += 1
+        self.rows += written.rows
+        for note in written.notes:
+            self.noted[note].append(printable(written.path))
 
     def finish(self) -> None:
         """Write measurements.csv, and print each note once, with the files that it is about."""

@@ -1,8 +1,12 @@
 """Segment image files: read, predict, write. What goes wrong with a file costs that file only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import utils
 from imaging.files import file_stem
 from imaging.scan import Scan
 from inference.inputs import Input, read_input
@@ -12,6 +16,8 @@ from inference.problems import Problems
 from inference.read_ahead import read_chunks
 from inference.segment import DEFAULT_OPTIONS, Member, Options, Prediction, segment_scans
 from utils import UserError
+
+Result = TypeVar("Result")
 
 
 def segment_files(
@@ -42,14 +48,29 @@ def segment_files(
     try:
         for chunk in chunks:
             paths, scans = [item.path for item, _ in chunk], [scan for _, scan in chunk]
-            for i, found in segment_each(members, scans, options, paths, problems):
-                try:
-                    writer.write(*chunk[i], found)
-                except Exception as error:
-                    problems.add(paths[i], error)
+            results = list(segment_each(members, scans, options, paths, problems))
+            jobs = [partial(writer.write, *chunk[i], found) for i, found in results]
+            for (i, _), written in zip(results, side_by_side(jobs), strict=True):
+                if isinstance(written, Exception):
+                    problems.add(paths[i], written)
+                else:
+                    writer.add(written)
     finally:
         writer.finish()
     return writer.count, problems.lines
+
+
+def side_by_side(jobs: Sequence[Callable[[], Result]]) -> list[Result | Exception]:
+    """Do jobs in a thread for each core; return what each returns, or the error that it raises."""
+
+    def attempt(job: Callable[[], Result]) -> Result | Exception:
+        try:
+            return job()
+        except Exception as error:  # of any kind: the other files are done
+            return error
+
+    with ThreadPoolExecutor(utils.cores()) as pool:
+        return list(pool.map(attempt, jobs))
 
 
 def name_inputs(items: Sequence[Input | Path]) -> list[Input]:

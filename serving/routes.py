@@ -325,6 +325,16 @@ async def infer(request: Request) -> Response:
 tensorflow_serving = APIRouter()
 
 
+# Before the routes whose {model} would take in what follows the colon.
+@tensorflow_serving.post(f"{TF_MODEL}:predict", **openapi.PREDICT)
+@tensorflow_serving.post(f"{TF_VERSION}:predict", **openapi.PREDICT)
+async def predict(request: Request) -> Response:
+    """Return the probabilities of prepared images."""
+    model = find_model(request)
+    body = await get_service(request).predict(model, await request.body())
+    return Response(body, media_type="application/json")
+
+
 @tensorflow_serving.get(TF_MODEL, **openapi.OBJECT)
 @tensorflow_serving.get(TF_VERSION, **openapi.OBJECT)
 def status(request: Request) -> dict[str, Any]:
@@ -342,15 +352,6 @@ def signatures(request: Request) -> dict[str, Any]:
     """Return the names and shapes of the model's tensors."""
     model = find_model(request)
     return tf_serving.metadata(model.name, model.version, model.network)
-
-
-@tensorflow_serving.post(f"{TF_MODEL}:predict", **openapi.PREDICT)
-@tensorflow_serving.post(f"{TF_VERSION}:predict", **openapi.PREDICT)
-async def predict(request: Request) -> Response:
-    """Return the probabilities of prepared images."""
-    model = find_model(request)
-    body = await get_service(request).predict(model, await request.body())
-    return Response(body, media_type="application/json")
 
 
 def vertex_router() -> APIRouter:
