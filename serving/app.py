@@ -40,9 +40,7 @@ def make_app(service: Service) -> fastapi.FastAPI:
         redirect_slashes=False,  # a redirect would name the host that the client claims
     )
     app.state.service = service
-    app.include_router(routes.health)
-    app.include_router(routes.page)
-    for router in (routes.segmentation, routes.jobs, routes.v2, routes.tensorflow_serving):
+    for router in routes.ROUTERS:
         app.include_router(routes.describe_paths(router))
     app.include_router(routes.vertex_router())
     app.add_exception_handler(HTTPException, refuse_unknown_route)
@@ -82,4 +80,9 @@ async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
 async def refuse_unknown_route(request: Request, error: HTTPException) -> Response:
     """Answer a wrong path or method as every other error is answered."""
     detail = "no such route, or not with this method; GET /openapi.json lists them"
-    raise Problem(error.status_code, detail, **(error.headers or {}))
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        # Starlette names the methods of one route; a path may have several.
+        path = getattr(request.scope.get("route"), "path", "")
+        headers["Allow"] = ", ".join(routes.methods_of(path)) or headers["Allow"]
+    raise Problem(error.status_code, detail, **headers)

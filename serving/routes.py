@@ -354,6 +354,18 @@ def signatures(request: Request) -> dict[str, Any]:
     return tf_serving.metadata(model.name, model.version, model.network)
 
 
+ROUTERS = (health, page, segmentation, jobs, v2, tensorflow_serving)
+
+
+def methods_of(path: str) -> list[str]:
+    """List the methods of all routes that have this path."""
+    methods = set()
+    for router in ROUTERS:
+        for route in router.routes:
+            methods |= route.methods if route.path == path else set()
+    return sorted(methods)
+
+
 def vertex_router() -> APIRouter:
     """Make the routes that Vertex AI names in environment variables; none of them elsewhere."""
     router = APIRouter()
