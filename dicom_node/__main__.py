@@ -41,8 +41,9 @@ class Config:
     insecure: bool = False  # without TLS, in a network that nobody else can reach
 
     complete_after_s: float = 30  # a series is complete if no image has come for so long
-    retry_s: float = 30  # until the service or the destination is asked again
-    metrics_port: int = 0  # of Prometheus, on this computer alone; 0 has none
+    retry_s: float = 30  # until the service or the destination is asked again for the same thing
+    metrics_port: int = 0  # for Prometheus; 0 has none
+    metrics_host: str = "127.0.0.1"
 
 
 def check_config(config: Config) -> None:
@@ -99,10 +100,10 @@ def run(config: Config) -> None:
     incoming, outgoing = make_tls(config)
     destination = parse_destination(config.send_to, config.ae_title, outgoing)
     callers, spool = parse_callers(config.allow), Spool(Path(config.spool))
-    node = Node(spool, Service(config.service, config.key), destination)
+    node = Node(spool, Service(config.service, config.key), destination, config.retry_s)
     receiver = Receiver(config.ae_title, spool, callers)
     if config.metrics_port:
-        node.expose(config.metrics_port)
+        node.expose(config.metrics_host, config.metrics_port)
     server = receiver.start((config.host, config.port), incoming)
 
     stop = threading.Event()
@@ -111,10 +112,8 @@ def run(config: Config) -> None:
     port = server.socket.getsockname()[1]
     print(f"{config.ae_title}@{config.host}:{port} sends to {config.send_to}", flush=True)
     threads = [
-        threading.Thread(
-            target=node.segment_all, args=(stop, config.complete_after_s, config.retry_s)
-        ),
-        threading.Thread(target=node.send_all, args=(stop, config.retry_s)),
+        threading.Thread(target=node.segment_all, args=(stop, config.complete_after_s)),
+        threading.Thread(target=node.send_all, args=(stop,)),
     ]
     for thread in threads:
         thread.start()

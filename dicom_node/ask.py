@@ -1,58 +1,87 @@
 """Ask the HTTP service for the segmentations of a series."""
 
+import contextlib
 import http.client
-import io
 import json
-import urllib.error
-import urllib.request
+import ssl
+import urllib.parse
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from dicom_node.errors import AwayError, RefusedError
 from imaging.dicom import dicom_series
+from utils import UserError
 
 TIMEOUT_S = 600  # for a volume
 # The image will not be segmented: malformed, too large, too slow, or it meets a fault of ours.
 REFUSED = (400, 406, 413, 415, 422, 500, 504)
+HEADERS = {"Accept": "application/dicom", "Content-Type": "application/octet-stream"}
 
 
 class Service:
     """A running `serve.py`."""
 
     def __init__(self, url: str, key: str = "") -> None:
-        """key: file with the API key."""
-        self.url, self.key = url.rstrip("/"), key
+        """key: file with the API key. Raises UserError."""
+        self.url, self.key = urllib.parse.urlsplit(url.rstrip("/")), key
+        if self.url.scheme not in ("http", "https") or not self.url.hostname:
+            raise UserError(f"service is {url!r}; expected a URL, such as http://127.0.0.1:8080")
+        if key:
+            self._read_key()
 
-    def segment(self, content: bytes) -> bytes:
-        """Return the DICOM segmentation of an image or of a zipped series.
+    def segment(self, file: BinaryIO, num_bytes: int) -> bytes:
+        """Return the DICOM segmentation of an image file or of a zipped series.
 
         Raises RefusedError, AwayError.
         """
-        headers = {"Accept": "application/dicom", "Content-Type": "application/octet-stream"}
-        if self.key:
-            try:
-                headers["X-API-Key"] = Path(self.key).read_text().strip()
-            except OSError as error:
-                raise AwayError(f"the key {self.key} cannot be read ({error.strerror})") from None
-        request = urllib.request.Request(f"{self.url}/v1/segment", content, headers)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            if error.code in REFUSED:
-                raise RefusedError(read_detail(error)) from None
-            raise AwayError(f"the service answers {error.code}") from None
+            key = {"X-API-Key": self._read_key()} if self.key else {}
+        except UserError as error:
+            raise AwayError(str(error)) from None
+        connection = self._connect()
+        headers = {**HEADERS, **key, "Content-Length": str(num_bytes)}
+        try:
+            # A service that refuses a large body answers before it has come, and stops reading.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", f"{self.url.path}/v1/segment", file, headers)
+            answer = connection.getresponse()
+            content = answer.read()
         except (OSError, http.client.HTTPException) as error:
             raise AwayError(f"the service does not answer ({type(error).__name__})") from None
+        finally:
+            connection.close()
+        if answer.status == 200:
+            return content
+        if answer.status in REFUSED:
+            raise RefusedError(read_detail(content, answer.status))
+        raise AwayError(f"the service answers {answer.status}")
+
+    def _connect(self) -> http.client.HTTPConnection:
+        place = self.url.hostname, self.url.port
+        if self.url.scheme == "http":
+            return http.client.HTTPConnection(*place, timeout=TIMEOUT_S)
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(*place, timeout=TIMEOUT_S, context=context)
+
+    def _read_key(self) -> str:
+        try:
+            key = Path(self.key).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not ASCII"
+            raise UserError(f"the key {self.key} cannot be read ({reason})") from None
+        if not key.isprintable():
+            raise UserError(f"the key {self.key} has several lines; expected the key alone")
+        return key
 
 
-def read_detail(error: urllib.error.HTTPError) -> str:
+def read_detail(content: bytes, status: int) -> str:
     """Read why the service refused."""
     try:
-        return str(json.load(error)["detail"])
-    except (ValueError, KeyError, OSError):
-        return f"the service answered {error.code}"
+        return str(json.loads(content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"the service answered {status}"
 
 
 def find_volumes(folder: Path) -> list[list[Path]]:
@@ -65,12 +94,11 @@ def find_volumes(folder: Path) -> list[list[Path]]:
     return volumes
 
 
-def pack(files: Sequence[Path]) -> bytes:
-    """Return an image's file, or a volume's in a zip."""
+def pack(files: Sequence[Path], place: Path) -> Path:
+    """Return an image's file, or the zip at `place` with a volume's."""
     if len(files) == 1:
-        return files[0].read_bytes()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:  # not packed: the way is short
+        return files[0]
+    with zipfile.ZipFile(place, "w") as archive:  # not packed: the way is short
         for path in files:
             archive.write(path, path.name)
-    return buffer.getvalue()
+    return place

@@ -1,21 +1,29 @@
 """What the node does with the spool: has series segmented, and sends what comes of it."""
 
 import io
-import shutil
 import threading
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import pydicom
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from dicom_node.ask import Service, find_volumes, pack
+from dicom_node.ask import find_volumes, pack
 from dicom_node.errors import AwayError, RefusedError
 from dicom_node.spool import Spool
 from serving.monitoring import log_event
 
 TICK_S = 0.5  # between two looks into the spool
+
+
+class Service(Protocol):
+    """What segments."""
+
+    def segment(self, file: BinaryIO, num_bytes: int) -> bytes:
+        """Return the segmentation of a file. Raises RefusedError, AwayError."""
 
 
 class Destination(Protocol):
@@ -26,10 +34,17 @@ class Destination(Protocol):
 
 
 class Node:
-    """Works through the spool. The log and the metrics say nothing of a patient."""
+    """Works through the spool. The log and the metrics say nothing of a patient.
 
-    def __init__(self, spool: Spool, service: Service, destination: Destination) -> None:
+    What finds no answer is tried again after `retry_s` seconds; the others go on meanwhile.
+    """
+
+    def __init__(
+        self, spool: Spool, service: Service, destination: Destination, retry_s: float
+    ) -> None:
         self.spool, self.service, self.destination = spool, service, destination
+        self.retry_s = retry_s
+        self.tried: dict[str, float] = {}  # when a series or a file found no answer
         self.registry = CollectorRegistry()
         self.done = Counter(
             "unet_node_done",
@@ -41,62 +56,84 @@ class Node:
             "unet_node_away", "Tries without an answer", ["whose"], registry=self.registry
         )
 
-    def expose(self, port: int) -> None:
-        """Show the metrics to Prometheus, on this computer."""
+    def expose(self, host: str, port: int) -> None:
+        """Show the metrics to Prometheus."""
         waiting = Gauge(
             "unet_node_spool", "Series and files in the spool", ["folder"], registry=self.registry
         )
         for name in self.spool.counts():
             waiting.labels(name).set_function(lambda name=name: self.spool.counts()[name])
-        start_http_server(port, "127.0.0.1", self.registry)
+        start_http_server(port, host, self.registry)
 
     # --------------------------------------------------------------------------------- segmenting
 
     def segment_next(self, quiet_s: float) -> bool:
-        """Segment the next complete series, if there is one; say whether. Raises AwayError."""
-        series = self.spool.take(quiet_s)
+        """Segment the next complete series, if there is one; say whether. Raises OSError."""
+        self.spool.sweep()
+        series = self.spool.take(quiet_s, self._waiting())
         if series is None:
             return False
         found, refused = [], []
         try:
             for files in find_volumes(series):
                 try:
-                    found.append(self.service.segment(pack(files)))
+                    found.append(self._segment(files))
                 except RefusedError as error:
-                    refused.append((files, str(error)))
-        except (AwayError, OSError):
+                    more = f" and {len(files) - 1} more" if files[1:] else ""
+                    refused.append(f"{files[0].name}{more}: {error}")
+        except AwayError as error:
+            self._wait(series.name, "service", error)
+            return True
+        except OSError:
             raise
         except Exception as error:  # whatever a malformed series leads to; the others go on
-            found, refused = [], [(sorted(series.iterdir()), describe(error))]
+            refused.append(describe(error))
         # All results first: a kill in between begins again with the whole series.
-        for content in found:
-            self.spool.put_out(content, read_uid(content))
-        for files, reason in refused:
-            self._put_aside(files, series.name, reason)
-        shutil.rmtree(series)
+        for uid, content in found:
+            self.spool.put_out(content, uid)
+        if refused:
+            self._put_aside(series, "\n".join(refused))
+        else:
+            self.spool.remove(series)
         self.done.labels("segmented").inc(len(found))
         log_event(event="series", segmented=len(found), refused=len(refused))
         return True
 
-    def _put_aside(self, files: Sequence[Path], name: str, reason: str) -> None:
-        for path in files:
-            self.spool.quarantine(path, name, reason)
+    def _segment(self, files: Sequence[Path]) -> tuple[str, bytes]:
+        """Segment an image or a volume; return the UID and the bytes of the segmentation."""
+        packed = pack(files, self.spool.receiving / f"{uuid.uuid4().hex}.zip")
+        try:
+            with packed.open("rb") as file:
+                content = self.service.segment(file, packed.stat().st_size)
+        finally:
+            if packed.parent == self.spool.receiving:
+                packed.unlink()
+        try:
+            return read_uid(content), content
+        except Exception:  # pydicom raises many
+            raise AwayError("the service answers something else than DICOM") from None
+
+    def _put_aside(self, path: Path, reason: str) -> None:
+        self.spool.quarantine(path, reason)
         self.done.labels("put aside").inc()
 
     # ------------------------------------------------------------------------------------ sending
 
     def send_next(self) -> bool:
-        """Send the oldest segmentation, if there is one; say whether. Raises AwayError."""
-        waiting = sorted(self.spool.outgoing.iterdir(), key=lambda path: path.stat().st_mtime)
+        """Send the oldest segmentation, if there is one; say whether. Raises OSError."""
+        later = self._waiting()
+        waiting = [path for path in self.spool.outgoing.iterdir() if path.name not in later]
         if not waiting:
             return False
-        path = waiting[0]
+        path = min(waiting, key=lambda path: path.stat().st_mtime)
         try:
             self.destination.send(path)
-        except (AwayError, OSError):
+        except AwayError as error:
+            self._wait(path.name, "destination", error)
+        except OSError:
             raise
         except Exception as error:  # also one that is damaged; the others go on
-            self._put_aside([path], path.stem, describe(error))
+            self._put_aside(path, describe(error))
             log_event(event="a segmentation is not taken", reason=describe(error))
         else:
             path.unlink()
@@ -106,30 +143,37 @@ class Node:
 
     # -------------------------------------------------------------------------------------- loops
 
-    def segment_all(self, stop: threading.Event, quiet_s: float, retry_s: float) -> None:
+    def _wait(self, name: str, whose: str, error: AwayError) -> None:
+        """Leave a series or a file for later."""
+        self.tried[name] = time.monotonic()
+        self.away.labels(whose).inc()
+        log_event(event=f"the {whose} is away", reason=str(error), again_in_s=self.retry_s)
+
+    def _waiting(self) -> set[str]:
+        """Name what was tried just now."""
+        recent = time.monotonic() - self.retry_s
+        for name in [name for name, when in self.tried.copy().items() if when <= recent]:
+            self.tried.pop(name, None)
+        return set(self.tried)
+
+    def segment_all(self, stop: threading.Event, quiet_s: float) -> None:
         """Segment series as they come, until `stop`."""
-        self._repeat(stop, retry_s, "service", lambda: self.segment_next(quiet_s))
+        self._repeat(stop, lambda: self.segment_next(quiet_s))
 
-    def send_all(self, stop: threading.Event, retry_s: float) -> None:
+    def send_all(self, stop: threading.Event) -> None:
         """Send segmentations as they come, until `stop`."""
-        self._repeat(stop, retry_s, "destination", self.send_next)
+        self._repeat(stop, self.send_next)
 
-    def _repeat(
-        self, stop: threading.Event, retry_s: float, whose: str, step: Callable[[], bool]
-    ) -> None:
-        """Do the next step; wait where there is none, longer where the other side is away."""
+    def _repeat(self, stop: threading.Event, step: Callable[[], bool]) -> None:
+        """Do the next step; wait where there is none, longer after a fault."""
         while not stop.is_set():
             try:
                 if not step():
                     stop.wait(TICK_S)
-            except AwayError as error:
-                self.away.labels(whose).inc()
-                log_event(event=f"the {whose} is away", reason=str(error), again_in_s=retry_s)
-                stop.wait(retry_s)
-            except OSError as error:
+            except Exception as error:  # a full disk, a fault of ours: the node goes on
                 self.away.labels("disk").inc()
-                log_event(event="the disk fails", reason=error.strerror, again_in_s=retry_s)
-                stop.wait(retry_s)
+                log_event(event="fault", error=type(error).__name__, again_in_s=self.retry_s)
+                stop.wait(self.retry_s)
 
 
 def describe(error: Exception) -> str:

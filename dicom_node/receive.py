@@ -17,8 +17,11 @@ from utils import UserError
 SUCCESS, NO_RESOURCES, NOT_UNDERSTOOD, NOT_AUTHORISED = 0x0000, 0xA700, 0xC000, 0x0124
 MAX_ASSOCIATIONS = 20
 SILENCE_S = 30  # of a caller; then it is cut off
+# Not the deflated one: its header cannot be read without unpacking everything.
 SYNTAXES = (
-    *pydicom.uid.UncompressedTransferSyntaxes,
+    pydicom.uid.ExplicitVRLittleEndian,
+    pydicom.uid.ImplicitVRLittleEndian,
+    pydicom.uid.ExplicitVRBigEndian,
     pydicom.uid.RLELossless,
     *pydicom.uid.JPEGTransferSyntaxes,
     *pydicom.uid.JPEGLSTransferSyntaxes,
@@ -70,6 +73,7 @@ class Receiver:
         handlers = [
             (evt.EVT_C_ECHO, self.on_echo),
             (evt.EVT_C_STORE, self.on_store),
+            (evt.EVT_ACCEPTED, self.on_accepted),
             (evt.EVT_REJECTED, self.on_rejected),
         ]
         try:
@@ -89,6 +93,13 @@ class Receiver:
         return not self.callers or any(
             title == found[0] and address in ("", found[1]) for title, address in self.callers
         )
+
+    def on_accepted(self, event: Any) -> None:
+        """Cut off who may not send, or when there is no room, before anything is sent."""
+        if not self.is_allowed(event) or not self.spool.has_room():
+            caller = event.assoc.requestor
+            log_event(event="a caller is cut off", title=caller.ae_title, address=caller.address)
+            event.assoc.abort()
 
     def on_rejected(self, event: Any) -> None:
         """Note a caller whose title is not known."""

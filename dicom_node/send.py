@@ -17,10 +17,11 @@ from utils import UserError, first_line
 
 TIMEOUT_S = 60
 PEER = re.compile(r"(?P<title>[^@\s]{1,16})@(?P<host>\[[0-9a-fA-F:]+\]|[^:@\s]+):(?P<port>[0-9]+)")
-WARNINGS = range(0xB000, 0xC000)  # the object was taken
+# The object was taken, or had been taken before (PS3.7, annex C).
+TAKEN = (0x0000, 0x0111, *range(0xB000, 0xC000))
 # The object will never be taken: it is not understood, or not wanted (PS3.4, table B.2-1).
-NEVER = (*range(0xA900, 0xAA00), *range(0xC000, 0xD000), 0x0117, 0x0122)
-REFUSED = (400, 409, 415)  # of STOW-RS
+NEVER = (*range(0xA900, 0xAA00), *range(0xC000, 0xD000), 0x0105, 0x0106, 0x0117, 0x0122)
+REFUSED = (400, 409, 413, 415, 422, 501)  # of STOW-RS
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Store:
         finally:
             association.release()
         status = answer.get("Status")
-        if status == 0 or status in WARNINGS:
+        if status in TAKEN:
             return
         if status in NEVER:
             raise RefusedError(f"{self.title} refuses it with status 0x{status:04X}")

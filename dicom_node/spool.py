@@ -1,31 +1,40 @@
 """The node's files: what came, what is being segmented, what is to be sent, what was refused.
 
-    receiving/                    files whose bytes still come
+    receiving/                    files whose bytes still come, and what is being removed
     incoming/SERIES/INSTANCE.dcm  images of a series that may not be complete
-    working/SERIES/INSTANCE.dcm   a series that is being segmented
+    working/SERIES/INSTANCE.dcm   a series that is being segmented, or waits for the service
     outgoing/INSTANCE.dcm         segmentations that the destination has not taken yet
-    quarantine/SERIES/            what cannot be segmented or is not taken, with reason.txt
+    quarantine/NAME/              what cannot be segmented or is not taken, with reason.txt
 
 Each step is one rename, so the process may be killed at any time: the next start goes on.
 """
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
 import time
+import uuid
+from collections.abc import Collection
 from pathlib import Path
 
 from utils import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 UID = re.compile(r"[0-9.]{1,64}")
 FOLDERS = ("receiving", "incoming", "working", "outgoing", "quarantine")
 MIN_FREE_BYTES = 2**28  # of the disk; then nothing more is taken
+ABANDONED_S = 120  # since a caller sent the last bytes of a file
 REASON = "reason.txt"
 
 
 class Spool:
-    """Folders on one disk. Raises UserError if they cannot be made."""
+    """Folders on one disk. Raises UserError if they cannot be made, or another node has them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,19 +42,29 @@ class Spool:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in FOLDERS:
                 (root / name).mkdir(mode=0o700, exist_ok=True)
+            (root / "lock").touch(mode=0o600)
+            self.lock = (root / "lock").open("w")
         except OSError as error:
             raise UserError(f"spool {root} cannot be made ({error.strerror})") from None
         self.receiving, self.incoming, self.working, self.outgoing, self.quarantined = (
             root / name for name in FOLDERS
         )
-        for path in self.receiving.iterdir():  # of a process that was killed
-            path.unlink()
+        try:
+            if fcntl:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another node works with the spool {root}; stop it first") from None
+        # What a process left that was killed.
+        for path in self.receiving.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for series in list(self.working.iterdir()):
             self._put_back(series)
 
     def has_room(self) -> bool:
         """Say whether the disk has room for more."""
         return shutil.disk_usage(self.root).free >= MIN_FREE_BYTES
+
+    # ------------------------------------------------------------------------------- coming images
 
     def keep(self, path: Path, series: str, instance: str) -> None:
         """Take over a file that has come. Raises ValueError for names that are no UIDs."""
@@ -62,14 +81,30 @@ class Spool:
                     raise
                 continue
             break
-        sync(place.parent)
+        with contextlib.suppress(FileNotFoundError):  # likewise
+            sync(place.parent)
+        sync(self.incoming)
 
-    def take(self, quiet_s: float) -> Path | None:
-        """Take a series of which no image has come for so many seconds, to be segmented."""
-        for series in sorted(self.working.iterdir()):  # the service was away
-            return series
+    def sweep(self) -> None:
+        """Remove files whose sender went away in the middle."""
+        for path in self.receiving.iterdir():
+            with contextlib.suppress(OSError):  # it was just kept, or removed
+                if path.is_file() and time.time() - path.stat().st_mtime > ABANDONED_S:
+                    path.unlink()
+
+    # ------------------------------------------------------------------------------------- series
+
+    def take(self, quiet_s: float, later: Collection[str] = ()) -> Path | None:
+        """Take a series of which no image has come for so many seconds, to be segmented.
+
+        later: those that are left where they are, because the service is away.
+        """
+        for series in sorted(self.working.iterdir()):
+            if series.name not in later:
+                return series
         for series in sorted(self.incoming.iterdir(), key=last_change):
-            if time.time() - last_change(series) >= quiet_s:
+            is_free = series.name not in later and not (self.working / series.name).exists()
+            if is_free and time.time() - last_change(series) >= quiet_s:
                 return series.rename(self.working / series.name)
         return None
 
@@ -81,18 +116,26 @@ class Spool:
         path.replace(self.outgoing / f"{instance}.dcm")
         sync(self.outgoing)
 
-    def quarantine(self, path: Path, name: str, reason: str) -> None:
-        """Put a file aside, in the folder of this name, and write down why."""
-        place = next(
-            folder
-            for number in itertools.count()
-            if not (folder := self.quarantined / (f"{name}-{number}" if number else name)).exists()
-            or not (folder / path.name).exists()
-        )
-        place.mkdir(mode=0o700, exist_ok=True)
-        with (place / REASON).open("a", encoding="utf-8") as file:
-            file.write(f"{path.name}: {reason}\n")
-        path.replace(place / path.name)
+    def remove(self, series: Path) -> None:
+        """Remove a series that is done."""
+        gone = series.rename(self.receiving / f"{uuid.uuid4().hex}.done")
+        shutil.rmtree(gone)
+
+    def quarantine(self, path: Path, reason: str) -> None:
+        """Put a series, or a file in a folder of its own, aside, and write down why."""
+        folder = path
+        if not path.is_dir():
+            folder = self.receiving / f"{uuid.uuid4().hex}.aside"
+            folder.mkdir(mode=0o700)
+        (folder / REASON).write_text(f"{reason}\n", encoding="utf-8")
+        sync(folder / REASON)
+        name = path.name.removesuffix(".dcm")
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(1)))
+        place = next(place for one in names if not (place := self.quarantined / one).exists())
+        folder.rename(place)
+        if folder is not path:
+            path.replace(place / path.name)
+        sync(self.quarantined)
 
     def counts(self) -> dict[str, int]:
         """Count series that come or are segmented, files to send, and what was put aside."""
@@ -101,7 +144,9 @@ class Spool:
     def _put_back(self, series: Path) -> None:
         """Give a series back to those that come; more of it may have come meanwhile."""
         place = self.incoming / series.name
-        place.mkdir(mode=0o700, exist_ok=True)
+        if not place.exists():
+            series.rename(place)
+            return
         for path in series.iterdir():
             path.replace(place / path.name)
         series.rmdir()

@@ -1,9 +1,9 @@
 """Jobs: images that take longer than a client wants to wait, in a file of SQLite.
 
 A job is kept until it is deleted or expires, also when the service is killed: what was running then
-begins again. Several replicas on one machine may share the file. A job belongs to the API key that
-sent it. Images and masks lie in that file, which only the service's user may read; what is removed
-is overwritten.
+begins again. Several replicas on one machine may share the file. A job belongs to the name of the
+API key that sent it. Images and masks lie in that file, which only the service's user may read;
+what is removed is overwritten.
 """
 
 import json
@@ -24,12 +24,14 @@ from utils import UserError
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
 STATES = (QUEUED, RUNNING, DONE, FAILED)
 MAX_TRIES = 3  # of a job whose service was killed each time; perhaps the job was the reason
+LEASE_S = 30  # a job whose replica has not been seen for so long begins again
 MAX_JOBS, MAX_BYTES = 1000, 2**32  # that are kept at a time
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, state TEXT NOT NULL,
     model TEXT NOT NULL, version TEXT NOT NULL, accepted TEXT NOT NULL,
-    created REAL NOT NULL, started REAL, finished REAL, runner TEXT, tries INTEGER DEFAULT 0,
+    created REAL NOT NULL, started REAL, finished REAL,
+    runner TEXT, seen REAL, tries INTEGER DEFAULT 0,
     content BLOB, status INTEGER, answer BLOB, media_type TEXT, headers TEXT
 )
 """
@@ -50,14 +52,10 @@ class Job(NamedTuple):
 class Jobs:
     """The jobs in a file. Every method may be called by any thread. Raises UserError."""
 
-    def __init__(self, path: Path, runner: str, keep_s: float, most_s: float) -> None:
-        """Open the file, or make it.
-
-        runner: the name of this replica, the same after a restart. keep_s: how long a finished job
-        is kept. most_s: a job that runs for longer was left by a replica that is gone.
-        """
-        self.path, self.runner, self.keep_s, self.most_s = path, runner, keep_s, most_s
-        self.lock = threading.Lock()
+    def __init__(self, path: Path, keep_s: float) -> None:
+        """Open the file, or make it. keep_s: how long a finished job is kept."""
+        self.path, self.keep_s, self.lock = path, keep_s, threading.Lock()
+        self.runner = uuid.uuid4().hex  # this replica, until it ends
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -66,10 +64,6 @@ class Jobs:
             with self._open() as database:
                 database.execute("PRAGMA journal_mode = DELETE")
                 database.execute(SCHEMA)
-                database.execute(
-                    "UPDATE jobs SET state = ? WHERE state = ? AND runner = ?",
-                    (QUEUED, RUNNING, runner),
-                )
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"jobs cannot be kept in {path} ({error})") from None
 
@@ -79,6 +73,8 @@ class Jobs:
         with self.lock, closing(sqlite3.connect(self.path, timeout=30)) as database, database:
             database.execute("PRAGMA secure_delete = ON")
             yield database
+
+    # ----------------------------------------------------------------------------- for the clients
 
     def submit(
         self, owner: str, model: str, version: str, accepted: Sequence[str], content: bytes
@@ -98,33 +94,6 @@ class Jobs:
                 f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, content)
             )
         return job_id
-
-    def take(self) -> Job | None:
-        """Begin with the job that has waited longest; None if none waits."""
-        with self._open() as database:
-            self._expire(database)
-            row = database.execute(
-                "UPDATE jobs SET state = ?, started = ?, runner = ?, tries = tries + 1 "
-                "WHERE id = (SELECT id FROM jobs WHERE state = ? OR (state = ? AND started < ?) "
-                "ORDER BY created LIMIT 1) "
-                "RETURNING id, model, version, accepted, content, tries",
-                (RUNNING, time.time(), self.runner, QUEUED, RUNNING, time.time() - self.most_s),
-            ).fetchone()
-        return Job(*row[:3], json.loads(row[3]), *row[4:]) if row else None
-
-    def finish(self, job_id: str, answer: MaskResponse | Problem) -> None:
-        """Keep a job's answer instead of its image."""
-        if isinstance(answer, Problem):
-            kept = (FAILED, answer.status, answer.body(job_id), "application/problem+json")
-            headers: dict[str, str] = {}
-        else:
-            kept, headers = (DONE, 200, answer.body, answer.media_type), answer.headers
-        with self._open() as database:
-            database.execute(
-                "UPDATE jobs SET state = ?, status = ?, answer = ?, media_type = ?, headers = ?, "
-                "finished = ?, content = NULL WHERE id = ?",
-                (*kept, json.dumps(headers), time.time(), job_id),
-            )
 
     def describe(self, job_id: str, owner: str) -> dict[str, Any]:
         """Tell a job's state and times, in seconds since 1970. Raises Problem 404."""
@@ -156,13 +125,57 @@ class Jobs:
         return dict.fromkeys(STATES, 0) | dict(rows)
 
     def _read(self, job_id: str, owner: str, columns: Sequence[str]) -> tuple:
+        query = (
+            f"SELECT {', '.join(columns)} FROM jobs WHERE id = ? AND owner = ? "
+            "AND (finished IS NULL OR finished >= ?)"
+        )
         with self._open() as database:
-            self._expire(database)
-            query = f"SELECT {', '.join(columns)} FROM jobs WHERE id = ? AND owner = ?"
-            row = database.execute(query, (job_id, owner)).fetchone()
+            oldest = time.time() - self.keep_s
+            row = database.execute(query, (job_id, owner, oldest)).fetchone()
         if row is None:
             raise Problem(404, "there is no such job; it may have expired")
         return row
+
+    # ----------------------------------------------------------------------------- for the service
+
+    def take(self) -> Job | None:
+        """Begin with the job that has waited longest; None if none waits."""
+        now = time.time()
+        with self._open() as database:
+            self._expire(database)
+            row = database.execute(
+                "UPDATE jobs SET state = ?, started = ?, seen = ?, runner = ?, tries = tries + 1 "
+                "WHERE id = (SELECT id FROM jobs WHERE state = ? OR (state = ? AND seen < ?) "
+                "ORDER BY created LIMIT 1) "
+                "RETURNING id, model, version, accepted, content, tries",
+                (RUNNING, now, now, self.runner, QUEUED, RUNNING, now - LEASE_S),
+            ).fetchone()
+        return Job(*row[:3], json.loads(row[3]), *row[4:]) if row else None
+
+    def hold(self, job_id: str) -> bool:
+        """Say that a job still runs here. Returns False if it was removed, or runs elsewhere."""
+        return self._update("seen = ?", (time.time(),), job_id)
+
+    def give_back(self, job_id: str) -> None:
+        """Let another replica, or the next start, begin with a job again; this was no failure."""
+        self._update("state = ?, tries = tries - 1", (QUEUED,), job_id)
+
+    def finish(self, job_id: str, answer: MaskResponse | Problem) -> None:
+        """Keep a job's answer instead of its image, unless the job was removed meanwhile."""
+        if isinstance(answer, Problem):
+            kept = (FAILED, answer.status, answer.body(job_id), "application/problem+json")
+            headers: dict[str, str] = {}
+        else:
+            kept, headers = (DONE, 200, answer.body, answer.media_type), answer.headers
+        columns = "state = ?, status = ?, answer = ?, media_type = ?, headers = ?, finished = ?"
+        values = (*kept, json.dumps(headers), time.time())
+        self._update(f"{columns}, content = NULL", values, job_id)
+
+    def _update(self, columns: str, values: tuple, job_id: str) -> bool:
+        """Change a job that runs here; say whether it does."""
+        query = f"UPDATE jobs SET {columns} WHERE id = ? AND runner = ? AND state = ?"
+        with self._open() as database:
+            return database.execute(query, (*values, job_id, self.runner, RUNNING)).rowcount == 1
 
     def _expire(self, database: sqlite3.Connection) -> None:
         database.execute("DELETE FROM jobs WHERE finished < ?", (time.time() - self.keep_s,))

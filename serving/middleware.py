@@ -140,7 +140,7 @@ class Guard:
             check_page(headers, self.page_origins)
         if self.keys:
             key = self.keys.check(headers, needed_right(scope["path"]))
-            scope["owner"] = key.digest.hex()
+            scope["owner"] = key.name or key.digest.hex()  # of jobs
             exchange.key = key.name
             if scope["path"] != KEY_PATH:
                 self.keys.count(key)

@@ -81,23 +81,30 @@ class Repository:
             found = self._look()
             served, failed = {}, {}
             for key, path in found.paths.items():
+                if key[0] in self.unloaded:
+                    continue
                 before = self.served.get(key)
                 try:
                     served[key] = self._load(key, path, before)
-                except UserError as error:
+                except Exception as error:  # of the engine, too: the other models go on
                     if is_start and len(found.paths) == 1:
                         raise
-                    failed[key] = str(error)
+                    failed[key] = str(error) if isinstance(error, UserError) else first_line(error)
                     log_event(
-                        event="a model cannot be loaded", model="/".join(key), reason=str(error)
+                        event="a model cannot be loaded", model="/".join(key), reason=failed[key]
                     )
                     if before:
                         served[key] = before
-            served = {key: one for key, one in served.items() if key[0] not in self.unloaded}
+            if not served and failed:
+                raise UserError(f"no model can be loaded: {'; '.join(failed.values())}")
             resolve("", "", served, found.aliases)  # raises
             # A request that holds a model that is gone is finished with it.
             self.served, self.failed, self.aliases = served, failed, found.aliases
-            self.metrics.show_models([(one.title, one.network.sha256) for one in served.values()])
+            self._show()
+
+    def _show(self) -> None:
+        models = [(one.title, one.network.sha256) for one in self.served.values()]
+        self.metrics.show_models(models)
 
     def _look(self) -> Found:
         """List models, versions and aliases. Raises UserError."""
@@ -140,29 +147,36 @@ class Repository:
         return Served(*key, network, computing, stamp)
 
     def load(self, name: str) -> None:
-        """Load a model's versions, also after `unload`. Raises Problem 400."""
+        """Load a model's versions, also after `unload`. Raises Problem 400.
+
+        Those that can be loaded are served, also if another one cannot.
+        """
         was_unloaded = name in self.unloaded
         self.unloaded.discard(name)
         try:
             self.reload()
         except UserError as error:
+            if was_unloaded:
+                self.unloaded.add(name)
             raise Problem(400, str(error)) from None
         reasons = [reason for key, reason in self.failed.items() if key[0] == name]
         if reasons or not any(key[0] == name for key in self.served):
-            if was_unloaded:
-                self.unloaded.add(name)
             raise Problem(400, "; ".join(reasons) or f"the repository has no model {name}")
 
     def unload(self, name: str) -> None:
         """Stop serving a model until it is loaded again. Raises Problem 400 for the default."""
-        if not any(key[0] == name for key in self.served):
-            raise Problem(400, f"no model {name} is served")
-        self.unloaded.add(name)
-        try:
-            self.reload()
-        except UserError as error:
-            self.unloaded.discard(name)
-            raise Problem(400, str(error)) from None
+        with self.lock:
+            left = {key: one for key, one in self.served.items() if key[0] != name}
+            if len(left) == len(self.served):
+                raise Problem(400, f"no model {name} is served")
+            try:
+                resolve("", "", left, self.aliases)
+            except UserError as error:
+                raise Problem(400, f"{name} answers by default ({error})") from None
+            self.unloaded.add(name)
+            self.served = left
+            self.failed = {key: why for key, why in self.failed.items() if key[0] != name}
+            self._show()
 
     # ------------------------------------------------------------------------------------ finding
 

@@ -84,15 +84,15 @@ page = APIRouter(include_in_schema=False)
 
 @health.get("/livez", **openapi.OBJECT)
 @health.get("/v2/health/live", **openapi.OBJECT)
-def live() -> dict[str, bool]:
-    """Say that the process answers."""
+async def live() -> dict[str, bool]:
+    """Say that the process answers. Not in a thread: those may be busy."""
     return {"live": True}
 
 
 @health.get("/readyz", **openapi.OBJECT)
 @health.get("/v2/health/ready", **openapi.OBJECT)
 @health.get("/ping", **openapi.OBJECT)  # SageMaker
-def ready(request: Request) -> dict[str, bool]:
+async def ready(request: Request) -> dict[str, bool]:
     """Say whether the service takes requests."""
     if not get_service(request).ready:
         raise Problem(503, "not ready", Retry_After="1")
@@ -237,7 +237,6 @@ async def remove_job(request: Request) -> Response:
     kept, owner = find_jobs(request)
     name = request.path_params["job"]
     await asyncio.to_thread(kept.remove, name, owner)
-    get_service(request).stop_job(name)
     return Response(status_code=204)
 
 
@@ -275,10 +274,10 @@ def unload(request: Request) -> dict[str, Any]:
 
 @v2.get(f"{V2_MODEL}/ready", **openapi.OBJECT)
 @v2.get(f"{V2_VERSION}/ready", **openapi.OBJECT)
-def model_ready(request: Request) -> dict[str, bool]:
+async def model_ready(request: Request) -> dict[str, bool]:
     """Say whether a model takes requests."""
     find_model(request)
-    return ready(request)
+    return await ready(request)
 
 
 @v2.get(V2_MODEL, **openapi.OBJECT)

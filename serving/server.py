@@ -73,8 +73,9 @@ class Server(uvicorn.Server):
         repository = self.service.repository
         try:
             repository.reload()
-        except UserError as error:
-            log_event(event="models stay as they were", error=str(error))
+        except Exception as error:  # of any kind: those that are served go on
+            reason = str(error) if isinstance(error, UserError) else type(error).__name__
+            log_event(event="models stay as they were", error=reason)
         else:
             titles = [one.title for one in repository.served.values()]
             log_event(event="models were looked at again", models=titles)

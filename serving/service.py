@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +49,8 @@ class Service:
         self.large_turns = asyncio.Semaphore(max(1, config.workers - 1))
         self.volume_turns = asyncio.Semaphore(MAX_VOLUMES)
         self.ready = False
-        self.jobs = open_jobs(config)
+        self.jobs = Jobs(Path(config.jobs), config.job_keep_s) if config.jobs else None
         self.job_came = asyncio.Event()
-        self.job_tasks: dict[str, asyncio.Task] = {}
         self.runner: asyncio.Task | None = None
 
     async def start(self) -> None:
@@ -67,6 +66,8 @@ class Service:
         self.ready = False
         if self.runner:
             self.runner.cancel()  # a job that runs begins again at the next start
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.runner
         await self.repository.stop()
         self.workers.stop()
 
@@ -156,21 +157,36 @@ class Service:
     async def _run_jobs(self, jobs: Jobs) -> None:
         """Do one job after the other."""
         while True:
-            job = await asyncio.to_thread(jobs.take)
-            if job is None:
-                self.job_came.clear()
-                with contextlib.suppress(TimeoutError):
-                    # Also jobs that other replicas have taken, or left, are seen in time.
-                    await asyncio.wait_for(self.job_came.wait(), JOB_TICK_S)
-                continue
-            task = self.job_tasks[job.id] = asyncio.create_task(self._segment_job(job))
             try:
-                await asyncio.wait([task])
-                if not task.cancelled():
-                    await asyncio.to_thread(jobs.finish, job.id, task.result())
-            finally:
-                task.cancel()
-                del self.job_tasks[job.id]
+                job = await asyncio.to_thread(jobs.take)
+                if job:
+                    await self._run_job(jobs, job)
+                    continue
+            except Exception as error:  # a full disk, a locked file: later it may work
+                log_fault("jobs", error)
+            self.job_came.clear()
+            with contextlib.suppress(TimeoutError):
+                # Also jobs that other replicas have taken, or left, are seen in time.
+                await asyncio.wait_for(self.job_came.wait(), JOB_TICK_S)
+
+    async def _run_job(self, jobs: Jobs, job: Job) -> None:
+        """Do a job, and stop if it is removed meanwhile, by this replica or another."""
+        task = asyncio.create_task(self._segment_job(job))
+        try:
+            while not task.done():
+                if not await asyncio.to_thread(jobs.hold, job.id):
+                    return
+                await asyncio.wait([task], timeout=JOB_TICK_S)
+            try:
+                await asyncio.to_thread(jobs.finish, job.id, task.result())
+            except sqlite3.DataError:  # larger than SQLite keeps
+                problem = Problem(413, "the answer is too large to be kept")
+                await asyncio.to_thread(jobs.finish, job.id, problem)
+        except asyncio.CancelledError:  # the service stops
+            jobs.give_back(job.id)
+            raise
+        finally:
+            task.cancel()
 
     async def _segment_job(self, job: Job) -> responses.MaskResponse | Problem:
         """Segment a job's image; return its mask or why there is none."""
@@ -195,11 +211,6 @@ class Service:
             log_fault(job.id, error)
             return Problem(500, "an internal error of the service")
 
-    def stop_job(self, job_id: str) -> None:
-        """Stop a job that runs here, because it was removed."""
-        if job_id in self.job_tasks:
-            self.job_tasks[job_id].cancel()
-
     async def infer(
         self, model: Served, content: bytes, json_length: str | None
     ) -> tuple[bytes, dict[str, str]]:
@@ -222,15 +233,6 @@ class Service:
         return await self.workers.run(
             tf_serving.write_predictions, without_spread(probs, model), by_row
         )
-
-
-def open_jobs(config: Config) -> Jobs | None:
-    """Open the file of jobs, if there is to be one. Raises UserError."""
-    if not config.jobs:
-        return None
-    runner = f"{socket.gethostname()}:{config.port}"
-    most_s = 2 * config.volume_timeout_s
-    return Jobs(Path(config.jobs), runner, config.job_keep_s, most_s)
 
 
 def without_spread(probs: np.ndarray, model: Served) -> np.ndarray:

@@ -87,6 +87,17 @@ def test_it_is_refused_before_much_is_unpacked(tmp_path, monkeypatch):
         dicom_zip.decode_zip(content, 10**9)
 
 
+@pytest.mark.parametrize(("offset", "value"), [(6, 99), (10, 99), (46, 255)])
+def test_a_damaged_array_is_an_error_of_the_file(offset, value):
+    """A version and a way of packing that nobody knows, a name in no alphabet."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, np.arange(256, dtype=np.uint8).reshape(16, 16))
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"PK\1\2") + offset] = value
+    with pytest.raises(UserError, match="unreadable as NPZ|expected one array"):
+        formats.decode_scan(bytes(content))
+
+
 def test_a_damaged_zip_is_an_error_of_the_file(tmp_path):
     write_series(tmp_path)
     content = bytearray(zip_folder(tmp_path, method=zipfile.ZIP_STORED))

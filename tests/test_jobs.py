@@ -26,7 +26,7 @@ ANSWER = MaskResponse(b"mask", "image/png", {"X-Areas": "[]"}, 0.5, None)
 
 @pytest.fixture
 def kept(tmp_path):
-    return Jobs(tmp_path / "jobs.db", "here:1", keep_s=60, most_s=60)
+    return Jobs(tmp_path / "jobs.db", keep_s=60)
 
 
 def submit(kept: Jobs, owner="", content=b"image") -> str:
@@ -50,7 +50,8 @@ def test_a_job_waits_runs_and_is_done(kept):
 
 
 def test_a_job_that_failed_tells_why(kept):
-    kept.finish(submit(kept), Problem(400, "unreadable"))
+    submit(kept)
+    kept.finish(kept.take().id, Problem(400, "unreadable"))
     ((name, state),) = query(kept, "SELECT id, state FROM jobs")
     status, body, media_type, _ = kept.result(name, "")
     assert (state, status, media_type) == (FAILED, 400, "application/problem+json")
@@ -87,23 +88,43 @@ def test_a_finished_job_expires_and_leaves_nothing(kept):
     kept.keep_s = -1
     with pytest.raises(Problem, match="it may have expired"):
         kept.describe(name, "")
+    assert kept.take() is None  # as the service asks every second
     assert b"the patient" not in kept.path.read_bytes()
 
 
-def test_a_job_of_a_killed_service_begins_again(kept):
+def test_a_job_of_a_killed_service_begins_again(kept, monkeypatch):
     name = submit(kept)
     kept.take()
-    other = Jobs(kept.path, "there:1", 60, 60)
-    assert other.take() is None  # it may still run here
-    again = Jobs(kept.path, "here:1", 60, 60)
-    assert again.take() == (name, "unet", "1", ["*/*"], b"image", 2)
-    other.most_s = -1  # here is gone for long
-    assert other.take().tries == 3
+    other = Jobs(kept.path, 60)
+    assert kept.hold(name) and other.take() is None  # it still runs here
+    monkeypatch.setattr(jobs, "LEASE_S", -1)  # here is gone
+    assert other.take() == (name, "unet", "1", ["*/*"], b"image", 2)
+    # It was not gone: what it found comes too late.
+    assert not kept.hold(name)
+    kept.finish(name, Problem(400, "late"))
+    assert other.describe(name, "")["state"] == RUNNING
+    other.finish(name, ANSWER)
+    assert other.result(name, "")[1] == b"mask"
+
+
+def test_an_orderly_stop_is_no_failure(kept):
+    name = submit(kept)
+    for _ in range(5):
+        assert kept.take().tries == 1
+        kept.give_back(name)
+    assert kept.describe(name, "")["state"] == QUEUED
+
+
+def test_a_removed_job_is_not_held(kept):
+    name = submit(kept)
+    kept.take()
+    Jobs(kept.path, 60).remove(name, "")  # by another replica
+    assert not kept.hold(name)
 
 
 def test_many_threads_never_take_the_same_job(kept):
     names, taken = {submit(kept) for _ in range(40)}, []
-    other = Jobs(kept.path, "there:1", 60, 60)
+    other = Jobs(kept.path, 60)
 
     def work(one: Jobs) -> None:
         while job := one.take():
@@ -133,12 +154,12 @@ def test_a_file_that_is_none_or_open_to_others(tmp_path):
     (tmp_path / "no.db").write_bytes(b"no database" * 99)
     (tmp_path / "no.db").chmod(0o600)
     with pytest.raises(UserError, match=r"jobs cannot be kept in .*no.db"):
-        Jobs(tmp_path / "no.db", "", 60, 60)
+        Jobs(tmp_path / "no.db", 60)
     (tmp_path / "open.db").touch()
     (tmp_path / "open.db").chmod(0o644)
     with pytest.raises(UserError, match=r"open to other users; run `chmod 600"):
-        Jobs(tmp_path / "open.db", "", 60, 60)
-    assert Jobs(tmp_path / "new.db", "", 60, 60).path.stat().st_mode & 0o077 == 0
+        Jobs(tmp_path / "open.db", 60)
+    assert Jobs(tmp_path / "new.db", 60).path.stat().st_mode & 0o077 == 0
 
 
 # ------------------------------------------------------------------------------------- over HTTP
@@ -198,9 +219,8 @@ def test_a_volume_survives_a_kill_and_can_be_stopped(tmp_path):
     wait_for(service.client, place, states=(RUNNING,))
     service.process.send_signal(signal.SIGKILL)
     service.process.wait()
-    # The file names the replica by its port: it is the same one that comes back.
     with sqlite3.connect(tmp_path / "jobs.db") as database:
-        database.execute("UPDATE jobs SET runner = NULL, started = 0")
+        database.execute("UPDATE jobs SET seen = 0")  # as if half a minute had gone by
     service = Running(LUNGS, tmp_path, *flags)
     try:
         client = service.client

@@ -125,14 +125,48 @@ def test_models_are_unloaded_and_loaded(tmp_path):
     repository.unload("heart")
     repository.reload()
     assert titles(repository) == ["lungs/1"]
-    with pytest.raises(Problem, match="no model lungs is served"):
-        repository.unload("lungs")  # the default
+    with pytest.raises(Problem, match="lungs answers by default"):
+        repository.unload("lungs")
     with pytest.raises(Problem, match="no model heart is served"):
         repository.unload("heart")
     repository.load("heart")
     assert titles(repository) == ["heart/1", "lungs/1"]
     with pytest.raises(Problem, match="the repository has no model liver"):
         repository.load("liver")
+
+
+def test_a_bad_version_of_a_model_that_is_loaded_again_costs_that_version_only(tmp_path):
+    add(tmp_path, "lungs/1", "heart/1", "heart/2")
+    write_aliases(tmp_path, default="lungs")
+    repository = make_repository(tmp_path)
+    repository.unload("heart")
+    (tmp_path / "heart" / "2" / "unet.onnx").write_bytes(b"half")
+    with pytest.raises(Problem, match="manifest"):
+        repository.load("heart")
+    repository.reload()
+    assert titles(repository) == ["heart/1", "lungs/1"]
+
+
+def test_an_error_of_the_engine_costs_one_model_only(tmp_path, monkeypatch):
+    add(tmp_path, "lungs/1")
+    repository = make_repository(tmp_path)
+    add(tmp_path, "lungs/2")
+
+    def fail(*args):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("serving.repository.load_exported", fail)
+    repository.reload()
+    assert titles(repository) == ["lungs/1"]
+    assert "no such operator" in repository.index()[1]["reason"]
+
+
+def test_a_start_without_any_model_that_works_says_why(tmp_path):
+    add(tmp_path, "lungs/1", "lungs/2")
+    for version in "12":
+        (tmp_path / "lungs" / version / "unet.onnx").write_bytes(b"half")
+    with pytest.raises(UserError, match="no model can be loaded: .*manifest"):
+        make_repository(tmp_path)
 
 
 @pytest.mark.parametrize(

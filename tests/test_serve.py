@@ -79,9 +79,9 @@ class Running:
     """A service in a process of its own."""
 
     def __init__(
-        self, exported: Path, folder: Path, *flags: str, scheme: str = "http", **client
+        self, exported: Path, folder: Path, *flags: str, scheme="http", port=0, **client
     ) -> None:
-        self.port, self.log = free_port(), folder / "log"
+        self.port, self.log = port or free_port(), folder / "log"
         command = [
             sys.executable,
             ROOT / "serve.py",

@@ -51,7 +51,9 @@ def is_zip_of_dicom(content: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return bool(_dicom_members(archive, most=1))
-    except (zipfile.BadZipFile, UserError):
+    except MemoryError:
+        raise
+    except Exception:  # a damaged zip leads to many
         return False
 
 
