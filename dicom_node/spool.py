@@ -21,11 +21,6 @@ from pathlib import Path
 
 from utils import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 UID = re.compile(r"[0-9.]{1,64}")
 FOLDERS = ("receiving", "incoming", "working", "outgoing", "quarantine")
 MIN_FREE_BYTES = 2**28  # of the disk; then nothing more is taken
@@ -49,16 +44,25 @@ class Spool:
         self.receiving, self.incoming, self.working, self.outgoing, self.quarantined = (
             root / name for name in FOLDERS
         )
-        try:
-            if fcntl:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another node works with the spool {root}; stop it first") from None
+        self._lock()
         # What a process left that was killed.
         for path in self.receiving.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for series in list(self.working.iterdir()):
             self._put_back(series)
+
+    def _lock(self) -> None:
+        """Keep other nodes away until this process ends. Raises UserError if there is one."""
+        if os.name != "posix":
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another node works with the spool {self.root}; stop it first"
+            ) from None
 
     def has_room(self) -> bool:
         """Say whether the disk has room for more."""

@@ -14,7 +14,11 @@ import httpx
 import pytest
 import yaml
 from conftest import ROOT
+from prometheus_client import generate_latest
 from test_serve import Running, exported, free_port, write_keys, xray  # noqa: F401 (fixtures)
+
+from dicom_node.node import Node
+from dicom_node.spool import Spool
 
 DEPLOY = ROOT / "deploy"
 
@@ -52,6 +56,11 @@ def test_the_metrics_of_dashboard_and_alerts_exist(exported, tmp_path, xray):  #
         shown = running.client.get("/metrics").text
     finally:
         running.stop()
+    node = Node(Spool(tmp_path / "spool"), None, None, 1)
+    for counter, name in ((node.done, "sent"), (node.away, "service")):
+        counter.labels(name)
+    node.expose("127.0.0.1", free_port())
+    shown += generate_latest(node.registry).decode()
     panels = json.loads((DEPLOY / "grafana" / "unet.json").read_text())["panels"]
     queries = " ".join(target["expr"] for panel in panels for target in panel["targets"])
     queries += (DEPLOY / "alerts.yaml").read_text()
@@ -233,7 +242,7 @@ def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
         assert found and float(found[0]["value"][1]) == 1
         groups = httpx.get(f"http://127.0.0.1:{port}/api/v1/rules").json()["data"]["groups"]
         rules = [rule for group in groups for rule in group["rules"]]
-        assert len(groups) == 2 and {rule["health"] for rule in rules} <= {"ok", "unknown"}
+        assert len(groups) == 3 and {rule["health"] for rule in rules} <= {"ok", "unknown"}
     finally:
         process.terminate()
         process.wait(30)

@@ -70,6 +70,7 @@ MAY_BE_LATE = {
     "model",
     "benchmarks",
     # not on Windows
+    "fcntl",
     "resource",
     # ours, because it needs requirements-serve.txt
     "serving",

@@ -133,12 +133,12 @@ class Load:
 def test_a_mixed_load_loses_nothing(tmp_path):
     load, taken, sent = Load(tmp_path), [], []
     destination = free_port()
+    (tmp_path / "node_key").write_text("old")
     node = RunningNode(
         tmp_path,
         *("--send-to", f"PACS@127.0.0.1:{destination}", "--allow", "CT1"),
         *("--service", f"http://127.0.0.1:{load.port}", "--key", str(tmp_path / "node_key")),
     )
-    (tmp_path / "node_key").write_text("old")
     numbers = itertools.count()
 
     def send_dicom() -> int | None:
