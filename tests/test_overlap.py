@@ -158,7 +158,11 @@ def test_measurements_and_run_lengths(tmp_path):
     mask = join_planes([organ, lesion], BITS)
     writer = Writer(tmp_path, {"classes": CLASSES.names, **CLASSES.metadata}, panels=False)
     found = Prediction(mask, None, float("nan"), None, None)
-    writer.add(writer.write(Input("a/case", (tmp_path / "case.png",)), Scan(np.zeros((1, 32, 32, 1))), found))
+    writer.add(
+        writer.write(
+            Input("a/case", (tmp_path / "case.png",)), Scan(np.zeros((1, 32, 32, 1))), found
+        )
+    )
     assert [(row["mask"], row["area_pixels"]) for row in writer.rows] == [
         ("organ/a/case.png", 400),
         ("lesion/a/case.png", 64),
