@@ -157,6 +157,7 @@ class Service:
     async def _run_jobs(self, jobs: Jobs) -> None:
         """Do one job after the other."""
         while True:
+            self.job_came.clear()
             try:
                 job = await asyncio.to_thread(jobs.take)
                 if job:
@@ -164,7 +165,6 @@ class Service:
                     continue
             except Exception as error:  # a full disk, a locked file: later it may work
                 log_fault("jobs", error)
-            self.job_came.clear()
             with contextlib.suppress(TimeoutError):
                 # Also jobs that other replicas have taken, or left, are seen in time.
                 await asyncio.wait_for(self.job_came.wait(), JOB_TICK_S)
