@@ -52,7 +52,7 @@ class Receiver:
     """Answers C-ECHO and C-STORE."""
 
     def __init__(self, title: str, spool: Spool, callers: Sequence[Caller]) -> None:
-        self.spool, self.callers, self.received = spool, callers, 0
+        self.spool, self.callers = spool, callers
         # The bytes go to a file as they come, on the spool's disk.
         _config.STORE_RECV_CHUNKED_DATASET = True
         tempfile.tempdir = str(spool.receiving)
@@ -128,5 +128,4 @@ class Receiver:
         except Exception as error:  # pydicom raises many for a damaged file
             log_event(event="an image is not understood", error=type(error).__name__)
             return NOT_UNDERSTOOD
-        self.received += 1
         return SUCCESS

@@ -44,14 +44,16 @@ class Store:
         tls_args = (self.tls, self.host) if self.tls else None
         association = entity.associate(self.host, self.port, ae_title=self.title, tls_args=tls_args)
         if not association.is_established:
-            if association.acceptor.primitive and not association.is_rejected:
+            if association.rejected_contexts and not association.accepted_contexts:
                 raise RefusedError(f"{self.title} takes no {dataset.SOPClassUID.name}")
             how = "rejects this node" if association.is_rejected else "does not answer"
             raise AwayError(f"{self.title} {how}")
         try:
             answer = association.send_c_store(dataset)
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:  # it cannot be encoded as they agreed
             raise RefusedError(first_line(error)) from None
+        except RuntimeError:
+            raise AwayError(f"{self.title} has hung up") from None
         finally:
             association.release()
         status = answer.get("Status")
