@@ -5,6 +5,7 @@
 It needs a running `serve.py`, which segments, and requirements-node.txt. What was taken is not
 lost: it lies in the spool, also after a kill, until the destination has the segmentation. A
 segmentation's UIDs follow from its image and the model: sent twice, it is the same object.
+So are those of the report and the pictures that --also sends with it.
 What cannot be segmented, or is not wanted, is in quarantine/ in the spool, with the reason.
 """
 
@@ -29,6 +30,7 @@ class Config:
     allow: str = ""
     service: str = "http://127.0.0.1:8080"  # a running serve.py
     key: str = ""  # file with the service's API key itself
+    also: str = ""  # "report" of the measurements, "overlay" pictures, or both with a comma
     spool: str = "files/spool"  # folder; on a disk with room for a day's images
 
     ae_title: str = "UNET"  # of this node
@@ -91,7 +93,7 @@ def run(config: Config) -> None:
     """Run until SIGTERM or Ctrl-C. Raises UserError."""
     check_config(config)
     utils.require("pynetdicom", "requirements-node.txt")
-    from dicom_node.ask import Service
+    from dicom_node.ask import Service, parse_also
     from dicom_node.node import Node
     from dicom_node.receive import Receiver, parse_callers
     from dicom_node.send import parse_destination
@@ -100,7 +102,12 @@ def run(config: Config) -> None:
     incoming, outgoing = make_tls(config)
     destination = parse_destination(config.send_to, config.ae_title, outgoing)
     callers, spool = parse_callers(config.allow), Spool(Path(config.spool))
-    node = Node(spool, Service(config.service, config.key), destination, config.retry_s)
+    node = Node(
+        spool,
+        Service(config.service, config.key, parse_also(config.also)),
+        destination,
+        config.retry_s,
+    )
     receiver = Receiver(config.ae_title, spool, callers)
     if config.metrics_port:
         node.expose(config.metrics_host, config.metrics_port)

@@ -1,7 +1,8 @@
-"""Ask the HTTP service for the segmentations of a series."""
+"""Ask the HTTP service for the segmentations of a series, and for what goes with them."""
 
 import contextlib
 import http.client
+import io
 import json
 import ssl
 import urllib.parse
@@ -17,22 +18,23 @@ from utils import UserError
 TIMEOUT_S = 600  # for a volume
 # The image will not be segmented: malformed, too large, too slow, or it meets a fault of ours.
 REFUSED = (400, 406, 413, 415, 422, 500, 504)
-HEADERS = {"Accept": "application/dicom", "Content-Type": "application/octet-stream"}
+ALONE, WITH_MORE = "application/dicom", "application/zip"  # the segmentation; a zip of objects
+MORE = ("report", "overlay")  # that may go with a segmentation
 
 
 class Service:
     """A running `serve.py`."""
 
-    def __init__(self, url: str, key: str = "") -> None:
-        """key: file with the API key. Raises UserError."""
-        self.url, self.key = urllib.parse.urlsplit(url.rstrip("/")), key
+    def __init__(self, url: str, key: str = "", also: Sequence[str] = ()) -> None:
+        """key: file with the API key. also: of MORE. Raises UserError."""
+        self.url, self.key, self.also = urllib.parse.urlsplit(url.rstrip("/")), key, also
         if self.url.scheme not in ("http", "https") or not self.url.hostname:
             raise UserError(f"service is {url!r}; expected a URL, such as http://127.0.0.1:8080")
         if key:
             self._read_key()
 
-    def segment(self, file: BinaryIO, num_bytes: int) -> bytes:
-        """Return the DICOM segmentation of an image file or of a zipped series.
+    def segment(self, file: BinaryIO, num_bytes: int) -> list[bytes]:
+        """Return the DICOM objects made of an image file or of a zipped series.
 
         Raises RefusedError, AwayError.
         """
@@ -41,7 +43,12 @@ class Service:
         except UserError as error:
             raise AwayError(str(error)) from None
         connection = self._connect()
-        headers = {**HEADERS, **key, "Content-Length": str(num_bytes)}
+        headers = {
+            "Accept": WITH_MORE if self.also else ALONE,
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(num_bytes),
+            **key,
+        }
         try:
             # A service that refuses a large body answers before it has come, and stops reading.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -53,7 +60,7 @@ class Service:
         finally:
             connection.close()
         if answer.status == 200:
-            return content
+            return unpack(content, self.also) if self.also else [content]
         if answer.status in REFUSED:
             raise RefusedError(read_detail(content, answer.status))
         raise AwayError(f"the service answers {answer.status}")
@@ -74,6 +81,26 @@ class Service:
         if not key.isprintable():
             raise UserError(f"the key {self.key} has several lines; expected the key alone")
         return key
+
+
+def parse_also(text: str) -> tuple[str, ...]:
+    """Read `--also`. Raises UserError."""
+    also = tuple(name.strip() for name in text.split(",")) if text else ()
+    unknown = sorted(set(also) - set(MORE))
+    if unknown:
+        raise UserError(f"also has {', '.join(unknown)}; expected {' or '.join(MORE)}, or both")
+    return also
+
+
+def unpack(content: bytes, also: Sequence[str]) -> list[bytes]:
+    """Take the segmentation, and what else is wanted, out of a zip. Raises AwayError."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            wanted = ("segmentation", *also)
+            names = [name for name in archive.namelist() if name.startswith(wanted)]
+            return [archive.read(name) for name in names]
+    except zipfile.BadZipFile:
+        raise AwayError("the service answers something else than a zip") from None
 
 
 def read_detail(content: bytes, status: int) -> str:

@@ -22,8 +22,8 @@ TICK_S = 0.5  # between two looks into the spool
 class Service(Protocol):
     """What segments."""
 
-    def segment(self, file: BinaryIO, num_bytes: int) -> bytes:
-        """Return the segmentation of a file. Raises RefusedError, AwayError."""
+    def segment(self, file: BinaryIO, num_bytes: int) -> list[bytes]:
+        """Return the objects that are made of a file. Raises RefusedError, AwayError."""
 
 
 class Destination(Protocol):
@@ -89,8 +89,9 @@ class Node:
         except Exception as error:  # whatever a malformed series leads to; the others go on
             refused.append(describe(error))
         # All results first: a kill in between begins again with the whole series.
-        for uid, content in found:
-            self.spool.put_out(content, uid)
+        for objects in found:
+            for uid, content in objects.items():
+                self.spool.put_out(content, uid)
         if refused:
             self._put_aside(series, "\n".join(refused))
         else:
@@ -99,17 +100,17 @@ class Node:
         log_event(event="series", segmented=len(found), refused=len(refused))
         return True
 
-    def _segment(self, files: Sequence[Path]) -> tuple[str, bytes]:
-        """Segment an image or a volume; return the UID and the bytes of the segmentation."""
+    def _segment(self, files: Sequence[Path]) -> dict[str, bytes]:
+        """Segment an image or a volume; return the objects made of it, by their UIDs."""
         packed = pack(files, self.spool.receiving / f"{uuid.uuid4().hex}.zip")
         try:
             with packed.open("rb") as file:
-                content = self.service.segment(file, packed.stat().st_size)
+                objects = self.service.segment(file, packed.stat().st_size)
         finally:
             if packed.parent == self.spool.receiving:
                 packed.unlink()
         try:
-            return read_uid(content), content
+            return {read_uid(content): content for content in objects}
         except Exception:  # pydicom raises many
             raise AwayError("the service answers something else than DICOM") from None
 

@@ -6,6 +6,7 @@ from serving.errors import Problem
 PNG, JSON, GEOJSON = "image/png", "application/json", "application/geo+json"
 TIFF, DICOM, NIFTI = "image/tiff", "application/dicom", "application/x-nifti"
 NRRD, METAIMAGE = "application/x-nrrd", "application/x-metaimage"
+DICOM_ZIP = "application/zip"  # the segmentation, a report and pictures
 # Formats of volumes, by `Format.name`. Most have no registered type; NIfTI is gzipped.
 FORMATS = {
     "TIFF": TIFF,
@@ -15,7 +16,7 @@ FORMATS = {
     "NRRD": NRRD,
     "MetaImage": METAIMAGE,
 }
-ALL = tuple(dict.fromkeys((PNG, JSON, GEOJSON, *FORMATS.values())))
+ALL = tuple(dict.fromkeys((PNG, JSON, GEOJSON, *FORMATS.values(), DICOM_ZIP)))
 ALIASES = {"application/gzip": NIFTI, "application/x-gzip": NIFTI, "application/nifti": NIFTI}
 
 
@@ -39,6 +40,7 @@ def offers(prepared: Prepared) -> list[str]:
     place in space, else a TIFF of many pages.
     """
     in_kind = [FORMATS[prepared.format]] if prepared.format in FORMATS else []
+    in_kind += [DICOM_ZIP] if DICOM in in_kind else []
     others = (
         [NIFTI, TIFF, NRRD, METAIMAGE] if prepared.has_place else [TIFF, NIFTI, NRRD, METAIMAGE]
     )

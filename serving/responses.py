@@ -106,7 +106,7 @@ def write_mask(
     if media_type == media_types.PNG:
         return pictures.mask_to_png(ids[0], names)
     mask = Mask(ids, names, Classes.from_metadata(network.metadata).levels)
-    if media_type == media_types.DICOM:
+    if media_type in (media_types.DICOM, media_types.DICOM_ZIP):  # `dicom_objects` adds the others
         return dicom_seg.encode_mask(mask, prepared.scan(), network.sha256)
     for form in formats.FORMATS:
         if media_type == media_types.FORMATS.get(form.name):

@@ -12,7 +12,7 @@ import numpy as np
 
 from imaging import pictures
 from inference.exported_model import Prepared
-from serving import media_types, open_inference, responses, tf_serving
+from serving import dicom_objects, media_types, open_inference, responses, tf_serving
 from serving.api_keys import Keys
 from serving.config import Config
 from serving.errors import Problem
@@ -88,8 +88,9 @@ class Service:
                 self.config.max_slices,
                 seconds=READ_LARGE_S if is_large else READ_S,
             )
-        del content
         chosen = media_types.choose(accepted, prepared)
+        if media_types.DICOM_ZIP not in chosen:
+            del content  # a volume's fills the memory
         if len(prepared.windows) > 1:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self.config.volume_timeout_s)
@@ -99,6 +100,11 @@ class Service:
             async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS):
                 answer = await self.workers.run(
                     responses.respond_to_image, model.network, probs, prepared, chosen
+                )
+        if answer.media_type == media_types.DICOM_ZIP:
+            async with self._turn(is_large):
+                answer = await self.workers.run(
+                    dicom_objects.complete, answer, content, model.network, self.max_bytes
                 )
         input_mean = float(prepared.windows.case.mean()) / 255
         self.metrics.record_image(model.title, input_mean, answer.foreground_share, answer.quality)

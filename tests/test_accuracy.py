@@ -72,7 +72,7 @@ def workplace(tmp_path, monkeypatch):
     """An empty folder to work in, and small numbers: two folds, one count, one seed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trainings, "FOLDS", 2)
-    monkeypatch.setattr(few, "LABELLED", (2,))
+    monkeypatch.setattr(few, "LABELLED", (2, 0))
     monkeypatch.setattr(few, "SEEDS", (1,))
     monkeypatch.setattr(few, "PHANTOMS", 10)
     return tmp_path
@@ -165,12 +165,21 @@ def test_every_corruption_is_left_out_once():
 @pytest.mark.slow
 def test_few_images(workplace):
     chests = str(make_phantoms("chests", 10, seed=5))
-    few.few(chests, flags=TINY, jobs=2)
+    few.few(chests, starts="scratch,phantoms", flags=TINY, jobs=2)
     table = pd.read_csv("results/few.csv")
-    assert table.labelled.tolist() == [2]
-    assert table.gain[0] == pytest.approx(table.phantoms[0] - table.scratch[0])
+    assert table.labelled.tolist() == ["2"] * 2 + ["all"] * 2
+    assert table.start.tolist() == ["scratch", "phantoms"] * 2
+    assert table.gain[3] == pytest.approx(table.dice[3] - table.dice[2]) and table.gain[2] == 0
     split = pd.read_csv("files/few/phantoms-2-seed1/split.csv")
     assert split.subset.value_counts().to_dict() == {"test": 5, "train": 2}
+
+
+def test_starts_of_the_few():
+    """Only what is named is trained; a misspelt name is told before anything is."""
+    chosen = few.choose_starts("imagenet,scratch", "w.h5", Path("runs"))
+    assert list(chosen) == ["imagenet", "scratch"] and chosen["imagenet"][-1] == "w.h5"
+    with pytest.raises(UserError, match="starts has scrach; expected scratch, phantoms"):
+        few.few("chests", starts="scrach")
 
 
 def test_labelled_images_have_equal_shares_of_each_label():
@@ -181,6 +190,7 @@ def test_labelled_images_have_equal_shares_of_each_label():
     train = [pair.label for pair, subset in zip(pairs, first, strict=True) if subset == "train"]
     assert sorted(train) == ["0", "0", "1", "1"] and first.count("test") == 12
     assert few.choose_labelled(pairs, 12, seed=0).count("train") == 12
+    assert few.choose_labelled(pairs, 0, seed=0) == few.choose_labelled(pairs, 12, seed=0)
     with pytest.raises(UserError, match="13 labelled images are needed; 12 are not for testing"):
         few.choose_labelled(pairs, 13, seed=0)
 

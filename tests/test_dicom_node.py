@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -20,9 +21,15 @@ import pydicom
 import pytest
 import trustme
 from conftest import ROOT
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import ComputedRadiographyImageStorage, SegmentationStorage, Verification
+from pynetdicom.sop_class import (
+    ComprehensiveSRStorage,
+    ComputedRadiographyImageStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    Verification,
+)
 from test_dicom_series import write_capture, write_series
 from test_pacs import write_xray
 from test_serve import Running, free_port
@@ -57,7 +64,7 @@ class FakeService:
     def segment(self, file, num_bytes):
         self.asked.append(file.read())
         assert len(self.asked[-1]) == num_bytes
-        return self.answer()
+        return [self.answer()]
 
     def answer(self):
         answer = self.answers.pop(0)
@@ -278,6 +285,23 @@ def test_a_service_that_is_not_there(tmp_path):
             ask.Service("http://127.0.0.1", str(tmp_path / name))
 
 
+def test_what_may_go_with_a_segmentation():
+    assert ask.parse_also("") == () and ask.parse_also("report, overlay") == ("report", "overlay")
+    with pytest.raises(UserError, match="also has pdf; expected report or overlay, or both"):
+        ask.parse_also("report,pdf")
+
+
+def test_of_a_zip_only_what_is_wanted_is_taken():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("segmentation", "report", "overlay-0001", "overlay-0002"):
+            archive.writestr(f"{name}.dcm", name)
+    assert ask.unpack(buffer.getvalue(), ["report"]) == [b"segmentation", b"report"]
+    assert len(ask.unpack(buffer.getvalue(), ["overlay"])) == 3
+    with pytest.raises(AwayError, match="something else than a zip"):
+        ask.unpack(b"DICM", ["report"])
+
+
 def test_a_series_that_is_too_large_for_the_service_is_refused(service):
     """The service answers and closes while the body is still being sent."""
     large = io.BytesIO(bytes(200 * 2**20))
@@ -317,7 +341,7 @@ def received(event) -> pydicom.Dataset:
 
 
 @contextlib.contextmanager
-def storing(status=0x0000, context=ComputedRadiographyImageStorage, title="PACS"):
+def storing(status=0x0000, contexts=(ComputedRadiographyImageStorage,), title="PACS"):
     """A peer that takes images: its port, and what it took."""
     taken = []
 
@@ -326,7 +350,8 @@ def storing(status=0x0000, context=ComputedRadiographyImageStorage, title="PACS"
         return status
 
     entity = AE(title)
-    entity.add_supported_context(context, ExplicitVRLittleEndian)
+    for context in contexts:
+        entity.add_supported_context(context, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     entity.require_called_aet = True
     handlers = [(evt.EVT_C_STORE, on_store)]
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
@@ -371,7 +396,7 @@ def test_a_peer_that_is_not_there_or_does_not_want_us(tmp_path):
     with storing() as (port, _), pytest.raises(AwayError, match="OTHER rejects this node"):
         store_at(port, "OTHER").send(tmp_path / "seg.dcm")
     with (
-        storing(context=Verification) as (port, _),
+        storing(contexts=[Verification]) as (port, _),
         pytest.raises(RefusedError, match="PACS takes no Computed Radiography Image Storage"),
     ):
         store_at(port).send(tmp_path / "seg.dcm")
@@ -528,7 +553,7 @@ def address_of(service) -> str:
 
 def test_an_xray_comes_and_its_segmentation_goes_on(service, xray, tmp_path):
     path, truth = xray
-    with storing(context=SegmentationStorage) as (port, taken):
+    with storing(contexts=[SegmentationStorage]) as (port, taken):
         destination = f"PACS@127.0.0.1:{port}"
         flags = ("--send-to", destination, "--service", address_of(service), "--allow", "CT1")
         node = RunningNode(tmp_path, *flags, "--metrics-port", str(metrics_port := free_port()))
@@ -554,6 +579,26 @@ def test_an_xray_comes_and_its_segmentation_goes_on(service, xray, tmp_path):
             assert 'unet_node_spool{folder="quarantine"} 0.0' in shown
         finally:
             assert node.stop() == 0
+
+
+def test_a_report_and_a_picture_go_with_it(service, xray, tmp_path):
+    path, _ = xray
+    contexts = [SegmentationStorage, ComprehensiveSRStorage, SecondaryCaptureImageStorage]
+    with storing(contexts=contexts) as (port, taken):
+        flags = ("--send-to", f"PACS@127.0.0.1:{port}", "--service", address_of(service))
+        node = RunningNode(tmp_path, *flags, "--also", "report,overlay", "--allow", "CT1")
+        try:
+            assert node.store(path) == 0
+            wait_for(lambda: len(taken) == 3)
+        finally:
+            node.stop()
+    assert sorted(one.SOPClassUID for one in taken) == sorted(contexts)
+    assert len({one.StudyInstanceUID for one in taken}) == 1
+    (seg,) = [one for one in taken if one.Modality == "SEG"]
+    (report,) = [one for one in taken if one.Modality == "SR"]
+    assert seg.SOPInstanceUID in str(report)
+    area_mm2 = seg.pixel_array.sum() * 0.7 * 0.7
+    assert f"{area_mm2:.6g}"[:5] in str(report) and "Predicted Dice" in str(report)
 
 
 def test_nothing_is_lost_by_kills_or_while_others_are_away(service, xray, tmp_path):
@@ -663,7 +708,7 @@ def test_an_orthanc_on_both_sides(service, xray, pacs, tmp_path, by_stow):
     stow = f"{pacs}/dicom-web/studies"
     destination = stow if by_stow else f"{title}@127.0.0.1:{port}"
     flags = ("--send-to", destination, "--service", address_of(service), "--allow", title)
-    node = RunningNode(tmp_path, *flags)
+    node = RunningNode(tmp_path, *flags, "--also", "report,overlay")
     try:
         unet = {"AET": "UNET", "Host": "127.0.0.1", "Port": node.port}
         ask_orthanc(pacs, "modalities/unet", json.dumps(unet).encode(), "PUT").close()
@@ -681,7 +726,7 @@ def test_an_orthanc_on_both_sides(service, xray, pacs, tmp_path, by_stow):
             with ask_orthanc(pacs, f"studies/{stored['ParentStudy']}/series") as answer:
                 return sorted(one["MainDicomTags"]["Modality"] for one in json.load(answer))
 
-        wait_for(lambda: modalities() == ["CR", "SEG"])
+        wait_for(lambda: modalities() == ["CR", "OT", "SEG", "SR"])
         wait_for(lambda: not list(node.spool.glob("*/*")))
     finally:
         node.stop()

@@ -1,4 +1,4 @@
-"""What a model of phantoms is worth when few images are labelled."""
+"""What a start from phantoms or from ImageNet is worth when few images are labelled."""
 
 import shlex
 import shutil
@@ -19,39 +19,65 @@ from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
 from utils import UserError
 
-LABELLED = (5, 10, 20, 40)
+LABELLED = (5, 10, 20, 40, 0)  # 0: all that are not for testing
 SEEDS = (0, 1, 2)
 TEST_PARTS = 2  # half of the images are the test set
 PHANTOMS = 200
+ENCODER = ("--architecture", "efficientnetlite0")
+STARTS = ("scratch", "phantoms", "encoder", "imagenet")
 
 
 def few(
-    data_dir: str, *, flags: str = "", jobs: int = 1, out_dir: Path = Path("files/few")
+    data_dir: str,
+    *,
+    starts: str = ",".join(STARTS),
+    weights: str = "efficientnet-lite0.weights.h5",
+    flags: str = "",
+    jobs: int = 1,
+    out_dir: Path = Path("files/few"),
 ) -> None:
-    """Train on 5, 10, 20, 40 images, from scratch and from phantoms, 3 seeds: results/few.csv.
+    """Train on 5, 10, 20, 40 and all images, from several starts, 3 seeds: results/few.csv.
 
     Args:
         data_dir: the data set
+        starts: scratch, phantoms (the default network, trained on them first), encoder
+            (EfficientNet-Lite0 from random weights), imagenet (the same, pretrained); the others
+            are compared with the first
+        weights: ImageNet's, as `python -m benchmarks.imagenet_weights` writes them
         flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
         jobs: trainings at once, each on its share of the cores; on a Ray cluster, CPUs of each
         out_dir: where the runs go
     """
     more = shlex.split(flags)
-    phantoms = str(make_phantoms("", PHANTOMS, seed=0))
-    pretraining = ["--data-dir", phantoms, "--augmentation", "strong"]
-    run_trainings([[*pretraining, "--out-dir", str(out_dir / "phantoms"), *more]], 1)
-    starts = {"scratch": [], "phantoms": ["--init-weights", str(out_dir / "phantoms/model.h5")]}
+    chosen = choose_starts(starts, weights, out_dir)
+    if "phantoms" in chosen:
+        own = ["--data-dir", str(make_phantoms("", PHANTOMS, seed=0)), "--augmentation", "strong"]
+        run_trainings([[*own, "--out-dir", str(out_dir / "phantoms"), *more]], 1)
     trainings = []
-    for count, seed in product(LABELLED, SEEDS):
+    for seed, count in product(SEEDS, LABELLED):
         folder = out_dir / f"data-{count}-seed{seed}"
         link_labelled(data_dir, folder, count, seed)
         common = ["--data-dir", str(folder), "--val-fraction", "0", "--seed", str(seed), *more]
-        for start, start_flags in starts.items():
+        for start, start_flags in chosen.items():
             run = run_folder(out_dir, start, count, seed)
             trainings.append([*common, *start_flags, "--out-dir", str(run)])
     run_trainings(trainings, jobs)
-    table = [make_row(out_dir, count) for count in LABELLED]
+    table = [row for count in LABELLED for row in make_rows(out_dir, count, list(chosen))]
     write_table(pd.DataFrame(table), Path("results/few.csv"))
+
+
+def choose_starts(starts: str, weights: str, out_dir: Path) -> dict[str, list[str]]:
+    """Give the flags of each start that is named. Raises UserError for an unknown one."""
+    flags = {
+        "scratch": [],
+        "phantoms": ["--init-weights", str(out_dir / "phantoms/model.h5")],
+        "encoder": [*ENCODER],
+        "imagenet": [*ENCODER, "--init-weights", weights],
+    }
+    unknown = sorted(set(starts.split(",")) - set(flags))
+    if unknown:
+        raise UserError(f"starts has {', '.join(unknown)}; expected {', '.join(flags)}")
+    return {start: flags[start] for start in starts.split(",")}
 
 
 def run_folder(out_dir: Path, start: str, count: int, seed: int) -> Path:
@@ -80,7 +106,7 @@ def link_labelled(data_dir: str, folder: Path, count: int, seed: int) -> None:
 
 
 def choose_labelled(pairs: Sequence[Pair], count: int, seed: int) -> list[str]:
-    """Choose the test images, and `count` training images with equal shares of each label.
+    """Choose the test images, and `count` training images with equal shares of each label; 0: all.
 
     Returns test, train or "" for each pair. Raises UserError if there are fewer than `count`.
     """
@@ -88,7 +114,7 @@ def choose_labelled(pairs: Sequence[Pair], count: int, seed: int) -> list[str]:
     train = np.flatnonzero(subsets == "train")
     if count > len(train):
         raise UserError(f"{count} labelled images are needed; {len(train)} are not for testing")
-    if count < len(train):
+    if 0 < count < len(train):
         labels = [pairs[i].label for i in train]
         counts = Counter(labels)
         enough_places = len(counts) <= min(count, len(train) - count)
@@ -98,27 +124,22 @@ def choose_labelled(pairs: Sequence[Pair], count: int, seed: int) -> list[str]:
     return subsets.tolist()
 
 
-def make_row(out_dir: Path, count: int) -> dict[str, object]:
-    """Make a row: mean Dice of both starts, the paired gain with its interval, Dice of each seed.
+def make_rows(out_dir: Path, count: int, starts: list[str]) -> list[dict[str, object]]:
+    """Make a row for each start: mean Dice, paired gain over the first start, Dice of each seed.
 
     An image that several seeds test counts once, with its mean.
     """
-    means, seeds = {}, {}
-    for start in ("scratch", "phantoms"):
+    rows, first = [], None
+    for start in starts:
         tables = [score_run(run_folder(out_dir, start, count, seed)) for seed in SEEDS]
-        means[start] = pd.concat(tables).groupby("image", as_index=False).dice.mean()
-        seeds[f"seeds, {start}"] = " ".join(f"{table.dice.mean():.4f}" for table in tables)
-    paired = metrics.compare_tables(means["scratch"], means["phantoms"]).loc["dice"]
-    return {
-        "labelled": count,
-        "scratch": paired["A"],
-        "phantoms": paired["B"],
-        "gain": paired["B - A"],
-        "low": paired["low"],
-        "high": paired["high"],
-        "p": paired["p"],
-        **seeds,
-    }
+        means = pd.concat(tables).groupby("image", as_index=False).dice.mean()
+        first = means if first is None else first
+        paired = metrics.compare_tables(first, means).loc["dice"]
+        row = {"labelled": count or "all", "start": start, "dice": paired["B"]}
+        row |= {"gain": paired["B - A"], "low": paired["low"], "high": paired["high"]}
+        row |= {"p": paired["p"], "seeds": " ".join(f"{one.dice.mean():.4f}" for one in tables)}
+        rows.append(row)
+    return rows
 
 
 def score_run(run: Path) -> pd.DataFrame:

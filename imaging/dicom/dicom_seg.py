@@ -56,10 +56,15 @@ def encode_seg(
     if ids.dtype == BITS:
         ids = np.stack([plane(ids, i) for i in range(1, len(names) + 1)], axis=-1)
     ids = ids.astype(np.uint8, copy=False)
-    uids = [_derive_uid(kind, ids, names, headers, version) for kind in ("series", "instance")]
+    sources = [str(header.SOPInstanceUID) for header in headers]
+    content = np.ascontiguousarray(ids)
+    uids = [
+        derive_uid(kind, version, *names, *sources, repr(ids.shape), content=content)
+        for kind in ("series", "instance")
+    ]
     try:
         segmentation = hd.seg.Segmentation(
-            _complete_headers(headers),
+            complete_headers(headers),
             _as_stored(ids, headers),
             hd.seg.SegmentationTypeValues.BINARY,
             _describe_segments(names, version),
@@ -103,14 +108,10 @@ def _check_uids(headers: Sequence[Any]) -> None:
         )
 
 
-def _derive_uid(
-    kind: str, ids: np.ndarray, names: Sequence[str], headers: Sequence[Any], version: str
-) -> str:
-    """Make a UID that follows from the source, the mask and the model."""
-    sources = [str(header.SOPInstanceUID) for header in headers]
-    digest = hashlib.sha256("\0".join([kind, version, *names, *sources]).encode())
-    digest.update(repr(ids.shape).encode())
-    digest.update(np.ascontiguousarray(ids))
+def derive_uid(*texts: str, content: np.ndarray | bytes = b"") -> str:
+    """Make a UID that follows from these: what an object is made of."""
+    digest = hashlib.sha256("\0".join(texts).encode())
+    digest.update(content)
     # 2.25 is the root of UIDs that are numbers of 128 bits (DICOM PS3.5, B.2).
     return f"2.25.{int.from_bytes(digest.digest()[:16])}"
 
@@ -122,7 +123,7 @@ def _as_stored(ids: np.ndarray, headers: Sequence[Any]) -> np.ndarray:
     return ids[np.argsort(sort_frames(headers[0]))]
 
 
-def _complete_headers(headers: Sequence[Any]) -> list[Any]:
+def complete_headers(headers: Sequence[Any]) -> list[Any]:
     """Copy headers, with what a segmentation needs of them although the files lack it."""
     import pydicom
 
