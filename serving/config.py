@@ -61,7 +61,8 @@ class Config:
     timeout_s: float = 30  # time for one request; then it is answered with status 504
     volume_timeout_s: float = 300  # time for a volume
 
-    # File of jobs (/v1/jobs), which holds images and masks until they expire; "" has no jobs.
+    # Of jobs (/v1/jobs), images and masks until they expire: a file, or the URL of a PostgreSQL for
+    # replicas on several machines, postgresql://USER@HOST/DATABASE; "" has no jobs.
     jobs: str = ""
     job_keep_s: float = 3600  # time for which a finished job is kept
 

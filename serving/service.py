@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from serving import dicom_objects, media_types, open_inference, responses, tf_se
 from serving.api_keys import Keys
 from serving.config import Config
 from serving.errors import Problem
+from serving.job_store import open_store
 from serving.jobs import MAX_TRIES, Job, Jobs
 from serving.monitoring import Metrics, log_fault
 from serving.repository import Repository, Served
@@ -49,7 +49,9 @@ class Service:
         self.large_turns = asyncio.Semaphore(max(1, config.workers - 1))
         self.volume_turns = asyncio.Semaphore(MAX_VOLUMES)
         self.ready = False
-        self.jobs = Jobs(Path(config.jobs), config.job_keep_s) if config.jobs else None
+        self.jobs = None
+        if config.jobs:
+            self.jobs = Jobs(open_store(config.jobs), config.job_keep_s)
         self.job_came = asyncio.Event()
         self.runner: asyncio.Task | None = None
 
@@ -183,11 +185,7 @@ class Service:
                 if not await asyncio.to_thread(jobs.hold, job.id):
                     return
                 await asyncio.wait([task], timeout=JOB_TICK_S)
-            try:
-                await asyncio.to_thread(jobs.finish, job.id, task.result())
-            except sqlite3.DataError:  # larger than SQLite keeps
-                problem = Problem(413, "the answer is too large to be kept")
-                await asyncio.to_thread(jobs.finish, job.id, problem)
+            await asyncio.to_thread(jobs.finish, job.id, task.result())
         except asyncio.CancelledError:  # the service stops
             jobs.give_back(job.id)
             raise

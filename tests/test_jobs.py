@@ -1,21 +1,27 @@
 """Jobs: kept until fetched or expired, also when the service is killed."""
 
+import os
+import shutil
 import signal
 import sqlite3
+import ssl
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import httpx
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_serve import Running, write_keys
+from test_serve import Running, free_port, write_keys
 from test_serve_doors import to_nifti
 
 from dataset.phantoms import draw_phantom
-from serving import jobs
+from serving import job_store, jobs
 from serving.errors import Problem
+from serving.job_store import open_store
 from serving.jobs import DONE, FAILED, QUEUED, RUNNING, Jobs
 from serving.responses import MaskResponse
 from utils import UserError
@@ -24,9 +30,63 @@ LUNGS = ROOT / "files" / "lungs"
 ANSWER = MaskResponse(b"mask", "image/png", {"X-Areas": "[]"}, 0.5, None)
 
 
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """The URL of a PostgreSQL of our own. Required in CI, else the tests are skipped."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        why = "no PostgreSQL: apt-get install postgresql"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
+    user = {}
+    if os.getuid() == 0:  # it does not run as root
+        user = {"user": "postgres"}
+        for one in (folder, *folder.parents[:2]):
+            one.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    data = folder / "data"
+    make = [programs[-1] / "initdb", "-D", data, "-U", "unet", "--auth", "trust", "-N"]
+    subprocess.run(make, check=True, capture_output=True, cwd=folder, **user)
+    run = [programs[-1] / "postgres", "-D", data, "-p", str(port), "-k", folder, "-F"]
+    server = subprocess.Popen(run, cwd=folder, stderr=subprocess.DEVNULL, **user)
+    url = f"postgresql://unet@127.0.0.1:{port}/postgres"
+    end = time.monotonic() + 60
+    while True:
+        try:
+            open_store(url)
+            break
+        except UserError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    yield url
+    server.send_signal(signal.SIGINT)  # without waiting for its clients
+    server.wait(30)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def place(request, tmp_path):
+    """Where jobs are kept: a new file, or an empty database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "jobs.db")
+    url = request.getfixturevalue("postgres")
+    with open_store(url).change() as execute:
+        execute("DELETE FROM jobs")
+    return url
+
+
 @pytest.fixture
-def kept(tmp_path):
-    return Jobs(tmp_path / "jobs.db", keep_s=60)
+def kept(place):
+    return open_jobs(place)
+
+
+@pytest.fixture
+def in_file(tmp_path):
+    return open_jobs(str(tmp_path / "jobs.db"))
+
+
+def open_jobs(place: str, keep_s: float = 60) -> Jobs:
+    """Open the jobs as a replica does."""
+    return Jobs(open_store(place), keep_s)
 
 
 def submit(kept: Jobs, owner="", content=b"image") -> str:
@@ -59,8 +119,8 @@ def test_a_job_that_failed_tells_why(kept):
 
 
 def query(kept: Jobs, text: str) -> list[tuple]:
-    with sqlite3.connect(kept.path) as database:
-        return database.execute(text).fetchall()
+    with kept.store.change() as execute:
+        return [tuple(row) for row in execute(text).fetchall()]
 
 
 def test_the_first_that_came_is_the_first_done(kept):
@@ -78,24 +138,25 @@ def test_a_job_belongs_to_its_key(kept):
         kept.describe(name, "alice")
 
 
-def test_a_finished_job_expires_and_leaves_nothing(kept):
+def test_a_finished_job_expires_and_leaves_nothing(in_file):
+    kept, path = in_file, in_file.store.path
     secret = b"the patient's pixels" * 99
     name = submit(kept, content=secret)
-    assert secret in kept.path.read_bytes()
+    assert secret in path.read_bytes()
     kept.take()
     kept.finish(name, ANSWER._replace(body=b"the patient's mask"))
-    assert secret not in kept.path.read_bytes()
+    assert secret not in path.read_bytes()
     kept.keep_s = -1
     with pytest.raises(Problem, match="it may have expired"):
         kept.describe(name, "")
     assert kept.take() is None  # as the service asks every second
-    assert b"the patient" not in kept.path.read_bytes()
+    assert b"the patient" not in path.read_bytes()
 
 
-def test_a_job_of_a_killed_service_begins_again(kept, monkeypatch):
+def test_a_job_of_a_killed_service_begins_again(kept, place, monkeypatch):
     name = submit(kept)
     kept.take()
-    other = Jobs(kept.path, 60)
+    other = open_jobs(place)
     assert kept.hold(name) and other.take() is None  # it still runs here
     monkeypatch.setattr(jobs, "LEASE_S", -1)  # here is gone
     assert other.take() == (name, "unet", "1", ["*/*"], b"image", 2)
@@ -115,16 +176,16 @@ def test_an_orderly_stop_is_no_failure(kept):
     assert kept.describe(name, "")["state"] == QUEUED
 
 
-def test_a_removed_job_is_not_held(kept):
+def test_a_removed_job_is_not_held(kept, place):
     name = submit(kept)
     kept.take()
-    Jobs(kept.path, 60).remove(name, "")  # by another replica
+    open_jobs(place).remove(name, "")  # by another replica
     assert not kept.hold(name)
 
 
-def test_many_threads_never_take_the_same_job(kept):
+def test_many_threads_never_take_the_same_job(kept, place):
     names, taken = {submit(kept) for _ in range(40)}, []
-    other = Jobs(kept.path, 60)
+    other = open_jobs(place)
 
     def work(one: Jobs) -> None:
         while job := one.take():
@@ -154,12 +215,71 @@ def test_a_file_that_is_none_or_open_to_others(tmp_path):
     (tmp_path / "no.db").write_bytes(b"no database" * 99)
     (tmp_path / "no.db").chmod(0o600)
     with pytest.raises(UserError, match=r"jobs cannot be kept in .*no.db"):
-        Jobs(tmp_path / "no.db", 60)
+        open_store(str(tmp_path / "no.db"))
     (tmp_path / "open.db").touch()
     (tmp_path / "open.db").chmod(0o644)
     with pytest.raises(UserError, match=r"open to other users; run `chmod 600"):
-        Jobs(tmp_path / "open.db", 60)
-    assert Jobs(tmp_path / "new.db", 60).path.stat().st_mode & 0o077 == 0
+        open_store(str(tmp_path / "open.db"))
+    assert open_store(str(tmp_path / "new.db")).path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://unet@db", "expected a file, or postgresql://USER@HOST"),
+        ("postgresql://unet:s3cret@db", r"jobs is postgresql://…@db; expected a file"),
+        ("postgresql://db/unet", "expected a file, or postgresql://USER@HOST"),
+        ("postgresql://unet@db:port/unet", "expected a file, or postgresql://USER@HOST"),
+        ("postgresql://unet@db/unet?sslmode=maybe", "perhaps .sslmode=disable"),
+        ("postgresql://unet:s3cret@db/unet", "others can see; put it into PGPASSWORD"),
+        ("postgresql://unet@127.0.0.1:1/unet", "jobs cannot be kept in postgresql://unet@127"),
+    ],
+)
+def test_a_database_that_is_none(url, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_store(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_database_elsewhere_is_spoken_to_by_tls(monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "s3cret")
+    found = job_store.parse_url("postgresql://unet@db.example/unet")
+    assert found["ssl_context"].verify_mode == ssl.CERT_REQUIRED
+    assert (found["port"], found["password"]) == (5432, "s3cret")
+    for url in ("postgresql://unet@127.0.0.1/unet", "postgresql://unet@db/unet?sslmode=disable"):
+        assert "ssl_context" not in job_store.parse_url(url)
+
+
+def test_a_store_that_is_away_is_no_fault_of_ours(in_file, monkeypatch):
+    """The client may try again."""
+    monkeypatch.setattr(job_store, "TIMEOUT_S", 0.1)
+    with sqlite3.connect(in_file.store.path) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Problem, match="cannot be reached now") as caught:
+            submit(in_file)
+    assert caught.value.status == 503 and submit(in_file)
+
+
+@pytest.mark.slow
+def test_a_database_that_goes_away_and_comes_back(postgres, monkeypatch):
+    kept = open_jobs(postgres)
+    monkeypatch.setitem(kept.store.arguments, "port", free_port())
+    with pytest.raises(Problem, match="cannot be reached now"):
+        submit(kept)
+    monkeypatch.undo()
+    assert submit(kept)
+
+
+def test_only_what_is_not_too_large_is_kept(kept):
+    """An answer likewise."""
+    most = kept.store.max_bytes = 1000  # the stores' own limits take a minute to reach
+    with pytest.raises(Problem, match="too large to be kept") as caught:
+        submit(kept, content=bytes(most + 1))
+    assert caught.value.status == 413
+    name = submit(kept, content=bytes(most))
+    assert len(kept.take().content) == most
+    kept.finish(name, ANSWER._replace(body=bytes(most + 1)))
+    assert kept.result(name, "")[0] == 413
 
 
 # ------------------------------------------------------------------------------------- over HTTP
@@ -208,6 +328,30 @@ def test_a_job_is_answered_as_a_request_is(png, tmp_path):
         assert client.post("/v1/models/unet/jobs", content=png).status_code == 202
     finally:
         service.stop()
+
+
+@pytest.mark.slow
+def test_two_replicas_share_a_database(png, postgres, tmp_path):
+    """One takes the jobs of the other; either tells of all."""
+    with open_store(postgres).change() as execute:
+        execute("DELETE FROM jobs")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    replicas = [Running(LUNGS, tmp_path / name, "--jobs", postgres) for name in ("a", "b")]
+    first, second = (one.client for one in replicas)
+    try:
+        places = [first.post("/v1/jobs", content=png).headers["location"] for _ in range(8)]
+        assert [wait_for(second, one)["state"] for one in places] == [DONE] * 8
+        expected = first.post("/v1/segment", content=png).content
+        assert all(second.get(f"{one}/result").content == expected for one in places)
+        with open_store(postgres).change() as execute:
+            runners = execute("SELECT DISTINCT runner FROM jobs").fetchall()
+        assert len(runners) == 2
+        assert second.delete(places[0]).status_code == 204
+        assert first.get(places[0]).status_code == 404
+    finally:
+        for one in replicas:
+            one.stop()
 
 
 def test_a_volume_survives_a_kill_and_can_be_stopped(tmp_path):
