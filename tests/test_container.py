@@ -93,8 +93,9 @@ def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
             path.chmod(0o700 if path.is_dir() else 0o600)  # a checkout under umask 077
         # Packages come by this machine's pip, which knows its mirrors and certificates.
         flags = ["--quiet", "--only-binary=:all:", "--python-version=3.11", f"--dest={wheels}"]
-        lock = DEPLOY / "requirements.lock"
-        run(sys.executable, "-m", "pip", "download", "--require-hashes", *flags, "-r", lock)
+        for name, more in (("requirements", []), ("requirements-openvino", ["--no-deps"])):
+            lock = ["-r", DEPLOY / f"{name}.lock", *more]
+            run(sys.executable, "-m", "pip", "download", "--require-hashes", *flags, *lock)
         settings.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
         flags = [
             "--isolation=chroot",
@@ -103,7 +104,9 @@ def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
             "--build-arg=PYTHON=localhost/base",
         ]
         flags += [f"--volume={settings}:/etc/pip.conf:ro", f"--volume={wheels}:/wheels:ro"]
-        buildah("bud", *flags, "--tag=unet", f"--file={DEPLOY}/Dockerfile", context)
+        flags += [f"--file={DEPLOY}/Dockerfile", context]
+        buildah("bud", "--tag=unet", *flags)
+        buildah("bud", "--tag=unet-openvino", "--build-arg=ENGINE=openvino", *flags)
         config = json.loads(buildah("inspect", "--type=image", "unet"))["Docker"]["config"]
         buildah("from", "--name=unet", "--pull-never", "localhost/unet")
         yield Image(buildah, command, config, Path(buildah("mount", "unet")), base_bytes)
@@ -217,6 +220,28 @@ def test_the_image_segments_as_its_own_user(image, service, xray, tmp_path):  # 
     assert "telemetry" not in log.read_text()  # ONNX Runtime's is on by default
     owned = [path for path in image.root.rglob("*") if path.lstat().st_uid == 10001]
     assert owned == [image.root / "spool"]  # so a read-only file system will do, and a volume there
+
+
+@pytest.mark.slow
+def test_the_other_image_has_openvino(image):
+    code = (
+        "from pathlib import Path; import numpy as np; from inference import exported_model as m;"
+        "net, run = m.load_exported(Path('export/unet.onnx'), engine='openvino');"
+        "print(net.engine, run(np.zeros((1, *net.input_shape), np.float32)).shape[0])"
+    )
+    run = ("run", "--isolation=chroot", "--user=10001:10001")
+    for name, expected in (("unet", "is not installed"), ("unet-openvino", "openvino 1")):
+        container = f"{name}-asked"
+        image.buildah("from", f"--name={container}", "--pull-never", f"localhost/{name}")
+        shown = image.buildah(
+            *run,
+            container,
+            "python3",
+            "-c",
+            f"import sys\ntry:\n {code}\nexcept Exception as error: print(error)",
+        )
+        assert expected in shown
+        image.buildah("rm", container)
 
 
 @pytest.mark.slow

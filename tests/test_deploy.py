@@ -1,5 +1,6 @@
 """The files in deploy/ with the real tools: nginx before two replicas, Prometheus, alerts."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from conftest import ROOT
 from prometheus_client import generate_latest
 from test_serve import Running, exported, free_port, write_keys, xray  # noqa: F401 (fixtures)
 
+from dicom_node.__main__ import Config as NodeConfig
 from dicom_node.node import Node
 from dicom_node.spool import Spool
 
@@ -80,7 +82,7 @@ def test_compose_names_what_exists():
             )  # the user's own
 
 
-@pytest.mark.parametrize("name", ["base", "monitored"])
+@pytest.mark.parametrize("name", ["base", "monitored", "node"])
 def test_kustomize_names_what_exists(name):
     folder = DEPLOY / "kubernetes" / name
     listed = yaml.safe_load((folder / "kustomization.yaml").read_text())
@@ -94,9 +96,12 @@ def test_kustomize_names_what_exists(name):
     assert all(one["metadata"]["namespace"] == "unet" for one in objects)
     images = [image["name"] for image in listed.get("images", ())]
     for one in objects:
-        if one["kind"] == "Deployment":
+        if one["kind"] in ("Deployment", "StatefulSet"):
             (container,) = one["spec"]["template"]["spec"]["containers"]
             assert container["image"].split(":")[0] in images
+            if "command" in container:
+                given = {flag.split("=")[0][2:].replace("-", "_") for flag in container["args"]}
+                assert given <= {field.name for field in dataclasses.fields(NodeConfig)}
     targets = [patch["target"]["kind"] for patch in listed.get("patches", ())]
     assert targets in ([], ["HorizontalPodAutoscaler"])
 
