@@ -7,6 +7,16 @@ PNG, JSON, GEOJSON = "image/png", "application/json", "application/geo+json"
 TIFF, DICOM, NIFTI = "image/tiff", "application/dicom", "application/x-nifti"
 NRRD, METAIMAGE = "application/x-nrrd", "application/x-metaimage"
 DICOM_ZIP = "application/zip"  # the segmentation, a report and pictures
+VIEW = "multipart/form-data"  # what the web page shows, see serving/view.py
+WITH_IMAGE = (DICOM_ZIP, VIEW)  # for these the image is read once more
+SUFFIXES = {
+    PNG: ".png",
+    TIFF: ".tif",
+    DICOM: ".dcm",
+    NIFTI: ".nii.gz",
+    NRRD: ".nrrd",
+    METAIMAGE: ".mha",
+}
 # Formats of volumes, by `Format.name`. Most have no registered type; NIfTI is gzipped.
 FORMATS = {
     "TIFF": TIFF,
@@ -16,7 +26,7 @@ FORMATS = {
     "NRRD": NRRD,
     "MetaImage": METAIMAGE,
 }
-ALL = tuple(dict.fromkeys((PNG, JSON, GEOJSON, *FORMATS.values(), DICOM_ZIP)))
+ALL = tuple(dict.fromkeys((PNG, JSON, GEOJSON, *FORMATS.values(), DICOM_ZIP, VIEW)))
 ALIASES = {"application/gzip": NIFTI, "application/x-gzip": NIFTI, "application/nifti": NIFTI}
 
 
@@ -45,8 +55,15 @@ def offers(prepared: Prepared) -> list[str]:
         [NIFTI, TIFF, NRRD, METAIMAGE] if prepared.has_place else [TIFF, NIFTI, NRRD, METAIMAGE]
     )
     if prepared.num_slices == 1:
-        return list(dict.fromkeys([PNG, JSON, GEOJSON, *in_kind, *others]))
-    return list(dict.fromkeys([*in_kind, *others, JSON]))
+        return list(dict.fromkeys([PNG, JSON, GEOJSON, *in_kind, *others, VIEW]))
+    return list(dict.fromkeys([*in_kind, *others, JSON, VIEW]))
+
+
+def file_types(prepared: Prepared) -> list[str]:
+    """List the types of a mask's file, that of the image's own kind first."""
+    types = [one for one in offers(prepared) if one not in (JSON, GEOJSON, DICOM_ZIP, VIEW)]
+    own = FORMATS.get(prepared.format)
+    return [own, *types] if own in types else types
 
 
 def choose(accepted: list[str], prepared: Prepared) -> list[str]:
@@ -56,11 +73,8 @@ def choose(accepted: list[str], prepared: Prepared) -> list[str]:
     for media_type in accepted:
         kind, _, name = media_type.partition("/")
         for offer in offered:
-            if (
-                offer == media_type
-                or media_type == "*/*"
-                or (name == "*" and offer.startswith(kind))
-            ):
+            is_of_kind = media_type == "*/*" or (name == "*" and offer.startswith(kind))
+            if offer == media_type or (is_of_kind and offer not in WITH_IMAGE):
                 chosen.append(offer)
     if not chosen:
         what = "this image" if num_slices == 1 else f"a volume of {num_slices} slices"

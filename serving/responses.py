@@ -13,7 +13,7 @@ from imaging.labels import Classes, plane
 from imaging.scan import Mask
 from inference.exported_model import ExportedModel, Prepared
 from inference.quality import Quality
-from serving import media_types, volumes
+from serving import media_types, view, volumes
 from serving.errors import to_json_line
 from serving.run_lengths import run_lengths
 from utils import UserError
@@ -66,7 +66,7 @@ def respond(
     headers = {"X-Model-SHA256": network.sha256}
     if quality:
         headers["X-Quality"] = to_json_line(quality.describe())
-    if media_type not in (media_types.JSON, media_types.GEOJSON):
+    if media_type not in (media_types.JSON, media_types.GEOJSON, media_types.VIEW):
         headers |= describe_in_headers(network, ids, prepared, notes)
     return MaskResponse(body, media_type, headers, float((ids > 0).mean()), quality)
 
@@ -96,6 +96,8 @@ def write_mask(
 ) -> bytes:
     """Write class ids (S, H, W) as a media type that fits them. Raises Problem 413, UserError."""
     names = network.metadata["classes"]
+    if media_type == media_types.VIEW:
+        return write_view(network, ids, quality, prepared, notes)
     more = {"quality": quality.describe() if quality else None, "notes": list(notes)}
     if media_type in (media_types.JSON, media_types.GEOJSON) and len(ids) == 1:
         describe = to_json if media_type == media_types.JSON else to_geojson
@@ -112,6 +114,33 @@ def write_mask(
         if media_type == media_types.FORMATS.get(form.name):
             return form.encode_mask(mask, prepared.scan())
     raise UserError(f"no mask is written as {media_type}")
+
+
+def write_view(
+    network: ExportedModel,
+    ids: np.ndarray,
+    quality: Quality | None,
+    prepared: Prepared,
+    notes: Sequence[str],
+) -> bytes:
+    """Write what the web page shows of a mask, and a file of it; the image is added later."""
+    names, notes = network.metadata["classes"], list(notes)
+    if len(ids) == 1:
+        classes = class_areas(ids[0], names, prepared.spacing_mm)
+    else:
+        classes = volumes.class_volumes(ids, names, prepared)
+    kinds = media_types.file_types(prepared)
+    for kind in kinds:
+        try:
+            file = write_mask(network, ids, quality, prepared, kind, notes)
+            break
+        except UserError:  # a format that has no overlapping classes, a header that lacks a UID
+            if kind == kinds[-1]:
+                raise
+    shown = {"classes": classes, "notes": notes}
+    shown["quality"] = quality.describe() if quality else None
+    name = f"mask{media_types.SUFFIXES[kind]}"
+    return view.encode_mask(ids, shown) + view.encode_part("file", file, kind, name)
 
 
 def class_areas(

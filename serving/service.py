@@ -11,7 +11,7 @@ import numpy as np
 
 from imaging import pictures
 from inference.exported_model import Prepared
-from serving import dicom_objects, media_types, open_inference, responses, tf_serving
+from serving import dicom_objects, media_types, open_inference, responses, tf_serving, view
 from serving.api_keys import Keys
 from serving.config import Config
 from serving.errors import Problem
@@ -91,7 +91,7 @@ class Service:
                 seconds=READ_LARGE_S if is_large else READ_S,
             )
         chosen = media_types.choose(accepted, prepared)
-        if media_types.DICOM_ZIP not in chosen:
+        if not set(media_types.WITH_IMAGE) & set(chosen):
             del content  # a volume's fills the memory
         if len(prepared.windows) > 1:
             now = asyncio.get_running_loop().time()
@@ -103,14 +103,24 @@ class Service:
                 answer = await self.workers.run(
                     responses.respond_to_image, model.network, probs, prepared, chosen
                 )
-        if answer.media_type == media_types.DICOM_ZIP:
+        if answer.media_type in media_types.WITH_IMAGE:
             async with self._turn(is_large):
-                answer = await self.workers.run(
-                    dicom_objects.complete, answer, content, model.network, self.max_bytes
-                )
+                answer = await self._add_image(answer, content, model)
         input_mean = float(prepared.windows.case.mean()) / 255
         self.metrics.record_image(model.title, input_mean, answer.foreground_share, answer.quality)
         return answer
+
+    async def _add_image(
+        self, answer: responses.MaskResponse, content: bytes, model: Served
+    ) -> responses.MaskResponse:
+        """Complete an answer that needs the image's own pixels. Raises Problem."""
+        network = model.network
+        if answer.media_type == media_types.DICOM_ZIP:
+            complete = dicom_objects.complete
+            return await self.workers.run(complete, answer, content, network, self.max_bytes)
+        window = network.metadata.get("window", "")
+        shown = await self.workers.run(view.encode_image, content, self.max_bytes, window)
+        return answer._replace(body=answer.body + shown, media_type=view.MEDIA_TYPE)
 
     async def _segment_windows(
         self, model: Served, prepared: Prepared, chosen: list[str]

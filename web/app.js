@@ -1,88 +1,79 @@
-// Send one image to /v1/segment and draw the mask over it. Nothing is stored or sent elsewhere.
+// Send one image or volume to /v1/segment and draw the mask over it. Nothing is stored or sent
+// elsewhere.
 
 const COLOURS = [
   [230, 60, 60], [60, 140, 240], [250, 190, 40], [70, 190, 90], [170, 90, 220], [60, 200, 200],
 ];
 const element = (id) => document.getElementById(id);
-const state = { file: null, picture: null, mask: null, link: null };
+// file: what is shown, or on its way. upload: the request that is running.
+// shape: [slices, rows, columns] of mask (class ids) and image (a picture, or a volume's levels).
+const state = { file: null, upload: null, shape: [1, 1, 1], mask: null, image: null, link: null };
 
 function showStatus(text, isError = false) {
   element("status").textContent = text;
   element("status").className = isError ? "error" : "";
 }
 
-// Browsers turn a picture by its orientation tag, the service does not. Without the tag the
-// picture lies as its mask does.
-function withoutOrientation(buffer) {
-  const bytes = new Uint8Array(buffer);
-  if (bytes[0] === 0xff && bytes[1] === 0xd8) return hideJpegTags(bytes);
-  if (bytes[0] === 0x89 && bytes[1] === 0x50) return cutPngTags(bytes);
-  return [bytes];
+// ------------------------------------------------------------------------------------- drawing
+
+// Paint a slice of the mask: transparent outside the classes.
+function paintMask(number) {
+  const [, height, width] = state.shape;
+  const pixels = new ImageData(width, height);
+  const start = number * height * width;
+  for (let i = 0; i < height * width; i++) {
+    const id = state.mask[start + i];
+    if (id) pixels.data.set([...COLOURS[(id - 1) % COLOURS.length], 255], 4 * i);
+  }
+  return pixels;
 }
 
-// In a JPEG the tag is in APP1 segments. Rename them to APP15, which nobody reads.
-function hideJpegTags(bytes) {
-  const view = new DataView(bytes.buffer);
-  let i = 2;
-  while (i + 4 < bytes.length && bytes[i] === 0xff && bytes[i + 1] !== 0xda) {
-    if (bytes[i + 1] === 0xe1) bytes[i + 1] = 0xef;
-    i += 2 + view.getUint16(i + 2);
+// Paint a slice of a volume: black below the window of grey levels, white above it.
+function paintSlice(number) {
+  const [, height, width] = state.shape;
+  const pixels = new ImageData(width, height);
+  const low = element("centre").valueAsNumber - element("width").valueAsNumber / 2;
+  const scale = 255 / element("width").valueAsNumber;
+  const start = number * height * width;
+  for (let i = 0; i < height * width; i++) {
+    const grey = (state.image[start + i] - low) * scale; // is cut at 0 and 255
+    pixels.data.set([grey, grey, grey, 255], 4 * i);
   }
-  return [bytes];
+  return pixels;
 }
 
-// In a PNG the tag is in the chunk eXIf. Leave that chunk out.
-function cutPngTags(bytes) {
-  const view = new DataView(bytes.buffer);
-  let i = 8;
-  while (i + 12 < bytes.length) {
-    const end = i + 12 + view.getUint32(i);
-    if (view.getUint32(i + 4) === 0x65584966) return [bytes.subarray(0, i), bytes.subarray(end)];
-    i = end;
-  }
-  return [bytes];
-}
-
-// Return null for an image that the browser cannot show, such as DICOM or TIFF.
-async function decode(file) {
-  try {
-    return await createImageBitmap(new Blob(withoutOrientation(await file.arrayBuffer())));
-  } catch {
-    return null;
-  }
-}
-
-// Turn the mask into coloured pixels that are transparent outside the classes.
-// A mask of one class has grey 0 or 255, one of several classes has class ids.
-function paint(bitmap, numClasses) {
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d");
-  context.drawImage(bitmap, 0, 0);
-  const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const id = numClasses === 1 ? Number(pixels.data[i] > 0) : pixels.data[i];
-    const colour = COLOURS[(id - 1 + COLOURS.length) % COLOURS.length];
-    pixels.data.set(id ? [...colour, 255] : [0, 0, 0, 0], i);
-  }
-  context.putImageData(pixels, 0, 0);
+function toCanvas(pixels) {
+  const canvas = new OffscreenCanvas(pixels.width, pixels.height);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas;
 }
 
 function draw() {
+  const [count, height, width] = state.shape;
+  const number = count > 1 ? element("slice").valueAsNumber - 1 : 0;
   const view = element("view");
-  view.width = state.mask.width;
-  view.height = state.mask.height;
+  [view.width, view.height] = [width, height];
   const context = view.getContext("2d");
-  if (state.picture) context.drawImage(state.picture, 0, 0);
+  const [rows, columns] = state.flip;
+  context.setTransform(columns ? -1 : 1, 0, 0, rows ? -1 : 1, columns ? width : 0, rows ? height : 0);
+  context.drawImage(count > 1 ? toCanvas(paintSlice(number)) : state.image, 0, 0);
   context.globalAlpha = element("opacity").value / 100;
-  context.drawImage(state.mask, 0, 0);
+  context.drawImage(toCanvas(paintMask(number)), 0, 0);
+  element("shown").textContent = count > 1 ? `Slice ${number + 1} of ${count}` : "";
 }
 
-function tabulate(areas, quality) {
-  const rows = areas.map((area) => {
-    const cm2 = area.area_mm2 === null ? "" : `, ${(area.area_mm2 / 100).toFixed(1)} cm²`;
-    return [area.class, `${area.area_pixels} pixels${cm2}`];
-  });
+// ------------------------------------------------------------------------------------- showing
+
+function describeSize(one) {
+  if ("voxels" in one) {
+    return `${one.voxels} voxels${one.volume_ml === null ? "" : `, ${one.volume_ml.toFixed(1)} ml`}`;
+  }
+  const cm2 = one.area_mm2 === null ? "" : `, ${(one.area_mm2 / 100).toFixed(1)} cm²`;
+  return `${one.area_pixels} pixels${cm2}`;
+}
+
+function tabulate({ classes, quality }) {
+  const rows = classes.map((one) => [one.class, describeSize(one)]);
   if (quality) {
     const [dice, low, high] = ["", "_low", "_high"].map((end) => quality[`predicted_dice${end}`].toFixed(2));
     rows.push(["predicted Dice", `${dice} (${low} to ${high})`]);
@@ -96,48 +87,97 @@ function tabulate(areas, quality) {
   element("view").setAttribute("aria-label", `The mask over the image: ${summary}`);
 }
 
-async function send() {
-  const file = state.file; // a later file replaces it, and its answer is then ignored
-  element("result").hidden = true;
-  showStatus("Segmenting …");
-  const headers = { Accept: "image/png" };
-  if (element("key").value) headers["X-API-Key"] = element("key").value;
-  let answer;
-  try {
-    answer = await fetch("v1/segment", { method: "POST", body: file, headers });
-  } catch {
-    return file === state.file && showStatus("The service cannot be reached.", true);
+function setRange(id, min, max, value) {
+  Object.assign(element(id), { min, max, step: Math.max(1, Math.round((max - min) / 1000)), value });
+}
+
+// Start at the slice with most of the mask, and offer all grey levels.
+function offerSlices([centre, width]) {
+  const [count, height, columns] = state.shape;
+  let [best, most] = [0, -1];
+  for (let number = 0; number < count; number++) {
+    const part = state.mask.subarray(number * height * columns, (number + 1) * height * columns);
+    const found = part.reduce((sum, id) => sum + (id > 0), 0);
+    if (found > most) [best, most] = [number, found];
   }
-  if (file !== state.file) return;
-  element("key-row").hidden = answer.status !== 401;
-  if (answer.status === 406) {
-    return showStatus("A volume: this page shows single images. Use POST /v1/segment.", true);
-  }
-  if (!answer.ok) {
-    const problem = await answer.json().catch(() => ({ detail: `status ${answer.status}` }));
-    return showStatus(`Failed: ${problem.detail ?? problem.title}`, true);
-  }
-  let mask, areas, quality, notes, picture, bitmap;
-  try {
-    mask = await answer.blob();
-    areas = JSON.parse(answer.headers.get("X-Areas"));
-    quality = JSON.parse(answer.headers.get("X-Quality") ?? "null");
-    notes = JSON.parse(answer.headers.get("X-Notes") ?? "[]"); // how the file was read
-    [picture, bitmap] = await Promise.all([decode(file), createImageBitmap(mask)]);
-  } catch {
-    return file === state.file && showStatus("The answer cannot be shown.", true);
-  }
-  if (file !== state.file) return;
-  const sameSize = picture?.width === bitmap.width && picture?.height === bitmap.height;
-  state.picture = sameSize ? picture : null;
-  state.mask = paint(bitmap, areas.length);
+  setRange("slice", 1, count, best + 1);
+  element("slice").step = 1;
+  const [low, high] = state.image.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [32767, -32768]);
+  setRange("centre", low, high, centre);
+  setRange("width", 1, Math.max(2, high - low), width);
+}
+
+async function show(form) {
+  const [description, view] = ["description", "view"].map((name) => JSON.parse(form.get(name)));
+  const [mask, image] = [form.get("mask"), form.get("image")];
+  const isVolume = description.shape[0] > 1;
+  state.mask = new Uint8Array(await mask.arrayBuffer());
+  state.image = isVolume ? new Int16Array(await image.arrayBuffer()) : await createImageBitmap(image);
+  [state.shape, state.flip] = [description.shape, view.flip];
+  element("volume").hidden = !isVolume;
+  if (isVolume) offerSlices(view.window);
   if (state.link) URL.revokeObjectURL(state.link);
-  state.link = element("download").href = URL.createObjectURL(mask);
-  tabulate(areas, quality);
+  const file = form.get("file");
+  state.link = element("download").href = URL.createObjectURL(file);
+  element("download").download = file.name;
+  tabulate(description);
   draw();
   element("result").hidden = false;
-  const onBlack = "Done. The browser cannot show this image, so the mask is on black.";
-  showStatus([state.picture ? "Done." : onBlack, ...notes].join(" "), quality?.unusual);
+  showStatus(["Done.", ...description.notes].join(" "), description.quality?.unusual);
+}
+
+// ------------------------------------------------------------------------------------- sending
+
+// `fetch` tells nothing of an upload's progress.
+function post(file, onProgress) {
+  const request = new XMLHttpRequest();
+  request.open("POST", "v1/segment");
+  request.responseType = "blob";
+  request.setRequestHeader("Accept", "multipart/form-data");
+  if (element("key").value) request.setRequestHeader("X-API-Key", element("key").value);
+  request.upload.addEventListener("progress", (event) => onProgress(event.loaded / event.total));
+  const answer = new Promise((resolve, reject) => {
+    request.addEventListener("load", () => resolve(request));
+    for (const name of ["error", "abort"]) request.addEventListener(name, () => reject(new Error(name)));
+  });
+  request.send(file);
+  return [request, answer];
+}
+
+async function send() {
+  const file = state.file;
+  state.upload?.abort(); // of an earlier file
+  element("result").hidden = true;
+  element("progress").hidden = false;
+  showStatus("Sending …");
+  const [request, answer] = post(file, (share) => {
+    if (request !== state.upload) return;
+    element("progress").value = share;
+    if (share === 1) showStatus("Segmenting …");
+  });
+  state.upload = request;
+  try {
+    await answer;
+  } catch {
+    if (request !== state.upload) return;
+    element("progress").hidden = true;
+    return showStatus("The service cannot be reached.", true);
+  }
+  if (request !== state.upload) return;
+  element("progress").hidden = true;
+  element("key-row").hidden = request.status !== 401;
+  if (request.status !== 200) {
+    const text = await request.response.text();
+    let problem = { detail: `status ${request.status}` };
+    try { problem = JSON.parse(text); } catch { /* of a proxy */ }
+    return showStatus(`Failed: ${problem.detail ?? problem.title}`, true);
+  }
+  try {
+    const headers = { "Content-Type": request.getResponseHeader("Content-Type") };
+    await show(await new Response(request.response, { headers }).formData());
+  } catch {
+    showStatus("The answer cannot be shown.", true);
+  }
 }
 
 function choose(file) {
@@ -146,9 +186,37 @@ function choose(file) {
   send();
 }
 
+// ------------------------------------------------------------------------------------- controls
+
+function move(steps) {
+  if (state.shape[0] === 1) return;
+  element("slice").value = element("slice").valueAsNumber + steps; // is cut at the ends
+  draw();
+}
+
 element("file").addEventListener("change", (event) => choose(event.target.files[0]));
 element("retry").addEventListener("click", send);
-element("opacity").addEventListener("input", draw);
+for (const id of ["opacity", "slice", "centre", "width"]) element(id).addEventListener("input", draw);
+
+const KEYS = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10, Home: -1e6, End: 1e6 };
+element("view").addEventListener("keydown", (event) => {
+  if (!(event.key in KEYS) || state.shape[0] === 1) return;
+  event.preventDefault();
+  move(KEYS[event.key]);
+});
+element("view").addEventListener("wheel", (event) => {
+  if (state.shape[0] === 1) return;
+  event.preventDefault();
+  move(Math.sign(event.deltaY));
+}, { passive: false });
+// Dragging changes the window: sideways its width, up and down its centre.
+element("view").addEventListener("pointermove", (event) => {
+  if (!event.buttons || state.shape[0] === 1) return;
+  const step = (element("centre").max - element("centre").min) / 500;
+  element("width").value = element("width").valueAsNumber + event.movementX * step;
+  element("centre").value = element("centre").valueAsNumber + event.movementY * step;
+  draw();
+});
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();
