@@ -45,7 +45,7 @@ OLD_FLAGS = {
     "--neighbours 1": "--dimensions 2.5",
 }
 FROM_REPORT = "--from-report"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, in malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt, in malloc.h
 MAX_NAME_BYTES = 255  # of a file's name
 MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
 RESUMES = "; the same command goes on from here"
@@ -512,18 +512,20 @@ def set_precision(name: str) -> str:
     return name
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory that tensors free, on Linux.
+def keep_freed_memory(largest: int = 0) -> None:
+    """Let the C library keep the memory that arrays free, on Linux.
 
     By default it returns each large piece to the system, which then clears it again for the next
-    tensor, page by page. docs/speed.md says what this gains.
+    array, page by page. docs/speed.md says what this gains.
+
+    largest: bytes of a piece that is kept, up to 32 MiB; 0 keeps all.
     """
     if sys.platform != "linux":
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(*((M_MMAP_THRESHOLD, largest) if largest else (M_MMAP_MAX, 0)))
+        library.mallopt(M_TRIM_THRESHOLD, 2 * largest or 2**31 - 1)
 
 
 def jit_compile() -> bool | str:

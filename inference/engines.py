@@ -100,8 +100,9 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
     def open_session(num_threads: int) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        # Threads that wait by spinning take the cores from those that decode images.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads wait by spinning, but only while an image is computed: after it they would take
+        # the cores from those that decode the next one.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         providers = ["CPUExecutionProvider"]
         return onnxruntime.InferenceSession(content, options, providers=providers)
 

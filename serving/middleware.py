@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -102,7 +103,9 @@ class Guard:
         self.max_body = max_body
         self.max_concurrent_requests = max_concurrent_requests
         self.timeout_s = timeout_s
-        self.running = 0  # requests
+        # One client alone leaves room for others.
+        self.max_of_client = max(1, max_concurrent_requests - max_concurrent_requests // 8)
+        self.running = Counter[str]()  # requests by client
         self.held_bytes = 0  # of their bodies
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
@@ -138,16 +141,17 @@ class Guard:
             return
         if self.page_origins is not None:
             check_page(headers, self.page_origins)
+        scope["caller"] = scope["client"][0] if scope.get("client") else ""
         if self.keys:
             key = self.keys.check(headers, needed_right(scope["path"]))
-            scope["owner"] = key.name or key.digest.hex()  # of jobs
+            scope["owner"] = scope["caller"] = key.name or key.digest.hex()  # of jobs
             exchange.key = key.name
             if scope["path"] != KEY_PATH:
                 self.keys.count(key)
         self._check_headers(headers)
-        if self.running >= self.max_concurrent_requests and scope["path"] != "/metrics":
-            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
-        self.running += 1
+        if scope["path"] != "/metrics":
+            self._check_room(scope["caller"])
+        self.running[scope["caller"]] += 1
         start = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
@@ -157,7 +161,14 @@ class Guard:
         except TimeoutError:
             raise Problem(504, f"not done within {time.monotonic() - start:.0f} s") from None
         finally:
-            self.running -= 1
+            self.running[scope["caller"]] -= 1
+            self.running += Counter()  # forgets who has none
+
+    def _check_room(self, caller: str) -> None:
+        """Raise Problem 503 if too many requests are answered now, or too many of this client."""
+        is_full = self.running.total() >= self.max_concurrent_requests
+        if is_full or self.running[caller] >= self.max_of_client:
+            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
 
     def _check_headers(self, headers: Mapping[str, str]) -> None:
         """Refuse a body by its headers, before it is read. Raises Problem."""

@@ -142,8 +142,8 @@ async def segment(request: Request) -> Response:
     model = find_model(request)
     accepted = media_types.read_accept(request.headers.get("accept", ""))
     content = await read_image(request)
-    deadline = request.scope["deadline"]
-    answer = await get_service(request).segment(model, content, accepted, deadline)
+    deadline, caller = request.scope["deadline"], request.scope["caller"]
+    answer = await get_service(request).segment(model, content, accepted, deadline, caller)
     return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
 
@@ -317,7 +317,9 @@ async def infer(request: Request) -> Response:
     """Return the probabilities of prepared images."""
     model = find_model(request)
     json_length = request.headers.get(open_inference.LENGTH_HEADER)
-    body, headers = await get_service(request).infer(model, await request.body(), json_length)
+    service, content = get_service(request), await request.body()
+    async with service.turns.take(request.scope["caller"]):
+        body, headers = await service.infer(model, content, json_length)
     return Response(body, headers=headers)
 
 
@@ -332,7 +334,9 @@ tensorflow_serving = APIRouter()
 async def predict(request: Request) -> Response:
     """Return the probabilities of prepared images."""
     model = find_model(request)
-    body = await get_service(request).predict(model, await request.body())
+    service, content = get_service(request), await request.body()
+    async with service.turns.take(request.scope["caller"]):
+        body = await service.predict(model, content)
     return Response(body, media_type="application/json")
 
 

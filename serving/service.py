@@ -19,7 +19,9 @@ from serving.job_store import open_store
 from serving.jobs import MAX_TRIES, Job, Jobs
 from serving.monitoring import Metrics, log_fault
 from serving.repository import Repository, Served
+from serving.turns import Turns
 from serving.workers import Workers
+from utils import cores
 
 # Bytes of a file, or pixels of a picture, that may take seconds to decode and to write.
 LARGE_BODY, LARGE_PIXELS = 2**24, 2**22
@@ -27,6 +29,7 @@ HEADER_BYTES = 2**16  # of a picture, in which its size is looked for
 # Reading a file takes less, unless it was made to take longer. A worker is ended then.
 READ_S, READ_LARGE_S = 10, 25
 JOB_TICK_S = 1  # until the next look for a job
+JOBS = "jobs"  # take turns with the clients
 MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
@@ -46,8 +49,11 @@ class Service:
         max_pixels = int(config.max_megapixels * 2**20)
         self.max_bytes = pictures.BYTES_PER_PIXEL * max_pixels  # of a decoded image
         self.workers = Workers(config.workers, max_pixels)
+        # Enough that each worker and each thread of the network has the next request at hand.
+        places = 2 * (config.workers + (config.threads or cores()))
+        self.turns = Turns(places, places - 1)
         self.large_turns = asyncio.Semaphore(max(1, config.workers - 1))
-        self.volume_turns = asyncio.Semaphore(MAX_VOLUMES)
+        self.volume_turns = Turns(MAX_VOLUMES, MAX_VOLUMES)
         self.ready = False
         self.jobs = None
         if config.jobs:
@@ -74,41 +80,55 @@ class Service:
         self.workers.stop()
 
     async def segment(
-        self, model: Served, content: bytes, accepted: list[str], deadline: asyncio.Timeout
+        self,
+        model: Served,
+        content: bytes,
+        accepted: list[str],
+        deadline: asyncio.Timeout,
+        caller: str,
     ) -> responses.MaskResponse:
         """Segment an image file and write its mask. Raises Problem.
 
-        accepted: what `media_types.read_accept` read. deadline: is moved for a volume.
+        accepted: what `media_types.read_accept` read. deadline: is moved for a volume. caller: the
+        client, which takes turns with the others.
         """
         pixels = pictures.declared_pixels(content[:HEADER_BYTES])
         is_large = len(content) > LARGE_BODY or pixels > LARGE_PIXELS
-        async with self._turn(is_large):
-            prepared = await self.workers.run(
-                model.network.read,
-                content,
-                self.max_bytes,
-                self.config.max_slices,
-                seconds=READ_LARGE_S if is_large else READ_S,
-            )
-        chosen = media_types.choose(accepted, prepared)
-        if not set(media_types.WITH_IMAGE) & set(chosen):
-            del content  # a volume's fills the memory
-        if len(prepared.windows) > 1:
+        async with self.turns.take(caller):
+            prepared = await self._read(model, content, is_large)
+            chosen = media_types.choose(accepted, prepared)
+            is_volume = len(prepared.windows) > 1
+            if not is_volume:
+                answer = await self._segment_image(model, prepared, chosen)
+        if is_volume:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self.config.volume_timeout_s)
-            answer = await self._segment_windows(model, prepared, chosen)
-        else:
-            probs = await model.computing.predict(prepared.batch())
-            async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS):
-                answer = await self.workers.run(
-                    responses.respond_to_image, model.network, probs, prepared, chosen
-                )
+            # Several of the largest masks would fill the memory.
+            async with self.volume_turns.take(caller):
+                answer = await self._segment_windows(model, prepared, chosen)
         if answer.media_type in media_types.WITH_IMAGE:
             async with self._turn(is_large):
                 answer = await self._add_image(answer, content, model)
         input_mean = float(prepared.windows.case.mean()) / 255
         self.metrics.record_image(model.title, input_mean, answer.foreground_share, answer.quality)
         return answer
+
+    async def _read(self, model: Served, content: bytes, is_large: bool) -> Prepared:
+        """Decode and prepare an image file. Raises Problem."""
+        seconds = READ_LARGE_S if is_large else READ_S
+        sizes = self.max_bytes, self.config.max_slices
+        async with self._turn(is_large):
+            return await self.workers.run(model.network.read, content, *sizes, seconds=seconds)
+
+    async def _segment_image(
+        self, model: Served, prepared: Prepared, chosen: list[str]
+    ) -> responses.MaskResponse:
+        """Segment an image of one window."""
+        probs = await model.computing.predict(prepared.batch())
+        async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS):
+            return await self.workers.run(
+                responses.respond_to_image, model.network, probs, prepared, chosen
+            )
 
     async def _add_image(
         self, answer: responses.MaskResponse, content: bytes, model: Served
@@ -129,19 +149,17 @@ class Service:
 
         So the images of others come in between.
         """
-        # Several of the largest masks would fill the memory.
-        async with self.volume_turns:
-            with self._computed(model, prepared) as probs:
-                found = await asyncio.to_thread(model.network.decide, probs, prepared)
-            async with self._turn(is_large=True):
-                return await self.workers.run(
-                    responses.respond,
-                    model.network,
-                    found.ids,
-                    found.quality,
-                    prepared.without_pixels(),
-                    chosen,
-                )
+        with self._computed(model, prepared) as probs:
+            found = await asyncio.to_thread(model.network.decide, probs, prepared)
+        async with self._turn(is_large=True):
+            return await self.workers.run(
+                responses.respond,
+                model.network,
+                found.ids,
+                found.quality,
+                prepared.without_pixels(),
+                chosen,
+            )
 
     @contextlib.contextmanager
     def _computed(self, model: Served, prepared: Prepared) -> Iterator[Iterator[np.ndarray]]:
@@ -212,7 +230,7 @@ class Service:
             async with asyncio.timeout(seconds) as deadline:
                 while True:
                     try:
-                        return await self.segment(model, job.content, job.accepted, deadline)
+                        return await self.segment(model, job.content, job.accepted, deadline, JOBS)
                     except Problem as problem:
                         if problem.status != 503:
                             return problem

@@ -19,7 +19,7 @@ import cv2
 from inference.exported_model import ImageTooLargeError
 from serving.errors import Problem
 from serving.sandbox import drop_rights
-from utils import UserError, first_line
+from utils import UserError, first_line, keep_freed_memory
 
 T = TypeVar("T")
 START_S, RETRY_S = 60, 1  # for a process to import what it needs; until another is tried
@@ -41,6 +41,7 @@ ANSWERED = {
     ("serving.responses", "MaskResponse"),
     ("serving.workers", "WorkerError"),
 }
+KEPT_BYTES = 2**25  # of a piece of memory that a worker keeps for the next image
 BYTES_PER_PIXEL = 32  # memory for each pixel of the largest image
 TOO_MUCH_MEMORY = (
     "more memory than the service gives to one request; expected a smaller image or fewer numbers"
@@ -56,6 +57,7 @@ def work(pipe: Connection, max_pixels: int) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the service alone
     hide_output()
     cv2.setNumThreads(1)
+    keep_freed_memory(KEPT_BYTES)
     limit_memory(BYTES_PER_PIXEL * max_pixels)
     drop_rights()
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -179,7 +181,8 @@ class Workers:
         self.count = count
         self.max_pixels = max_pixels
         self.all: set[Worker] = set()
-        self.free: asyncio.Queue[Worker] = asyncio.Queue()
+        # The one that worked last has its code and memory in the caches.
+        self.free: asyncio.LifoQueue[Worker] = asyncio.LifoQueue()
         self.starting: set[asyncio.Task] = set()
 
     def start(self) -> None:

@@ -344,6 +344,11 @@ def test_workers_have_no_network_no_programs_and_no_files(tmp_path):
     assert set(found.values()) == {"PermissionError"}, found
 
 
+async def pids_of(workers: Workers) -> set[int]:
+    """Ask two workers at a time."""
+    return set(await asyncio.gather(workers.run(os.getpid), workers.run(os.getpid)))
+
+
 def test_a_worker_that_takes_too_long_is_replaced_and_nobody_waits_for_it():
     async def work() -> tuple[float, list[int]]:
         workers = Workers(2, max_pixels=2**20)
@@ -358,15 +363,15 @@ def test_a_worker_that_takes_too_long_is_replaced_and_nobody_waits_for_it():
             after = [await workers.run(os.getpid) for _ in range(3)]  # the new one is not ready yet
             seconds = time.monotonic() - start
             await workers.ready()
-            both = {await workers.run(os.getpid) for _ in range(4)}
+            both = await pids_of(workers)
             with pytest.raises(pickle.UnpicklingError):  # an answer that is none of ours
                 await workers.run(Path, "x")
             await workers.ready()
-            others = {await workers.run(os.getpid) for _ in range(4)}
+            others = await pids_of(workers)
             assert len(others) == 2 and others != both
             with pytest.raises(Problem):  # an error of the function costs no worker
                 await workers.run(Keys, ROOT / "no_such_file")
-            assert {await workers.run(os.getpid) for _ in range(4)} == others and len(both) == 2
+            assert await pids_of(workers) == others and len(both) == 2
             return seconds, [first, *after]
         finally:
             workers.stop()
