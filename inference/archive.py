@@ -115,12 +115,8 @@ def check_config(config: Config) -> None:
     """Raise UserError for a value that cannot work, or if Ray is not installed."""
     if min(config.cpus, config.batch) < 1 or config.workers < 0:
         raise UserError("expected cpus and batch of at least 1, workers of at least 0")
-    try:
-        import ray.data  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"{error.name} is not installed: pip install -r requirements-archive.txt"
-        ) from None
+    for package in ("ray", "pyarrow"):
+        utils.require(package, "requirements-archive.txt")
 
 
 def delete_unfinished(target: Folder, existing: set[str]) -> None:
@@ -293,14 +289,14 @@ def run_tasks(
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine's CPUs."""
-    import ray.data
-
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray's own switch; else it reports its use
     is_local = not os.environ.get("RAY_ADDRESS")
     if is_local:
-        # Then it listens on 127.0.0.1 alone, and asks for this user's token.
+        # Then it listens on 127.0.0.1 alone, and asks for this user's token, which Ray makes.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
+    import ray.data  # looks at these variables
+
     if ray.is_initialized():
         return
     # Needed until Ray 2.64: nothing else bounds the retries.

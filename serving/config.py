@@ -31,7 +31,7 @@ class Config:
     """How the service runs."""
 
     # The exported model; manifest.json lies beside it. Or a folder of models and their versions:
-    # NAME/VERSION/unet.onnx, and aliases.json.
+    # NAME/VERSION/unet.onnx, and aliases.json; also in a bucket, s3://bucket/models.
     model: str = "export/unet.onnx"
     merge: str = ""  # shows all classes of the model as one of this name: lungs
 

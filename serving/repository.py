@@ -19,13 +19,15 @@ import numpy as np
 
 import utils
 from inference.exported_model import ExportedModel, load_exported
+from serving.bucket import ALIASES, Mirror
 from serving.config import MODEL, VERSION, Config
 from serving.errors import Problem
 from serving.monitoring import Metrics, log_event
 from serving.network import NetworkThreads
 from utils import UserError, first_line
 
-DEFAULT, ALIASES, FILE = "default", "aliases.json", "unet.onnx"
+BUCKET = "s3://"
+DEFAULT, FILE = "default", "unet.onnx"
 NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 NUMBER = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
@@ -63,6 +65,10 @@ class Repository:
     def __init__(self, config: Config, metrics: Metrics) -> None:
         """Load all models. Raises UserError if there is none, or none is the default."""
         self.config, self.metrics, self.lock = config, metrics, threading.Lock()
+        self.mirror = None
+        if config.model.startswith(BUCKET):
+            utils.require("pyarrow", "requirements-archive.txt")
+            self.mirror = Mirror(config.model)
         self.served: dict[Key, Served] = {}
         self.failed: dict[Key, str] = {}  # why a version is not served
         self.unloaded: set[str] = set()  # names, until they are loaded again
@@ -108,8 +114,8 @@ class Repository:
 
     def _look(self) -> Found:
         """List models, versions and aliases. Raises UserError."""
-        root = Path(self.config.model)
-        if not root.is_dir():
+        root = self.mirror.update() if self.mirror else Path(self.config.model)
+        if not (self.mirror or root.is_dir()):
             return Found({(MODEL, VERSION): root}, {DEFAULT: MODEL})
         found = Found()
         for path in sorted(root.glob(f"*/*/{FILE}")):
@@ -117,7 +123,8 @@ class Repository:
             if NAME.fullmatch(name) and NUMBER.fullmatch(version):
                 found.paths[name, version] = path
         if not found.paths:
-            raise UserError(f"{root} has no model; expected {root}/NAME/1/{FILE}")
+            place = self.config.model
+            raise UserError(f"{place} has no model; expected {place}/NAME/1/{FILE}")
         place = root / ALIASES
         if place.exists():
             found.aliases = read_aliases(place)
