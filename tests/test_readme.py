@@ -55,6 +55,7 @@ OTHER_FLAGS = {
     "--nproc-per-node",
     "--model-repository",
     "--xla",
+    "--build-arg",  # of Docker
     # Of pip-audit and uv.
     "--require-hashes",
     "--disable-pip",

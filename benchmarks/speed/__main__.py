@@ -7,6 +7,7 @@
     python -m benchmarks.speed cold --data-dir DIR    a whole training, train.py and PyTorch
     python -m benchmarks.speed service                serve.py: latency and images per second
     python -m benchmarks.speed archive                a Ray cluster of two nodes on this machine
+    python -m benchmarks.speed resume                 an archive of 100,000 images, nearly done
     python -m benchmarks.speed memory                 peak memory of a training on 10,000 images
     python -m benchmarks.speed large                  peak memory of predicting slides and volumes
 
@@ -29,11 +30,12 @@ from benchmarks.speed.large import large
 from benchmarks.speed.memory import memory
 from benchmarks.speed.pipeline import pipeline
 from benchmarks.speed.prediction import prediction
+from benchmarks.speed.resume import resume
 from benchmarks.speed.service import service
 from benchmarks.speed.start import start
 from benchmarks.speed.training import training
 
-COMMANDS = (training, pipeline, prediction, start, cold, service, archive, memory, large)
+COMMANDS = (training, pipeline, prediction, start, cold, service, archive, resume, memory, large)
 
 if __name__ == "__main__":
     utils.run_commands({command.__name__: command for command in COMMANDS}, __doc__)
