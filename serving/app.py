@@ -38,6 +38,9 @@ def make_app(service: Service) -> fastapi.FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the host that the client claims
+        # Traces and metrics go to where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set. The message
+        # of an error may quote a file, so errors do not.
+        telemetry={"auto_configure": True, "logs": False, "exclude": is_unknown},
     )
     app.state.service = service
     for router in routes.ROUTERS:
@@ -67,6 +70,11 @@ def make_app(service: Service) -> fastapi.FastAPI:
             expose_headers=EXPOSED_HEADERS,
         )
     return app
+
+
+def is_unknown(scope: dict) -> bool:
+    """Say whether a request has no route: then nobody knows what its path tells."""
+    return not routes.is_known(scope["path"])
 
 
 @contextlib.asynccontextmanager

@@ -371,6 +371,11 @@ def methods_of(path: str) -> list[str]:
     return sorted(methods)
 
 
+def is_known(path: str) -> bool:
+    """Say whether a request's path is that of a route."""
+    return any(route.path_regex.match(path) for router in ROUTERS for route in router.routes)
+
+
 def vertex_router() -> APIRouter:
     """Make the routes that Vertex AI names in environment variables; none of them elsewhere."""
     router = APIRouter()
