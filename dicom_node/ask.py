@@ -7,6 +7,7 @@ import json
 import ssl
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ TIMEOUT_S = 600  # for a volume
 # The image will not be segmented: malformed, too large, too slow, or it meets a fault of ours.
 REFUSED = (400, 406, 413, 415, 422, 500, 504)
 ALONE, WITH_MORE = "application/dicom", "application/zip"  # the segmentation; a zip of objects
+SEGMENTATION = "segmentation.dcm"
 MORE = ("report", "overlay")  # that may go with a segmentation
 
 
@@ -93,13 +95,15 @@ def parse_also(text: str) -> tuple[str, ...]:
 
 
 def unpack(content: bytes, also: Sequence[str]) -> list[bytes]:
-    """Take the segmentation, and what else is wanted, out of a zip. Raises AwayError."""
+    """Take the segmentation, and what else is wanted and there, out of a zip. Raises AwayError."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            wanted = ("segmentation", *also)
-            names = [name for name in archive.namelist() if name.startswith(wanted)]
-            return [archive.read(name) for name in names]
-    except zipfile.BadZipFile:
+            names = archive.namelist()
+            if SEGMENTATION not in names:
+                raise AwayError("the service answers with a zip without a segmentation")
+            wanted = (SEGMENTATION, *also)
+            return [archive.read(name) for name in names if name.startswith(wanted)]
+    except (zipfile.BadZipFile, zlib.error, RuntimeError):
         raise AwayError("the service answers something else than a zip") from None
 
 

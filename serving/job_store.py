@@ -25,8 +25,10 @@ CREATE TABLE IF NOT EXISTS jobs (
     content {bytes}, status INTEGER, answer {bytes}, media_type TEXT, headers TEXT
 )
 """
-POSTGRES = "postgresql://"
-TIMEOUT_S = 30
+POSTGRES = ("postgresql://", "postgres://")
+EXPECTED = "expected a file, or postgresql://USER@HOST:PORT/DATABASE"
+TIMEOUT_S = 30  # for a lock of SQLite
+ANSWER_S = 10  # for PostgreSQL to connect, and to go on
 SCHEMA_LOCK = 8128  # of ours: replicas that start at once make the table one after the other
 # Classes of PostgreSQL's errors that later tries may not meet: connection, rollback, resources,
 # operator, system.
@@ -49,7 +51,11 @@ class Store(Protocol):
 
 def open_store(place: str) -> Store:
     """Open what --jobs names: a file, or PostgreSQL. Raises UserError."""
-    return Postgres(place) if place.startswith(POSTGRES) else SqliteFile(Path(place))
+    if place.startswith(POSTGRES):
+        return Postgres(place)
+    if "://" in place:
+        raise UserError(f"jobs is {hide_password(place)}; {EXPECTED}")
+    return SqliteFile(Path(place))
 
 
 class SqliteFile:
@@ -148,18 +154,17 @@ def parse_url(url: str) -> dict[str, Any]:
         port = parts.port or 5432
         options = dict(urllib.parse.parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError:
-        parts, port, options = urllib.parse.urlsplit(POSTGRES), 0, {}
+        parts, port, options = urllib.parse.urlsplit(""), 0, {}
     name = parts.path.removeprefix("/")
     is_known = set(options) <= {"sslmode"} and options.get("sslmode", "disable") == "disable"
     if not (parts.username and parts.hostname and name and is_known):
         raise UserError(
-            f"jobs is {hide_password(url)}; expected a file, or "
-            "postgresql://USER@HOST:PORT/DATABASE, at the end perhaps ?sslmode=disable"
+            f"jobs is {hide_password(url)}; {EXPECTED}, at the end perhaps ?sslmode=disable"
         )
     if parts.password is not None:
         raise UserError("jobs has a password, which others can see; put it into PGPASSWORD")
     arguments = {"user": urllib.parse.unquote(parts.username), "host": parts.hostname}
-    arguments |= {"port": port, "database": urllib.parse.unquote(name), "timeout": TIMEOUT_S}
+    arguments |= {"port": port, "database": urllib.parse.unquote(name), "timeout": ANSWER_S}
     arguments |= {"password": os.environ.get("PGPASSWORD"), "application_name": "unet"}
     if not (options or is_loopback(parts.hostname)):
         try:
@@ -172,7 +177,8 @@ def parse_url(url: str) -> dict[str, Any]:
 
 def hide_password(url: str) -> str:
     """Leave out of a URL what may be a password."""
-    return f"{POSTGRES}…@{url.rpartition('@')[2]}" if "@" in url else url
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://…@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
 def sql_state(error: Exception) -> str:

@@ -5,6 +5,7 @@ begins again. Replicas may share the store. A job belongs to the name of the API
 """
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ STATES = (QUEUED, RUNNING, DONE, FAILED)
 MAX_TRIES = 3  # of a job whose service was killed each time; perhaps the job was the reason
 LEASE_S = 30  # a job whose replica has not been seen for so long begins again
 MAX_JOBS, MAX_BYTES = 1000, 2**32  # that are kept at a time
+ID = re.compile("[0-9a-f]{32}")
 SHOWN = ("id", "state", "model", "version", "created", "started", "finished")
 
 
@@ -82,10 +84,11 @@ class Jobs:
 
     def remove(self, job_id: str, owner: str) -> None:
         """Remove a job, whatever its state. Raises Problem 404."""
+        check_id(job_id)
         with self.store.change() as execute:
             query = "DELETE FROM jobs WHERE id = ? AND owner = ?"
             if not execute(query, (job_id, owner)).rowcount:
-                raise Problem(404, "there is no such job; it may have expired")
+                raise no_such_job()
 
     def counts(self) -> dict[str, int]:
         """Count the jobs by their state."""
@@ -94,6 +97,7 @@ class Jobs:
         return dict.fromkeys(STATES, 0) | dict(rows)
 
     def _read(self, job_id: str, owner: str, columns: Sequence[str]) -> tuple:
+        check_id(job_id)
         query = (
             f"SELECT {', '.join(columns)} FROM jobs WHERE id = ? AND owner = ? "
             "AND (finished IS NULL OR finished >= ?)"
@@ -102,7 +106,7 @@ class Jobs:
             oldest = time.time() - self.keep_s
             row = execute(query, (job_id, owner, oldest)).fetchone()
         if row is None:
-            raise Problem(404, "there is no such job; it may have expired")
+            raise no_such_job()
         return row
 
     # ----------------------------------------------------------------------------- for the service
@@ -150,6 +154,17 @@ class Jobs:
 
     def _expire(self, execute: Execute) -> None:
         execute("DELETE FROM jobs WHERE finished < ?", (time.time() - self.keep_s,))
+
+
+def check_id(job_id: str) -> None:
+    """Raise Problem 404 for what is no id of a job."""
+    if not ID.fullmatch(job_id):
+        raise no_such_job()
+
+
+def no_such_job() -> Problem:
+    """Say that there is no job of this id, or none of this client."""
+    return Problem(404, "there is no such job; it may have expired")
 
 
 def too_large() -> Problem:

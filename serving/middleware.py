@@ -23,8 +23,9 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-# Memory for the bodies of all requests, in largest bodies.
+# Memory for the bodies of all requests and the large answers, in largest bodies.
 MAX_LARGEST_BODIES = 4
+LARGE_ANSWER = 2**20  # bytes; smaller ones are not counted
 ADMIN_PATHS = "/v2/repository/models/"  # load and unload
 KEY_PATH = "/v1/model"  # a proxy asks it whether a key is good; it counts towards no limit
 CLIENT_CLOSED_REQUEST = 499  # as nginx counts clients that hang up
@@ -40,11 +41,13 @@ class Exchange:
         self.status = 0  # 0 until the answer begins
         self.key = ""  # name of the client's key
         self.sent_bytes = 0
+        self.held_bytes = 0  # of the answer, while it is sent
         self._send = send
 
     async def send(self, message: dict) -> None:
         """Send a part of the answer (ASGI)."""
         if message["type"] == "http.response.start":
+            self._hold(Headers(raw=message.get("headers", ())))
             self.status = message["status"]
             added = SECURITY_HEADERS | {"X-Request-ID": self.request_id}
             if not self.body.is_whole:
@@ -52,6 +55,18 @@ class Exchange:
             message["headers"] = [*message.get("headers", ()), *encode_headers(added)]
         self.sent_bytes += len(message.get("body", b""))
         await self._send(message)
+
+    def _hold(self, headers: Headers) -> None:
+        """Count a large answer with the bodies. Raises Problem 503 if there is no room for it."""
+        size, guard = int(headers.get("content-length", 0)), self.body.guard
+        if size <= LARGE_ANSWER:
+            return
+        most = MAX_LARGEST_BODIES * guard.max_body
+        # The largest one has room beside others that take half of it.
+        if guard.held_bytes - self.body.received > most - min(size, most // 2):
+            raise Problem(503, "too many large answers at a time; try again", Retry_After="5")
+        self.held_bytes = size
+        guard.held_bytes += size
 
     async def send_problem(self, problem: Problem) -> None:
         """Answer with a problem, unless an answer has begun."""
@@ -130,7 +145,7 @@ class Guard:
             await exchange.send_problem(Problem(500, "an internal error of the service"))
         finally:
             self.metrics.in_flight.dec()
-            self.held_bytes -= exchange.body.received
+            self.held_bytes -= exchange.body.received + exchange.held_bytes
             self._record(scope, method, exchange)
 
     async def _answer(self, scope: dict, exchange: Exchange) -> None:

@@ -139,8 +139,10 @@ def write_view(
                 raise
     shown = {"classes": classes, "notes": notes}
     shown["quality"] = quality.describe() if quality else None
-    name = f"mask{media_types.SUFFIXES[kind]}"
-    return view.encode_mask(ids, shown) + view.encode_part("file", file, kind, name)
+    name, boundary = f"mask{media_types.SUFFIXES[kind]}", view.make_boundary()
+    return view.encode_mask(boundary, ids, shown) + (
+        view.encode_part(boundary, "file", file, kind, name)
+    )
 
 
 def class_areas(

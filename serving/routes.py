@@ -1,7 +1,6 @@
 """All routes of the service, one router per protocol. `serving/service.py` does the work."""
 
 import asyncio
-import contextlib
 import os
 import re
 from typing import Any
@@ -103,10 +102,8 @@ async def ready(request: Request) -> dict[str, bool]:
 @health.get("/metrics", **openapi.METRICS)
 def metrics(request: Request) -> Response:
     """Return the metrics for Prometheus."""
-    service, counts = get_service(request), {}
-    with contextlib.suppress(Problem):  # their store is away; the other numbers are there
-        counts = service.jobs.counts() if service.jobs else {}
-    text = service.metrics.exposition(service.repository.pending, counts)
+    service = get_service(request)
+    text = service.metrics.exposition(service.repository.pending, service.job_counts)
     return Response(text, media_type="text/plain; version=0.0.4")
 
 

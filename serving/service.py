@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,20 +18,24 @@ from serving.api_keys import Keys
 from serving.config import Config
 from serving.errors import Problem
 from serving.job_store import open_store
-from serving.jobs import MAX_TRIES, Job, Jobs
+from serving.jobs import LEASE_S, MAX_TRIES, Job, Jobs
 from serving.monitoring import Metrics, log_fault
 from serving.repository import Repository, Served
 from serving.turns import Turns
 from serving.workers import Workers
 from utils import cores
 
+T = TypeVar("T")
+
 # Bytes of a file, or pixels of a picture, that may take seconds to decode and to write.
 LARGE_BODY, LARGE_PIXELS = 2**24, 2**22
 HEADER_BYTES = 2**16  # of a picture, in which its size is looked for
 # Reading a file takes less, unless it was made to take longer. A worker is ended then.
 READ_S, READ_LARGE_S = 10, 25
+WRITE_S = 120  # for all slices of a volume as pictures
 JOB_TICK_S = 1  # until the next look for a job
-JOBS = "jobs"  # take turns with the clients
+JOBS = "(jobs)"  # take turns with the clients; no key has this name
+GIVE_BACK_S = 5  # when the service stops
 MAX_VOLUMES = 2  # or large pictures, that are segmented at a time; others wait
 
 
@@ -50,15 +56,18 @@ class Service:
         self.max_bytes = pictures.BYTES_PER_PIXEL * max_pixels  # of a decoded image
         self.workers = Workers(config.workers, max_pixels)
         # Enough that each worker and each thread of the network has the next request at hand.
-        places = 2 * (config.workers + (config.threads or cores()))
-        self.turns = Turns(places, places - 1)
-        self.large_turns = asyncio.Semaphore(max(1, config.workers - 1))
+        places = 4 * (config.workers + (config.threads or cores()))
+        self.turns = Turns(places, places // 2)
+        # One worker stays free for the images of others.
+        large_places = max(1, config.workers - 1)
+        self.large_turns = Turns(large_places, large_places)
         self.volume_turns = Turns(MAX_VOLUMES, MAX_VOLUMES)
         self.ready = False
         self.jobs = None
         if config.jobs:
             self.jobs = Jobs(open_store(config.jobs), config.job_keep_s)
         self.job_came = asyncio.Event()
+        self.job_counts: dict[str, int] = {}  # by state, when they were counted last
         self.runner: asyncio.Task | None = None
 
     async def start(self) -> None:
@@ -95,20 +104,22 @@ class Service:
         pixels = pictures.declared_pixels(content[:HEADER_BYTES])
         is_large = len(content) > LARGE_BODY or pixels > LARGE_PIXELS
         async with self.turns.take(caller):
-            prepared = await self._read(model, content, is_large)
+            async with self._turn(is_large, caller):
+                prepared = await self._read(model, content, is_large)
             chosen = media_types.choose(accepted, prepared)
             is_volume = len(prepared.windows) > 1
+            if chosen == [media_types.VIEW]:
+                view.check_size(prepared.grid.shape)
             if not is_volume:
-                answer = await self._segment_image(model, prepared, chosen)
+                answer = await self._segment_image(model, prepared, chosen, caller)
+                answer = await self._add_image(answer, content, model, is_large, caller)
         if is_volume:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self.config.volume_timeout_s)
             # Several of the largest masks would fill the memory.
             async with self.volume_turns.take(caller):
-                answer = await self._segment_windows(model, prepared, chosen)
-        if answer.media_type in media_types.WITH_IMAGE:
-            async with self._turn(is_large):
-                answer = await self._add_image(answer, content, model)
+                answer = await self._segment_windows(model, prepared, chosen, caller)
+                answer = await self._add_image(answer, content, model, True, caller)
         input_mean = float(prepared.windows.case.mean()) / 255
         self.metrics.record_image(model.title, input_mean, answer.foreground_share, answer.quality)
         return answer
@@ -117,33 +128,42 @@ class Service:
         """Decode and prepare an image file. Raises Problem."""
         seconds = READ_LARGE_S if is_large else READ_S
         sizes = self.max_bytes, self.config.max_slices
-        async with self._turn(is_large):
-            return await self.workers.run(model.network.read, content, *sizes, seconds=seconds)
+        return await self.workers.run(model.network.read, content, *sizes, seconds=seconds)
 
     async def _segment_image(
-        self, model: Served, prepared: Prepared, chosen: list[str]
+        self, model: Served, prepared: Prepared, chosen: list[str], caller: str
     ) -> responses.MaskResponse:
         """Segment an image of one window."""
         probs = await model.computing.predict(prepared.batch())
-        async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS):
+        async with self._turn(math.prod(prepared.grid.shape) > LARGE_PIXELS, caller):
             return await self.workers.run(
                 responses.respond_to_image, model.network, probs, prepared, chosen
             )
 
     async def _add_image(
-        self, answer: responses.MaskResponse, content: bytes, model: Served
+        self,
+        answer: responses.MaskResponse,
+        content: bytes,
+        model: Served,
+        is_large: bool,
+        caller: str,
     ) -> responses.MaskResponse:
-        """Complete an answer that needs the image's own pixels. Raises Problem."""
+        """Complete an answer that needs the image's own pixels, if it does. Raises Problem."""
         network = model.network
-        if answer.media_type == media_types.DICOM_ZIP:
-            complete = dicom_objects.complete
-            return await self.workers.run(complete, answer, content, network, self.max_bytes)
-        window = network.metadata.get("window", "")
-        shown = await self.workers.run(view.encode_image, content, self.max_bytes, window)
-        return answer._replace(body=answer.body + shown, media_type=view.MEDIA_TYPE)
+        if answer.media_type not in media_types.WITH_IMAGE:
+            return answer
+        async with self._turn(is_large, caller):
+            if answer.media_type == media_types.DICOM_ZIP:
+                complete, args = dicom_objects.complete, (answer, content, network, self.max_bytes)
+                return await self.workers.run(complete, *args, seconds=WRITE_S)
+            window, boundary = network.metadata.get("window", ""), view.read_boundary(answer.body)
+            args = content, self.max_bytes, window, boundary
+            shown = await self.workers.run(view.encode_image, *args, seconds=WRITE_S)
+            media_type = f"{media_types.VIEW}; boundary={boundary}"
+            return answer._replace(body=answer.body + shown, media_type=media_type)
 
     async def _segment_windows(
-        self, model: Served, prepared: Prepared, chosen: list[str]
+        self, model: Served, prepared: Prepared, chosen: list[str], caller: str
     ) -> responses.MaskResponse:
         """Segment a volume, or a large picture, a few windows at a time.
 
@@ -151,7 +171,7 @@ class Service:
         """
         with self._computed(model, prepared) as probs:
             found = await asyncio.to_thread(model.network.decide, probs, prepared)
-        async with self._turn(is_large=True):
+        async with self._turn(True, caller):
             return await self.workers.run(
                 responses.respond,
                 model.network,
@@ -184,9 +204,9 @@ class Service:
         finally:
             is_over.set()
 
-    def _turn(self, is_large: bool) -> contextlib.AbstractAsyncContextManager:
+    def _turn(self, is_large: bool, caller: str) -> contextlib.AbstractAsyncContextManager:
         """Wait for a turn if a job is large: one worker stays free for the images of others."""
-        return self.large_turns if is_large else contextlib.nullcontext()
+        return self.large_turns.take(caller) if is_large else contextlib.nullcontext()
 
     # ----------------------------------------------------------------------------------------- jobs
 
@@ -195,6 +215,7 @@ class Service:
         while True:
             self.job_came.clear()
             try:
+                self.job_counts = await asyncio.to_thread(jobs.counts)
                 job = await asyncio.to_thread(jobs.take)
                 if job:
                     await self._run_job(jobs, job)
@@ -210,12 +231,13 @@ class Service:
         task = asyncio.create_task(self._segment_job(job))
         try:
             while not task.done():
-                if not await asyncio.to_thread(jobs.hold, job.id):
+                if not await retried(jobs.hold, job.id):
                     return
                 await asyncio.wait([task], timeout=JOB_TICK_S)
-            await asyncio.to_thread(jobs.finish, job.id, task.result())
+            await retried(jobs.finish, job.id, task.result())
         except asyncio.CancelledError:  # the service stops
-            jobs.give_back(job.id)
+            with contextlib.suppress(Problem, TimeoutError):  # else the lease ends
+                await asyncio.wait_for(asyncio.to_thread(jobs.give_back, job.id), GIVE_BACK_S)
             raise
         finally:
             task.cancel()
@@ -265,6 +287,18 @@ class Service:
         return await self.workers.run(
             tf_serving.write_predictions, without_spread(probs, model), by_row
         )
+
+
+async def retried(change: Callable[..., T], *args: Any) -> T:
+    """Change a job; while the store is away, try again for as long as the job is held."""
+    end = time.monotonic() + LEASE_S
+    while True:
+        try:
+            return await asyncio.to_thread(change, *args)
+        except Problem:
+            if time.monotonic() > end:
+                raise
+        await asyncio.sleep(JOB_TICK_S)
 
 
 def without_spread(probs: np.ndarray, model: Served) -> np.ndarray:

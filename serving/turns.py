@@ -43,6 +43,7 @@ class Turns:
                 self._give_back(client)
             elif turn in self.waiting.get(client, ()):
                 self._remove(client, turn)
+                self._forget(client)
             raise
 
     def _remove(self, client: str, turn: asyncio.Future) -> None:
@@ -59,8 +60,12 @@ class Turns:
         if not self.held[client]:
             del self.held[client]
         self._call_next()
+        self._forget(client)
+
+    def _forget(self, client: str) -> None:
+        """Forget a client that neither has a place nor waits for one."""
         if client not in self.held and client not in self.waiting:
-            del self.last[client]
+            self.last.pop(client, None)
 
     def _call_next(self) -> None:
         """Give free places to clients that wait: to those that have fewest, then in turn."""

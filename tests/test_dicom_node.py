@@ -296,6 +296,10 @@ def test_of_a_zip_only_what_is_wanted_is_taken():
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in ("segmentation", "report", "overlay-0001", "overlay-0002"):
             archive.writestr(f"{name}.dcm", name)
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    with pytest.raises(AwayError, match="without a segmentation"):
+        ask.unpack(empty.getvalue(), ["report"])
     assert ask.unpack(buffer.getvalue(), ["report"]) == [b"segmentation", b"report"]
     assert len(ask.unpack(buffer.getvalue(), ["overlay"])) == 3
     with pytest.raises(AwayError, match="something else than a zip"):

@@ -1,6 +1,8 @@
 """What goes with a DICOM segmentation: a structured report, and pictures with outlines."""
 
 import io
+import json
+import zipfile
 from dataclasses import replace
 
 import highdicom as hd
@@ -14,6 +16,9 @@ from test_pacs import write_xray
 from imaging import formats
 from imaging.dicom import dicom_overlay, dicom_report, dicom_seg
 from imaging.scan import Mask
+from inference.exported_model import ExportedModel
+from serving import dicom_objects
+from serving.responses import MaskResponse
 from utils import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -93,11 +98,11 @@ def test_the_same_mask_makes_the_same_objects(xray):
     first, second = (read_report(xray, mask)[1] for _ in range(2))
     assert first.SOPInstanceUID == second.SOPInstanceUID
     assert first.SeriesInstanceUID == second.SeriesInstanceUID
-    pictures = [dicom_overlay.encode_overlays(mask, xray, "1.2.3") for _ in range(2)]
+    pictures = [list(dicom_overlay.encode_overlays(mask, xray, "1.2.3")) for _ in range(2)]
     uids = [pydicom.dcmread(io.BytesIO(one[0])).SOPInstanceUID for one in pictures]
     assert uids[0] == uids[1] not in (first.SOPInstanceUID, first.SeriesInstanceUID)
-    other = dicom_overlay.encode_overlays(mask, xray, "1.2.4")
-    assert pydicom.dcmread(io.BytesIO(other[0])).SOPInstanceUID != uids[0]
+    (other,) = dicom_overlay.encode_overlays(mask, xray, "1.2.4")
+    assert pydicom.dcmread(io.BytesIO(other)).SOPInstanceUID != uids[0]
 
 
 def test_a_picture_shows_the_outline_in_the_image(xray):
@@ -138,4 +143,62 @@ def test_a_header_that_lacks_what_is_needed_is_told(xray):
     with pytest.raises(UserError, match="no DICOM report can refer to it"):
         dicom_report.encode_report(seg, mask, xray, None)
     with pytest.raises(UserError, match="no DICOM picture can refer to it"):
-        dicom_overlay.encode_overlays(mask, xray, "1.2.3")
+        next(dicom_overlay.encode_overlays(mask, xray, "1.2.3"))
+
+
+def read_overlay(scan):
+    content = next(dicom_overlay.encode_overlays(make_mask(scan), scan, "1.2.3"))
+    return pydicom.dcmread(io.BytesIO(content))
+
+
+def test_a_picture_says_how_the_patient_lies_or_nothing(xray, tmp_path):
+    assert not read_overlay(xray).PatientOrientation  # nobody knows
+    for given in (["A", "FR"], ["L", "F"]):  # of a mammography, of a chest
+        xray.header[0].PatientOrientation = given
+        assert read_overlay(xray).PatientOrientation == given
+    axial, sagittal = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1]
+    for name, given, expected in (("a", axial, ["L", "P"]), ("s", sagittal, ["P", "F"])):
+        write_series(tmp_path / name, ImageOrientationPatient=given, positions=(0,))
+        assert read_overlay(formats.read_scan(tmp_path / name)).PatientOrientation == expected
+
+
+@pytest.mark.parametrize("charset", [["", "ISO 2022 IR 87"], "ISO_IR 999"])
+def test_any_character_set_of_the_source_will_do(xray, charset):
+    xray.header[0].SpecificCharacterSet = charset
+    assert read_overlay(xray).SpecificCharacterSet == "ISO_IR 192"
+
+
+@pytest.fixture
+def network():
+    metadata = {"classes": ["left lung", "right lung"]}
+    return ExportedModel(metadata, "0" * 64, "", "", "", (), "", 2)
+
+
+def complete(scan, content, network):
+    seg = dicom_seg.encode_mask(make_mask(scan), scan, "model 1")
+    answer = MaskResponse(seg, "application/zip", {}, 0.5, None)
+    done = dicom_objects.complete(answer, content, network, 2**31)
+    with zipfile.ZipFile(io.BytesIO(done.body)) as archive:
+        assert archive.read("segmentation.dcm") == seg
+        return archive.namelist(), json.loads(done.headers.get("X-Notes", "[]"))
+
+
+def test_slices_that_lie_unevenly_get_all(tmp_path, network):
+    """The node sends a series as a zip."""
+    write_series(tmp_path / "in", positions=(0, 5, 11, 30))
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for path in sorted((tmp_path / "in").iterdir()):
+            archive.write(path, path.name)
+    content = (tmp_path / "in.zip").read_bytes()
+    names, notes = complete(formats.decode_scan(content), content, network)
+    assert len(names) == 4 and "report.dcm" in names and not notes
+
+
+def test_a_picture_that_cannot_be_made_costs_no_segmentation(xray, tmp_path, network, monkeypatch):
+    def refuse(*_):
+        raise UserError("no DICOM picture can refer to it (a reason)")
+
+    monkeypatch.setattr(dicom_overlay, "_make_capture", refuse)
+    names, notes = complete(xray, (tmp_path / "xray.dcm").read_bytes(), network)
+    assert names == ["segmentation.dcm", "report.dcm"]
+    assert len(notes) == 1 and "no DICOM picture" in notes[0]

@@ -1,5 +1,6 @@
 """Jobs: kept until fetched or expired, also when the service is killed."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from test_serve import Running, free_port, write_keys
 from test_serve_doors import to_nifti
 
 from dataset.phantoms import draw_phantom
-from serving import job_store, jobs
+from serving import job_store, jobs, service
 from serving.errors import Problem
 from serving.job_store import open_store
 from serving.jobs import DONE, FAILED, QUEUED, RUNNING, Jobs
@@ -168,6 +169,32 @@ def test_a_job_of_a_killed_service_begins_again(kept, place, monkeypatch):
     assert other.result(name, "")[1] == b"mask"
 
 
+@pytest.mark.parametrize("name", ["\0", "x" * 32, "1" * 31])
+def test_what_is_no_id_is_no_job(kept, name):
+    for act in (kept.describe, kept.result, kept.remove):
+        with pytest.raises(Problem, match="there is no such job") as caught:
+            act(name, "")
+        assert caught.value.status == 404
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_result(monkeypatch):
+    """A change is tried again for as long as the job is held."""
+    monkeypatch.setattr(service, "JOB_TICK_S", 0.01)
+    answers = [Problem(503, "away"), Problem(503, "away"), True]
+
+    def hold(name: str) -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Problem):
+            raise answer
+        return answer
+
+    assert asyncio.run(service.retried(hold, "1"))
+    monkeypatch.setattr(service, "LEASE_S", -1)
+    answers.append(Problem(503, "away"))
+    with pytest.raises(Problem, match="away"):
+        asyncio.run(service.retried(hold, "1"))
+
+
 def test_an_orderly_stop_is_no_failure(kept):
     name = submit(kept)
     for _ in range(5):
@@ -233,6 +260,9 @@ def test_a_file_that_is_none_or_open_to_others(tmp_path):
         ("postgresql://unet@db/unet?sslmode=maybe", "perhaps .sslmode=disable"),
         ("postgresql://unet:s3cret@db/unet", "others can see; put it into PGPASSWORD"),
         ("postgresql://unet@127.0.0.1:1/unet", "jobs cannot be kept in postgresql://unet@127"),
+        ("postgres://unet@127.0.0.1:1/unet", "jobs cannot be kept in postgres://unet@127"),
+        ("sqlite:///jobs.db", "jobs is sqlite:///jobs.db; expected a file, or postgresql://"),
+        ("mysql://u:s3cret@db/unet", "jobs is mysql://…@db/unet; expected a file"),
     ],
 )
 def test_a_database_that_is_none(url, message):

@@ -36,7 +36,8 @@ def picture() -> np.ndarray:
 
 def take_apart(body: bytes) -> dict[str, tuple[bytes, str]]:
     """Read a form as a browser does: part → content and file name."""
-    head = f"Content-Type: {view.MEDIA_TYPE}\r\n\r\n".encode()
+    boundary = view.read_boundary(body)
+    head = f"Content-Type: multipart/form-data; boundary={boundary}\r\n\r\n".encode()
     parts = BytesParser(policy=HTTP).parsebytes(head + body).iter_parts()
     found = {}
     for part in parts:
@@ -52,7 +53,8 @@ def show(lungs, content: bytes) -> dict[str, tuple[bytes, str]]:
     found = network.predict(prepared, run)
     answer = responses.respond(network, found.ids, found.quality, prepared, [media_types.VIEW])
     assert answer.media_type == media_types.VIEW and "X-Areas" not in answer.headers
-    return take_apart(answer.body + view.encode_image(content, 2**31, ""))
+    boundary = view.read_boundary(answer.body)
+    return take_apart(answer.body + view.encode_image(content, 2**31, "", boundary))
 
 
 def test_an_image_is_shown_with_its_mask(lungs, picture):
@@ -102,11 +104,27 @@ def test_a_volume_is_shown_in_its_own_grey_levels(lungs, picture):
 def test_levels_that_16_bits_do_not_hold_are_spread_over_them():
     volume = np.linspace(0, 1, 2 * 32 * 32, dtype=np.float32).reshape(32, 32, 2)
     content = nibabel.Nifti1Image(volume, np.eye(4)).to_bytes()
-    parts = take_apart(view.encode_image(content, 2**31, "0.5,0.5"))
+    parts = take_apart(view.encode_image(content, 2**31, "0.5,0.5", "mark"))
     levels = np.frombuffer(parts["image"][0], "<i2")
     assert levels.min() == 0 and levels.max() == 32767
     shown = json.loads(parts["view"][0])
     assert shown["window"] == pytest.approx([32767 / 2, 32767 / 2])
+
+
+@pytest.mark.parametrize(("channels", "separate"), [(3, False), (3, True), (2, True), (4, True)])
+def test_a_volume_of_several_channels_is_shown_in_grey(channels, separate):
+    """Colours as their brightness, sequences by the first one."""
+    pixels = np.random.default_rng(0).integers(0, 200, (3, 16, 16, channels), np.uint8)
+    levels, (centre, width) = view.to_levels(Scan(pixels, separate=separate), "100,50")
+    assert levels.shape == (3, 16, 16) and (centre, width) == (100, 50)
+    expected = pixels[..., 0]
+    if not separate:
+        expected = pixels @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(levels, expected, atol=1.5)
+
+
+def test_nobody_knows_what_separates_the_parts():
+    assert view.make_boundary() != view.make_boundary()
 
 
 def test_the_file_of_a_dicom_image_is_a_segmentation(lungs, picture, tmp_path):
@@ -127,12 +145,12 @@ def test_a_patient_is_shown_as_radiologists_look(tmp_path):
 
 def test_classes_that_overlap_are_painted_one_over_the_other():
     ids = np.array([[[0, 1, 2, 3]]], BITS)
-    parts = take_apart(view.encode_mask(ids, {}) + b"--" + view.BOUNDARY.encode() + b"--\r\n")
+    parts = take_apart(view.encode_mask("mark", ids, {}) + b"--mark--\r\n")
     assert list(parts["mask"][0]) == [0, 1, 2, 2]
 
 
 def test_a_volume_that_no_browser_holds_is_refused(monkeypatch):
     monkeypatch.setattr(view, "MAX_VOXELS", 7)
     with pytest.raises(Problem, match="the page shows at most") as caught:
-        view.encode_mask(np.zeros((2, 2, 2), np.uint8), {})
+        view.encode_mask("mark", np.zeros((2, 2, 2), np.uint8), {})
     assert caught.value.status == 413

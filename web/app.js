@@ -107,13 +107,15 @@ function offerSlices([centre, width]) {
   setRange("width", 1, Math.max(2, high - low), width);
 }
 
-async function show(form) {
+// isCurrent: whether the form is still of the file that was chosen last.
+async function show(form, isCurrent) {
   const [description, view] = ["description", "view"].map((name) => JSON.parse(form.get(name)));
-  const [mask, image] = [form.get("mask"), form.get("image")];
+  const [mask, picture] = [form.get("mask"), form.get("image")];
   const isVolume = description.shape[0] > 1;
-  state.mask = new Uint8Array(await mask.arrayBuffer());
-  state.image = isVolume ? new Int16Array(await image.arrayBuffer()) : await createImageBitmap(image);
-  [state.shape, state.flip] = [description.shape, view.flip];
+  const ids = new Uint8Array(await mask.arrayBuffer());
+  const image = isVolume ? new Int16Array(await picture.arrayBuffer()) : await createImageBitmap(picture);
+  if (!isCurrent()) return;
+  Object.assign(state, { mask: ids, image, shape: description.shape, flip: view.flip });
   element("volume").hidden = !isVolume;
   if (isVolume) offerSlices(view.window);
   if (state.link) URL.revokeObjectURL(state.link);
@@ -174,9 +176,10 @@ async function send() {
   }
   try {
     const headers = { "Content-Type": request.getResponseHeader("Content-Type") };
-    await show(await new Response(request.response, { headers }).formData());
+    const form = await new Response(request.response, { headers }).formData();
+    await show(form, () => request === state.upload);
   } catch {
-    showStatus("The answer cannot be shown.", true);
+    if (request === state.upload) showStatus("The answer cannot be shown.", true);
   }
 }
 

@@ -20,7 +20,6 @@ from dataset.phantoms import make_phantoms
 from utils import UserError
 
 LABELLED = (5, 10, 20, 40, 0)  # 0: all that are not for testing
-SEEDS = (0, 1, 2)
 TEST_PARTS = 2  # half of the images are the test set
 PHANTOMS = 200
 ENCODER = ("--architecture", "efficientnetlite0")
@@ -32,11 +31,12 @@ def few(
     *,
     starts: str = ",".join(STARTS),
     weights: str = "efficientnet-lite0.weights.h5",
+    seeds: int = 3,
     flags: str = "",
     jobs: int = 1,
     out_dir: Path = Path("files/few"),
 ) -> None:
-    """Train on 5, 10, 20, 40 and all images, from several starts, 3 seeds: results/few.csv.
+    """Train on 5, 10, 20, 40 and all images, from several starts: results/few.csv.
 
     Args:
         data_dir: the data set
@@ -44,6 +44,7 @@ def few(
             (EfficientNet-Lite0 from random weights), imagenet (the same, pretrained); the others
             are compared with the first
         weights: ImageNet's, as `python -m benchmarks.imagenet_weights` writes them
+        seeds: how often images are drawn and networks trained
         flags: more flags for every training, as in --flags="--epochs 100 --filters 16"
         jobs: trainings at once, each on its share of the cores; on a Ray cluster, CPUs of each
         out_dir: where the runs go
@@ -54,7 +55,7 @@ def few(
         own = ["--data-dir", str(make_phantoms("", PHANTOMS, seed=0)), "--augmentation", "strong"]
         run_trainings([[*own, "--out-dir", str(out_dir / "phantoms"), *more]], 1)
     trainings = []
-    for seed, count in product(SEEDS, LABELLED):
+    for seed, count in product(range(seeds), LABELLED):
         folder = out_dir / f"data-{count}-seed{seed}"
         link_labelled(data_dir, folder, count, seed)
         common = ["--data-dir", str(folder), "--val-fraction", "0", "--seed", str(seed), *more]
@@ -62,7 +63,7 @@ def few(
             run = run_folder(out_dir, start, count, seed)
             trainings.append([*common, *start_flags, "--out-dir", str(run)])
     run_trainings(trainings, jobs)
-    table = [row for count in LABELLED for row in make_rows(out_dir, count, list(chosen))]
+    table = [row for count in LABELLED for row in make_rows(out_dir, count, list(chosen), seeds)]
     write_table(pd.DataFrame(table), Path("results/few.csv"))
 
 
@@ -124,14 +125,14 @@ def choose_labelled(pairs: Sequence[Pair], count: int, seed: int) -> list[str]:
     return subsets.tolist()
 
 
-def make_rows(out_dir: Path, count: int, starts: list[str]) -> list[dict[str, object]]:
+def make_rows(out_dir: Path, count: int, starts: list[str], seeds: int) -> list[dict[str, object]]:
     """Make a row for each start: mean Dice, paired gain over the first start, Dice of each seed.
 
     An image that several seeds test counts once, with its mean.
     """
     rows, first = [], None
     for start in starts:
-        tables = [score_run(run_folder(out_dir, start, count, seed)) for seed in SEEDS]
+        tables = [score_run(run_folder(out_dir, start, count, seed)) for seed in range(seeds)]
         means = pd.concat(tables).groupby("image", as_index=False).dice.mean()
         first = means if first is None else first
         paired = metrics.compare_tables(first, means).loc["dice"]

@@ -112,7 +112,7 @@ class _Grid:
 
     def __init__(self, image: Scan, header: Any) -> None:
         self.image, self.header = image, header
-        self.headers = image.header if image.format == "DICOM" else ()
+        self.headers = image.header if "DICOM" in image.format else ()  # also in a zip
         self.slice_of = _slices_by_reference(self.headers)
         self.is_other = _is_elsewhere(self.headers, header)
         self.slice_affines = slice_affines(self.headers) if self.headers else None

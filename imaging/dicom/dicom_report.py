@@ -48,6 +48,8 @@ def encode_report(
             manufacturer="none",
             is_complete=True,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged header causes errors of many kinds
         raise UserError(f"no DICOM report can refer to it ({first_line(error)})") from error
     buffer = io.BytesIO()
