@@ -93,7 +93,7 @@ SEGMENT = describe(
         "application/json": ANY_OBJECT,
         "application/geo+json": ANY_OBJECT,
         "image/png": BYTES,
-        **dict.fromkeys((*media_types.FORMATS.values(), media_types.DICOM_ZIP), BYTES),
+        **dict.fromkeys((*media_types.FORMATS.values(), *media_types.WITH_IMAGE), BYTES),
     },
     request={"application/octet-stream": BYTES, "multipart/form-data": FORM},
 )

@@ -173,10 +173,14 @@ def test_few_images(workplace):
     assert split.subset.value_counts().to_dict() == {"test": 5, "train": 2}
 
 
-def test_starts_of_the_few():
+def test_starts_of_the_few(tmp_path):
     """Only what is named is trained; a misspelt name is told before anything is."""
-    chosen = few.choose_starts("imagenet,scratch", "w.h5", Path("runs"))
-    assert list(chosen) == ["imagenet", "scratch"] and chosen["imagenet"][-1] == "w.h5"
+    weights = tmp_path / "w.h5"
+    with pytest.raises(UserError, match="w.h5 does not exist; .*imagenet_weights"):
+        few.choose_starts("imagenet,scratch", str(weights), Path("runs"))
+    weights.touch()
+    chosen = few.choose_starts("imagenet,scratch", str(weights), Path("runs"))
+    assert list(chosen) == ["imagenet", "scratch"] and chosen["imagenet"][-1] == str(weights)
     with pytest.raises(UserError, match="starts has scrach; expected scratch, phantoms"):
         few.few("chests", starts="scrach")
 

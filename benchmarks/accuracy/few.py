@@ -78,6 +78,9 @@ def choose_starts(starts: str, weights: str, out_dir: Path) -> dict[str, list[st
     unknown = sorted(set(starts.split(",")) - set(flags))
     if unknown:
         raise UserError(f"starts has {', '.join(unknown)}; expected {', '.join(flags)}")
+    if "imagenet" in starts and not Path(weights).is_file():
+        made = "`python -m benchmarks.imagenet_weights` writes it"
+        raise UserError(f"{weights} does not exist; {made}, or leave out imagenet")
     return {start: flags[start] for start in starts.split(",")}
 
 
