@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -32,18 +33,17 @@ ANSWER = MaskResponse(b"mask", "image/png", {"X-Areas": "[]"}, 0.5, None)
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
     """The URL of a PostgreSQL of our own. Required in CI, else the tests are skipped."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         why = "no PostgreSQL: apt-get install postgresql"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
+    # Not below pytest's folder, which is root's alone.
+    folder, port = Path(tempfile.mkdtemp(prefix="postgres-")), free_port()
     user = {}
     if os.getuid() == 0:  # it does not run as root
         user = {"user": "postgres"}
-        for one in (folder, *folder.parents[:2]):
-            one.chmod(0o755)
         shutil.chown(folder, "postgres")
     data = folder / "data"
     make = [programs[-1] / "initdb", "-D", data, "-U", "unet", "--auth", "trust", "-N"]
@@ -62,6 +62,7 @@ def postgres(tmp_path_factory):
     yield url
     server.send_signal(signal.SIGINT)  # without waiting for its clients
     server.wait(30)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
