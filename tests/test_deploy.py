@@ -18,6 +18,7 @@ from conftest import ROOT
 from prometheus_client import generate_latest
 from test_serve import Running, exported, free_port, write_keys, xray  # noqa: F401 (fixtures)
 
+from benchmarks.scripts import wait_until
 from dicom_node.__main__ import Config as NodeConfig
 from dicom_node.node import Node
 from dicom_node.spool import Spool
@@ -52,9 +53,10 @@ def test_alerts_fire_only_when_they_should():
 
 @pytest.mark.slow
 def test_the_metrics_of_dashboard_and_alerts_exist(exported, tmp_path, xray):  # noqa: F811
-    running = Running(exported, tmp_path)
+    running = Running(exported, tmp_path, "--jobs", str(tmp_path / "jobs.db"))
     try:
         running.client.post("/v1/segment", content=xray[0].read_bytes())
+        wait_until(lambda: "unet_jobs{" in running.client.get("/metrics").text)
         shown = running.client.get("/metrics").text
     finally:
         running.stop()

@@ -20,6 +20,7 @@ from conftest import ROOT
 from test_serve import Running, free_port, write_keys
 from test_serve_doors import to_nifti
 
+from benchmarks.scripts import wait_until
 from dataset.phantoms import draw_phantom
 from serving import job_store, jobs, service
 from serving.errors import Problem
@@ -408,9 +409,8 @@ def test_a_volume_survives_a_kill_and_can_be_stopped(tmp_path):
         last = client.post("/v1/jobs", content=b"?").headers["location"]
         start = time.monotonic()
         assert wait_for(client, last)["state"] == FAILED and time.monotonic() - start < 10
-        metrics = client.get("/metrics").text
-        assert 'unet_jobs{state="done"} 1.0' in metrics
-        assert 'unet_jobs{state="running"} 0.0' in metrics
+        expected = ('unet_jobs{state="done"} 1.0', 'unet_jobs{state="running"} 0.0')
+        wait_until(lambda: all(line in client.get("/metrics").text for line in expected))
     finally:
         service.stop()
 
