@@ -3,7 +3,6 @@
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -118,9 +117,7 @@ class Guard:
         self.max_body = max_body
         self.max_concurrent_requests = max_concurrent_requests
         self.timeout_s = timeout_s
-        # One client alone leaves room for others.
-        self.max_of_client = max(1, max_concurrent_requests - max_concurrent_requests // 8)
-        self.running = Counter[str]()  # requests by client
+        self.running = 0  # requests
         self.held_bytes = 0  # of their bodies
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
@@ -164,9 +161,9 @@ class Guard:
             if scope["path"] != KEY_PATH:
                 self.keys.count(key)
         self._check_headers(headers)
-        if scope["path"] != "/metrics":
-            self._check_room(scope["caller"])
-        self.running[scope["caller"]] += 1
+        if self.running >= self.max_concurrent_requests and scope["path"] != "/metrics":
+            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
+        self.running += 1
         start = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
@@ -176,14 +173,7 @@ class Guard:
         except TimeoutError:
             raise Problem(504, f"not done within {time.monotonic() - start:.0f} s") from None
         finally:
-            self.running[scope["caller"]] -= 1
-            self.running += Counter()  # forgets who has none
-
-    def _check_room(self, caller: str) -> None:
-        """Raise Problem 503 if too many requests are answered now, or too many of this client."""
-        is_full = self.running.total() >= self.max_concurrent_requests
-        if is_full or self.running[caller] >= self.max_of_client:
-            raise Problem(503, "too many requests at a time; try again", Retry_After="1")
+            self.running -= 1
 
     def _check_headers(self, headers: Mapping[str, str]) -> None:
         """Refuse a body by its headers, before it is read. Raises Problem."""

@@ -20,6 +20,7 @@ import data
 import utils
 from dataset.loading import Preprocessing
 from dataset.phantoms import make_phantoms
+from dataset.reading import read_truth
 from imaging import pictures, preprocess
 from imaging.grid import fit_grid
 from imaging.labels import Classes
@@ -43,6 +44,25 @@ def float32_again():
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen phantoms in the Montgomery layout; read only."""
     return make_phantoms(tmp_path_factory.mktemp("data") / "phantoms", 16, seed=1)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """The folder of the bundled model's export, both lungs as one."""
+    import export  # loads TensorFlow
+
+    folder = tmp_path_factory.mktemp("served") / "export"
+    model, images = ROOT / "files" / "lungs.h5", phantoms / "CXR_png"
+    places = {"model": str(model), "out_dir": str(folder), "images": str(images)}
+    export.export(export.Config(**places, merge="lungs", checked=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xray(phantoms: Path) -> tuple[Path, np.ndarray]:
+    """A phantom's file and its lungs (H, W)."""
+    pair = data.find_pairs(phantoms)[0][0]
+    return pair.image, read_truth(pair, Classes("lungs")).mask[0]
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import SimpleITK
 from conftest import ROOT
-from test_serve import exported  # noqa: F401 (a fixture)
 
 import utils
 from benchmarks.scripts import wait_until
@@ -48,7 +47,7 @@ def test_machines_name_their_processors(cluster):
 
 
 @pytest.mark.slow
-def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_path):  # noqa: F811
+def test_every_image_has_its_mask_whoever_dies(cluster, exported, phantoms, tmp_path):
     scans, out = tmp_path / "scans", tmp_path / "masks"
     files = sorted((phantoms / "CXR_png").iterdir())
     for ward in range(24):
@@ -161,7 +160,7 @@ def test_channels_in_files_of_their_own_are_joined(tmp_path):
 
 
 @pytest.mark.slow
-def test_mistakes_get_a_line(script, exported, phantoms, tmp_path):  # noqa: F811
+def test_mistakes_get_a_line(script, exported, phantoms, tmp_path):
     model = ("--model", exported / "unet.onnx")
     inside = script(
         tmp_path,
@@ -203,7 +202,7 @@ def test_mistakes_get_a_line(script, exported, phantoms, tmp_path):  # noqa: F81
 
 
 @pytest.mark.slow
-def test_all_machines_compute_in_a_precision_that_each_allows(exported, monkeypatch, capsys):  # noqa: F811
+def test_all_machines_compute_in_a_precision_that_each_allows(exported, monkeypatch, capsys):
     def load(path, engine, precision, threads):
         return (
             SimpleNamespace(

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from test_deploy import DEPLOY, tool
 from test_fuzz import GREY, WHOLE, tiff
-from test_serve import exported, free_port, service, write_keys, xray  # noqa: F401 (fixtures)
+from test_serve import free_port, service, write_keys  # noqa: F401 (a fixture)
 
 import metrics
 from imaging import formats
@@ -47,7 +47,7 @@ def size_of(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def image(exported, tmp_path_factory) -> Iterator[Image]:  # noqa: F811
+def image(exported, tmp_path_factory) -> Iterator[Image]:
     """The image of deploy/Dockerfile on Debian's Python, as Docker Hub may not be reachable."""
     program, debootstrap = tool("buildah", "buildah crun"), tool("debootstrap", "debootstrap")
     if os.geteuid():

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from prometheus_client import generate_latest
-from test_serve import Running, exported, free_port, write_keys, xray  # noqa: F401 (fixtures)
+from test_serve import Running, free_port, write_keys
 
 from benchmarks.scripts import wait_until
 from dicom_node.__main__ import Config as NodeConfig
@@ -52,7 +52,7 @@ def test_alerts_fire_only_when_they_should():
 
 
 @pytest.mark.slow
-def test_the_metrics_of_dashboard_and_alerts_exist(exported, tmp_path, xray):  # noqa: F811
+def test_the_metrics_of_dashboard_and_alerts_exist(exported, tmp_path, xray):
     running = Running(exported, tmp_path, "--jobs", str(tmp_path / "jobs.db"))
     try:
         running.client.post("/v1/segment", content=xray[0].read_bytes())
@@ -109,7 +109,7 @@ def test_kustomize_names_what_exists(name):
 
 
 @pytest.fixture
-def proxy(exported, tmp_path):  # noqa: F811
+def proxy(exported, tmp_path):
     """Two replicas behind nginx with deploy/nginx.conf: the replicas and a client."""
     import trustme
 
@@ -160,7 +160,7 @@ def proxy(exported, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tmp_path, xray):  # noqa: F811
+def test_no_client_notices_when_a_replica_dies_or_is_stopped(proxy, exported, tmp_path, xray):
     (one, two), client = proxy
     assert client.get("/metrics").status_code == 404
     for headers, status in (({"X-API-Key": "no"}, 401), ({}, 200)):
@@ -212,7 +212,7 @@ wrk.body = io.open("{xray[0]}", "rb"):read("*a")'''
 
 
 @pytest.mark.slow
-def test_prometheus_scrapes_the_service(exported, tmp_path, xray):  # noqa: F811
+def test_prometheus_scrapes_the_service(exported, tmp_path, xray):
     prometheus = tool("prometheus", "prometheus")
     running, port = Running(exported, tmp_path), free_port()
     running.client.post("/v1/segment", content=xray[0].read_bytes())

@@ -29,12 +29,8 @@ import pytest
 from conftest import ROOT
 from test_pacs import write_xray
 
-import data
-import export
 import metrics
-from dataset.reading import read_truth
 from imaging import formats
-from imaging.labels import Classes
 from inference import engines
 from serving import server
 from serving.errors import Problem
@@ -43,22 +39,6 @@ from serving.network import NetworkThreads
 BUNDLED = ROOT / "files" / "lungs.h5"
 V2_MODEL = "/v2/models/unet"
 INPUT = (192, 192, 1)  # of the bundled model
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory, phantoms):
-    """The bundled model, exported."""
-    folder = tmp_path_factory.mktemp("served") / "export"
-    export.export(
-        export.Config(
-            model=str(BUNDLED),
-            merge="lungs",
-            out_dir=str(folder),
-            images=str(phantoms / "CXR_png"),
-            checked=1,
-        )
-    )
-    return folder
 
 
 def free_port() -> int:
@@ -123,13 +103,6 @@ def service(exported, tmp_path_factory):
     running = Running(exported, tmp_path_factory.mktemp("service"))
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def xray(phantoms):
-    """A phantom's file and its lungs."""
-    pair = data.find_pairs(phantoms)[0][0]
-    return pair.image, read_truth(pair, Classes("lungs")).mask[0]
 
 
 def decode_rle(rle: dict) -> np.ndarray:

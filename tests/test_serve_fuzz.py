@@ -27,13 +27,13 @@ from test_fuzz import (
     png_bomb,
     tiff_bomb,
 )
-from test_serve import V2_MODEL, Running, exported, xray  # noqa: F401 (fixtures)
+from test_serve import V2_MODEL, Running
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def service(exported, tmp_path_factory):  # noqa: F811
+def service(exported, tmp_path_factory):
     running = Running(
         exported, tmp_path_factory.mktemp("fuzzed"), "--max-body-mb", "4", "--timeout-s", "20"
     )
@@ -81,7 +81,7 @@ def binary_request(
     }
 
 
-def test_memory_for_concurrent_large_images_is_limited(exported, tmp_path):  # noqa: F811
+def test_memory_for_concurrent_large_images_is_limited(exported, tmp_path):
     # Large pictures take turns: the last one waits for all others.
     running = Running(exported, tmp_path, "--timeout-s", "200")
     running.client.timeout = 200
@@ -154,7 +154,7 @@ def many_frames() -> bytes:
     return buffer.getvalue()
 
 
-def test_files_that_grow_or_take_too_long_end_with_their_request(exported, tmp_path, xray):  # noqa: F811
+def test_files_that_grow_or_take_too_long_end_with_their_request(exported, tmp_path, xray):
     running = Running(exported, tmp_path, "--timeout-s", "4")
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -173,7 +173,7 @@ def test_files_that_grow_or_take_too_long_end_with_their_request(exported, tmp_p
     assert "Traceback" not in running.log.read_text()
 
 
-def test_workers_end_with_the_service(exported, tmp_path):  # noqa: F811
+def test_workers_end_with_the_service(exported, tmp_path):
     running = Running(exported, tmp_path)
     pid = running.process.pid
     family = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -213,7 +213,7 @@ def test_schemathesis_finds_no_fault(service, tmp_path):
     assert generated == passed > 1000
 
 
-def test_damaged_requests(service, xray):  # noqa: F811
+def test_damaged_requests(service, xray):
     expected = service.client.post("/v1/segment", content=xray[0].read_bytes()).content
     rng, before, sent = np.random.default_rng(3), memory(service.process.pid), 0
     accepts = [

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_serve import V2_MODEL, exported, free_port, service  # noqa: F401 (fixtures)
+from test_serve import V2_MODEL, free_port, service  # noqa: F401 (a fixture)
 from tritonclient.http import (
     InferenceServerClient,
     InferenceServerException,

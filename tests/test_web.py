@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_serve import Running, exported, xray  # noqa: F401 (fixtures)
+from test_serve import Running
 from test_serve_doors import to_nifti
 
 from dataset.phantoms import draw_phantom
@@ -17,7 +17,7 @@ sync = pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module")
-def page(exported, tmp_path_factory):  # noqa: F811
+def page(exported, tmp_path_factory):
     """The page in Chromium. page.requested has the URLs, page.messages what the console shows."""
     chromium = shutil.which("chromium")
     if not chromium:
@@ -54,7 +54,7 @@ def pixels(page) -> np.ndarray:
     return np.array(flat, np.uint8).reshape(-1, width, 4)
 
 
-def test_the_mask_lies_over_the_image(page, xray, tmp_path):  # noqa: F811
+def test_the_mask_lies_over_the_image(page, xray, tmp_path):
     path, truth = xray
     page.set_input_files("#file", path)
     page.wait_for_selector("#result:not([hidden])")
@@ -78,7 +78,7 @@ def test_the_mask_lies_over_the_image(page, xray, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_an_orientation_tag_turns_image_and_mask(page, xray, tmp_path, ending):  # noqa: F811
+def test_an_orientation_tag_turns_image_and_mask(page, xray, tmp_path, ending):
     from PIL import Image
 
     exif = Image.Exif()
@@ -116,7 +116,7 @@ def test_the_page_requests_nothing_elsewhere_and_breaks_no_rule(page):
     ], page.messages
 
 
-def test_the_page_works_by_keyboard_and_every_control_has_a_name(page, xray):  # noqa: F811
+def test_the_page_works_by_keyboard_and_every_control_has_a_name(page, xray):
     names = page.evaluate(
         "() => Array.from(document.querySelectorAll('input'))"
         ".map(i => i.labels[0] && i.labels[0].textContent)"
@@ -137,7 +137,7 @@ def test_the_page_works_by_keyboard_and_every_control_has_a_name(page, xray):  #
     assert page.input_value("#opacity") != before
 
 
-def test_a_late_answer_is_not_drawn_over_another_image(page, xray, phantoms, tmp_path):  # noqa: F811
+def test_a_late_answer_is_not_drawn_over_another_image(page, xray, phantoms, tmp_path):
     first, second = sorted((phantoms / "CXR_png").iterdir())[:2]
     expected = []
     for path in (first, second):
@@ -205,7 +205,7 @@ def test_a_volume_is_scrolled_and_windowed(page, volume, tmp_path):
     assert mask.shape == volume.shape and first_shown == f"Slice {most + 1} of 6"
 
 
-def test_an_image_after_a_volume_has_no_slices(page, xray, volume, tmp_path):  # noqa: F811
+def test_an_image_after_a_volume_has_no_slices(page, xray, volume, tmp_path):
     for path, count in ((tmp_path / "volume.nii.gz", 6), (xray[0], 1)):
         page.set_input_files("#file", path)
         page.wait_for_function(
@@ -215,7 +215,7 @@ def test_an_image_after_a_volume_has_no_slices(page, xray, volume, tmp_path):  #
     assert page.inner_text("#figures").count("pixels") == 1
 
 
-def test_an_upload_shows_its_progress(page, xray, volume, tmp_path):  # noqa: F811
+def test_an_upload_shows_its_progress(page, xray, volume, tmp_path):
     page.route("**/v1/segment", lambda route: None)  # never answered
     page.set_input_files("#file", tmp_path / "volume.nii.gz")
     page.wait_for_selector("#progress:not([hidden])")
