@@ -1,13 +1,11 @@
 """Buckets of S3, by moto's server: archives in and out, and a repository of models."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from test_repository import LUNGS, make_repository, titles, write_aliases
@@ -15,6 +13,7 @@ from test_serve import Running, free_port
 
 from dataset.phantoms import make_phantoms
 from imaging import formats
+from inference.exported_model import load_exported
 from inference.storage import Folder
 from utils import UserError
 
@@ -77,13 +76,11 @@ def test_an_archive_goes_from_bucket_to_bucket(s3, bucket, tmp_path):
     assert first.returncode == 2 and "6 masks" in first.stdout, first.stdout + first.stderr
     masks = Folder(f"s3://{bucket}/masks")
     assert "ward0/bad.png,unreadable" in masks.read("problems.csv").decode()
-    shutil.copytree(phantoms / "CXR_png", tmp_path / "scans")
-    here = run_archive("--input", tmp_path / "scans", "--output", tmp_path / "masks", *flags)
-    assert here.returncode == 0, here.stderr
+    network, run = load_exported(LUNGS / "unet.onnx", engine="onnxruntime")
     for i, path in enumerate(files):
-        found = formats.decode_image(masks.read(f"ward{i % 2}/{path.stem}.png"))
-        expected = formats.read_image(tmp_path / "masks" / f"{path.stem}.png")
-        np.testing.assert_array_equal(found, expected)
+        found = formats.decode_image(masks.read(f"ward{i % 2}/{path.stem}.png"))[..., 0] > 0
+        expected = network.predict(network.read(path.read_bytes()), run).ids[0] > 0
+        assert (found == expected).mean() > 0.9999
     masks.delete(f"ward0/{files[0].stem}.png")
     s3.delete_object(Bucket=bucket, Key="scans/ward0/bad.png")
     second = run_archive(*places, *flags)
