@@ -81,6 +81,8 @@ def encode_seg(
             # The source's may lack letters of the class names, or be none that exists.
             specific_character_set="ISO_IR 192",
         )
+        if slice_affines(headers) is None:  # DICOM wants it then, empty if it is not known
+            segmentation.PatientOrientation = headers[0].get("PatientOrientation")
         buffer = io.BytesIO()
         segmentation.save_as(buffer)
     except UserError:
