@@ -104,8 +104,7 @@ def image(exported, tmp_path_factory) -> Iterator[Image]:
             "--build-arg=PYTHON=localhost/base",
         ]
         flags += [f"--volume={settings}:/etc/pip.conf:ro", f"--volume={wheels}:/wheels:ro"]
-        # With layers the second image begins where the first one's packages are installed.
-        flags += ["--layers", f"--file={DEPLOY}/Dockerfile", context]
+        flags += [f"--file={DEPLOY}/Dockerfile", context]
         buildah("bud", "--tag=unet", *flags)
         buildah("bud", "--tag=unet-openvino", "--build-arg=ENGINE=openvino", *flags)
         config = json.loads(buildah("inspect", "--type=image", "unet"))["Docker"]["config"]
