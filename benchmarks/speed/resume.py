@@ -15,7 +15,6 @@ from imaging import formats, pictures
 from inference.models import BUNDLED_MODEL
 from utils import UserError
 
-SIDE = 64  # pixels of an image
 IN_FOLDER = 100
 LEFT = 200  # images without a mask
 
@@ -45,7 +44,7 @@ def run_rest(count: int, model: Path) -> tuple[float, float]:
         images, masks = Path(name) / "images", Path(name) / "masks"
         picture = next((make_phantoms(f"{name}/phantom", 1, seed=0) / "CXR_png").iterdir())
         small = Path(name) / "small.png"
-        pictures.write_picture(small, formats.read_image(picture)[::4, ::4, 0])
+        pictures.write_picture(small, formats.read_image(picture)[::4, ::4, 0])  # 64x64
         flags = ["--model", str(model), "--input", str(images), "--output", str(masks)]
         flags += ["--engine", "onnxruntime"]
         link(small, images, range(count - LEFT, count))
