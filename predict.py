@@ -72,7 +72,7 @@ class Config:
     probabilities: bool = False  # also write a map of each class's probability, with --input
     format: str = ""  # of masks: png, tiff, nifti, nrrd, seg (DICOM); "" is that of the image
     uncertainty: bool = False  # also show where several models, or mirrored images, disagree
-    engine: str = "auto"  # for an exported model: onnxruntime or openvino
+    engine: str = "auto"  # for an exported model: onnxruntime, openvino or cuda
     precision: str = "auto"  # for an exported model: float32, bfloat16 or int8
     panels: bool = True  # also draw what was found
     batch_size: int = 8  # images at once

@@ -1,4 +1,4 @@
-"""Run a network that `export.py` wrote, without Keras: by ONNX Runtime, or by OpenVINO.
+"""Run a network that `export.py` wrote, without Keras: by ONNX Runtime or OpenVINO.
 
 A network runs in float32. bfloat16 and int8 are allowed where masks stay the same: manifest.json,
 beside the network, holds for each kind of processor the mean Dice between the masks of both
@@ -28,7 +28,7 @@ from utils import UserError
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 MIN_DICE_VS_FLOAT32 = 0.999
-ENGINES = ("auto", "onnxruntime", "openvino")
+ENGINES = ("auto", "onnxruntime", "openvino", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -50,6 +50,8 @@ class Engine:
         """Run the network, under the name that a Keras model has for it."""
         return self.run(images)
 
+
+CUDA = "CUDAExecutionProvider"  # ONNX Runtime's part for NVIDIA GPUs
 
 # ------------------------------------------------------------------------------ opening a network
 
@@ -109,20 +111,41 @@ def open_onnxruntime(content: bytes, threads: int = 0, precision: str = "float32
     # ONNX Runtime's own 0 would pin its threads to cores that other processes use too.
     threads = threads or utils.cores()
     wide = open_session(threads)
-    entry, output = wide.get_inputs()[0], wide.get_outputs()[0]
+    name = wide.get_inputs()[0].name
 
     def run_with(session: Any) -> Run:
-        return lambda images: join_outputs(session.run(None, {entry.name: images}))
+        return lambda images: join_outputs(session.run(None, {name: images}))
 
     lanes = Lanes(threads, run_with(wide), lambda: run_with(open_session(1)))
-    return Engine(
-        "onnxruntime",
-        precision,
-        lanes.run,
-        entry.name,
-        tuple(entry.shape[1:]),
-        output.name,
-        output.shape[-1],
+    return describe_session("onnxruntime", wide, precision, lanes.run)
+
+
+def describe_session(engine: str, session: Any, precision: str, run: Run) -> Engine:
+    """Say what a session of ONNX Runtime takes and gives."""
+    entry, output = session.get_inputs()[0], session.get_outputs()[0]
+    shape = tuple(entry.shape[1:])
+    return Engine(engine, precision, run, entry.name, shape, output.name, output.shape[-1])
+
+
+def open_cuda(content: bytes, threads: int = 0, precision: str = "float32") -> Engine:
+    """Open an ONNX file with ONNX Runtime on an NVIDIA GPU; `threads` says nothing there.
+
+    Raises UserError if the GPU cannot be used. ONNX Runtime alone would go on without it.
+    """
+    import onnxruntime
+
+    onnxruntime.preload_dlls()  # of NVIDIA's Python packages
+    # TF32 rounds to 10 bits. The masks are to be those of float32.
+    providers = [(CUDA, {"use_tf32": "0"})]
+    session = onnxruntime.InferenceSession(content, providers=providers)
+    if CUDA not in session.get_providers():
+        raise UserError(
+            "engine cuda finds no NVIDIA GPU, or not its libraries (see above); "
+            "use --engine onnxruntime"
+        )
+    name = session.get_inputs()[0].name
+    return describe_session(
+        "cuda", session, precision, lambda images: join_outputs(session.run(None, {name: images}))
     )
 
 
@@ -192,6 +215,13 @@ def has_openvino() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def has_cuda() -> bool:
+    """Return whether the ONNX Runtime that is installed is the one for NVIDIA GPUs."""
+    import onnxruntime
+
+    return CUDA in onnxruntime.get_available_providers()
+
+
 def has_bfloat16() -> bool:
     """Return whether OpenVINO is installed and computes in bfloat16 on this processor."""
     if not has_openvino():
@@ -211,8 +241,9 @@ def choose_engine(engine: str, precision: str, dice: dict[str, float]) -> tuple[
         if value not in known:
             raise UserError(f"{name} is {value!r}; expected {', '.join(known)}")
     if precision == "auto":
-        allowed = is_allowed("openvino", "bfloat16", dice) and has_bfloat16()
-        precision = "bfloat16" if allowed and engine != "onnxruntime" else "float32"
+        allowed = is_allowed("openvino", "bfloat16", dice)
+        may_choose = engine in ("auto", "openvino")
+        precision = "bfloat16" if allowed and may_choose and has_bfloat16() else "float32"
     if engine == "auto":
         fast_int8 = precision == "int8" and has_openvino() and is_allowed("openvino", "int8", dice)
         engine = "openvino" if precision == "bfloat16" or fast_int8 else "onnxruntime"
@@ -229,7 +260,14 @@ def check_choice(engine: str, precision: str, dice: dict[str, float]) -> None:
     """Raise UserError if an engine cannot run here, or a precision is not allowed."""
     if engine == "openvino" and not has_openvino():
         raise UserError("engine openvino is not installed: pip install openvino")
-    if precision == "bfloat16" and (engine == "onnxruntime" or not has_bfloat16()):
+    if engine == "cuda" and not has_cuda():
+        raise UserError(
+            "engine cuda is not installed: pip uninstall onnxruntime, "
+            'then pip install "onnxruntime-gpu[cuda,cudnn]"'
+        )
+    if engine == "cuda" and precision != "float32":
+        raise UserError(f"engine cuda computes in float32, not in {precision}")
+    if precision == "bfloat16" and (engine != "openvino" or not has_bfloat16()):
         raise UserError("precision bfloat16 needs --engine openvino and a processor that has it")
     if not is_allowed(engine, precision, dice):
         name = f"{engine} {precision}"
@@ -302,9 +340,11 @@ def read_verified(path: Path, manifest: dict[str, Any]) -> bytes:
 
 def open_network(path: Path, content: bytes, engine: str, precision: str, threads: int) -> Engine:
     """Open the content of an ONNX file with an engine. Raises UserError."""
-    open_with = open_openvino if engine == "openvino" else open_onnxruntime
+    open_with = {"onnxruntime": open_onnxruntime, "openvino": open_openvino, "cuda": open_cuda}
     try:
-        return open_with(content, threads, precision)
+        return open_with[engine](content, threads, precision)
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"{engine} is not installed ({error}): pip install {engine}") from None
     except Exception as error:  # each engine has errors of its own

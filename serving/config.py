@@ -70,7 +70,7 @@ class Config:
 
     # ---- inference
     threads: int = 0  # of the network; 0 uses all cores
-    # auto, onnxruntime or openvino. auto is openvino if it may compute in bfloat16.
+    # auto, onnxruntime, openvino or cuda. auto is openvino if it may compute in bfloat16.
     engine: str = "auto"
     # auto, float32, bfloat16 or int8. auto is bfloat16 if OpenVINO, the CPU and the manifest allow.
     precision: str = "auto"

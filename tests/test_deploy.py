@@ -10,8 +10,10 @@ import socket
 import ssl
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
+import jsonpatch
 import pytest
 import yaml
 from conftest import ROOT
@@ -22,6 +24,8 @@ from benchmarks.scripts import wait_until
 from dicom_node.__main__ import Config as NodeConfig
 from dicom_node.node import Node
 from dicom_node.spool import Spool
+from inference.engines import ENGINES
+from serving.config import Config as ServeConfig
 
 DEPLOY = ROOT / "deploy"
 
@@ -82,6 +86,58 @@ def test_compose_names_what_exists():
             assert (DEPLOY / source).exists() or source in ("tls", "metrics_key"), (
                 source
             )  # the user's own
+
+
+def render(folder: Path) -> list[dict]:
+    """Build the objects of a folder as kustomize does, as far as these folders use it."""
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    objects = []
+    for resource in listed["resources"]:
+        path = folder / resource
+        objects += render(path) if path.is_dir() else yaml.safe_load_all(path.read_text())
+    for patch in listed.get("patches", ()):
+        kind, name = patch["target"]["kind"], patch["target"]["name"]
+        (i,) = [
+            i
+            for i, one in enumerate(objects)
+            if (one["kind"], one["metadata"]["name"]) == (kind, name)
+        ]
+        objects[i] = jsonpatch.apply_patch(objects[i], yaml.safe_load(patch["patch"]))
+    for image in listed.get("images", ()):
+        for container in containers(objects):
+            found, tag = container["image"].rsplit(":", 1)
+            if found == image["name"]:
+                new_name = image.get("newName", found)
+                container["image"] = f"{new_name}:{image.get('newTag', tag)}"
+    return objects
+
+
+def containers(objects: list[dict]) -> list[dict]:
+    found = []
+    for one in objects:
+        if one["kind"] in ("Deployment", "StatefulSet"):
+            found += one["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def test_the_overlay_for_gpus_asks_for_one():
+    (container,) = containers(render(DEPLOY / "kubernetes" / "gpu"))
+    assert container["image"] == "registry.example/unet:2.0-cuda"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    flag, engine = container["args"][-1].removeprefix("--").split("=")
+    assert flag in ServeConfig.__dataclass_fields__ and engine in ENGINES
+    lock = (DEPLOY / "requirements-cuda.lock").read_text()
+    assert "onnxruntime-gpu==" in lock and "\nonnxruntime==" not in lock
+
+
+def test_the_monitored_overlay_scales_by_the_queue():
+    (scaler,) = [
+        one
+        for one in render(DEPLOY / "kubernetes" / "monitored")
+        if one["kind"] == "HorizontalPodAutoscaler"
+    ]
+    (metric,) = scaler["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == "unet_queue_length"
 
 
 @pytest.mark.parametrize("name", ["base", "monitored", "node"])

@@ -117,6 +117,18 @@ def test_auto_takes_bfloat16_only_where_it_may(monkeypatch):
             engines.choose_engine(engine, precision, dice)
 
 
+def test_cuda_is_refused_where_it_cannot_run(monkeypatch):
+    with pytest.raises(UserError, match="pip uninstall onnxruntime"):
+        engines.choose_engine("cuda", "auto", {})
+    monkeypatch.setattr(engines, "has_cuda", lambda: True)
+    assert engines.choose_engine("cuda", "auto", {"openvino bfloat16": 1.0}) == ("cuda", "float32")
+    with pytest.raises(UserError, match="cuda computes in float32, not in int8"):
+        engines.choose_engine("cuda", "int8", {})
+    # ONNX Runtime warns and goes on by the CPU; we do not.
+    with pytest.raises(UserError, match="finds no NVIDIA GPU"):
+        engines.open_network(BUNDLED, BUNDLED.read_bytes(), "cuda", "float32", 0)
+
+
 def test_wrong_names_are_refused():
     for change, message in (
         (("tensorrt", "auto"), "engine is 'tensorrt'"),
