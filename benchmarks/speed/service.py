@@ -1,8 +1,11 @@
-"""Measure serve.py: the latency of one client; several clients, beside a minimal service."""
+"""Measure serve.py: the latency of one client; several clients, beside other services."""
 
 import contextlib
 import http.client
+import importlib.util
+import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +31,15 @@ SIZE = 512  # pixels
 WHAT = f"serve.py, a PNG of {SIZE}x{SIZE}"
 CLIENTS = 1, 4, 16, 64
 BLOCKS = 10  # in which one client alternates with the bare network
+STOP_S = 5  # in which a service has to end
+MINIMAL = "a minimal FastAPI with ONNX Runtime"
+LITSERVE = "the same with LitServe"
+# LitServe takes bytes in a form alone.
+FORM = (
+    b'--image\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n',
+    b"\r\n--image--\r\n",
+)
+FORM_TYPE = "multipart/form-data; boundary=image"
 
 
 def service(*, model: str = "export/unet.onnx", repeats: int = 100, seconds: float = 10.0) -> None:
@@ -70,24 +82,31 @@ def latency_row(model: str, content: bytes, repeats: int) -> dict:
 
 
 def load_rows(model: str, content: bytes, seconds: float) -> list[dict]:
-    """Measure several clients of serve.py with each engine, in turn with a minimal service."""
+    """Measure several clients of serve.py with each engine, beside what others would write.
+
+    LitServe is among them if it is installed. The services take turns at each number of clients.
+    """
     path = str(Path(model).absolute())
     minimal = (sys.executable, "-m", "uvicorn", "benchmarks.speed.minimal_app:app")
-    services = {"a minimal FastAPI with ONNX Runtime": [*minimal, "--log-level", "error"]}
+    services = {MINIMAL: [*minimal, "--log-level", "error"]}
+    if importlib.util.find_spec("litserve"):
+        services[LITSERVE] = [sys.executable, "-m", "benchmarks.speed.litserve_app"]
     for engine in ("onnxruntime", "openvino") if has_openvino() else ("onnxruntime",):
         flags = ["--model", path, "--engine", engine, "--max-concurrent-requests", "256"]
         services[f"serve.py, {engine}"] = python_command("serve.py", *flags, "--drain-s", "0")
     found, environment = {}, os.environ | {"MODEL": path}
-    for name, command in services.items():
-        for clients in CLIENTS:
-            with running(command, environment) as port:
-                run_clients(port, content, clients, 1)  # warms up
-                found[name, clients] = run_clients(port, content, clients, seconds)
-    rows, first = [], next(iter(services))
+    for clients, (name, command) in itertools.product(CLIENTS, services.items()):
+        body, kind = content, "image/png"
+        if name == LITSERVE:
+            body, kind = content.join(FORM), FORM_TYPE
+        with running(command, environment) as port:
+            run_clients(port, body, clients, 1, kind)  # warms up
+            found[name, clients] = run_clients(port, body, clients, seconds, kind)
+    rows = []
     for name, clients in found:
         rate, times = found[name, clients]
         figure = f"{name}, a PNG of {SIZE}x{SIZE}, {clients} clients"
-        rows.append(make_row(figure, "images/s", [rate], first, [found[first, clients][0]]))
+        rows.append(make_row(figure, "images/s", [rate], MINIMAL, [found[MINIMAL, clients][0]]))
         for percentile in (50, 99):
             value = np.percentile(times, percentile)
             rows.append(make_row(f"{figure}: p{percentile}", "s", [value]))
@@ -101,7 +120,7 @@ def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     more = {"stdout": subprocess.DEVNULL, "cwd": ROOT, "env": environment}
-    process = subprocess.Popen([*command, "--port", str(port)], **more)
+    process = subprocess.Popen([*command, "--port", str(port)], start_new_session=True, **more)
     try:
         while not is_ready(port):
             if process.poll() is not None:
@@ -110,6 +129,10 @@ def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[
         yield port
     finally:
         process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
         process.wait()
 
 
@@ -130,10 +153,12 @@ def seconds_of(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def request_mask(connection: http.client.HTTPConnection, content: bytes) -> float:
+def request_mask(
+    connection: http.client.HTTPConnection, content: bytes, kind: str = "image/png"
+) -> float:
     """Send an image; return the seconds until its mask is there. Raises UserError."""
     start = time.perf_counter()
-    connection.request("POST", "/v1/segment", body=content)
+    connection.request("POST", "/v1/segment", content, {"Content-Type": kind})
     response = connection.getresponse()
     response.read()
     if response.status != 200:
@@ -142,7 +167,7 @@ def request_mask(connection: http.client.HTTPConnection, content: bytes) -> floa
 
 
 def run_clients(
-    port: int, content: bytes, clients: int, seconds: float
+    port: int, content: bytes, clients: int, seconds: float, kind: str
 ) -> tuple[float, list[float]]:
     """Let clients send an image again and again: responses per second, seconds of each response."""
     start = time.perf_counter()
@@ -151,7 +176,7 @@ def run_clients(
         connection = http.client.HTTPConnection("127.0.0.1", port)
         times = []
         while time.perf_counter() - start < seconds:
-            times.append(request_mask(connection, content))
+            times.append(request_mask(connection, content, kind))
         return times
 
     times = []
