@@ -1,6 +1,7 @@
 """Measure speed and memory: every figure of docs/speed.md.
 
     python -m benchmarks.speed training               training steps, Keras and PyTorch
+    python -m benchmarks.speed profile                where the time of a training step goes
     python -m benchmarks.speed pipeline               reading and augmenting images beside the steps
     python -m benchmarks.speed prediction             engines, OpenVINO's benchmark_app, predict.py
     python -m benchmarks.speed start                  seconds until a script answers
@@ -30,12 +31,16 @@ from benchmarks.speed.large import large
 from benchmarks.speed.memory import memory
 from benchmarks.speed.pipeline import pipeline
 from benchmarks.speed.prediction import prediction
+from benchmarks.speed.profile import profile
 from benchmarks.speed.resume import resume
 from benchmarks.speed.service import service
 from benchmarks.speed.start import start
 from benchmarks.speed.training import training
 
-COMMANDS = (training, pipeline, prediction, start, cold, service, archive, resume, memory, large)
+COMMANDS = (
+    *(training, profile, pipeline, prediction, start, cold),
+    *(service, archive, resume, memory, large),
+)
 
 if __name__ == "__main__":
     utils.run_commands({command.__name__: command for command in COMMANDS}, __doc__)

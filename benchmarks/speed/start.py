@@ -1,16 +1,19 @@
-"""Measure how long scripts take from their start to their end."""
+"""Measure how long scripts take from their start to their end, and train.py to its first step."""
 
+import os
+import subprocess
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import utils
-from benchmarks.scripts import run_script
+from benchmarks.scripts import python_command, run_script
 from benchmarks.table import make_row, write_rows
 from benchmarks.timing import run_interleaved
-from dataset.phantoms import draw_phantom
+from dataset.phantoms import draw_phantom, make_phantoms
 from imaging import pictures
 from imaging.grid import resize
 from inference.models import BUNDLED_MODEL
@@ -19,7 +22,7 @@ SIZE = 512  # pixels of the image
 
 
 def start(*, rounds: int = 7) -> None:
-    """Measure how long train.py --help, predict.py --help and the mask of one image take.
+    """Measure train.py --help, predict.py --help, the mask of one image, and train.py's start.
 
     Args:
         rounds: how often each is run
@@ -39,6 +42,13 @@ def start(*, rounds: int = 7) -> None:
             ],
         }
         calls = {figure: partial(script_seconds, command) for figure, command in commands.items()}
+        phantoms = make_phantoms(Path(name) / "phantoms", 100, seed=0)
+        calls["train.py until its first step, decoded images in the cache"] = partial(
+            seconds_to_first_step, phantoms
+        )
+        calls["of which: importing Keras and its backend"] = partial(
+            script_seconds, ["-c", "import utils; utils.load_keras()"]
+        )
         found = run_interleaved(calls, rounds)
     write_rows([make_row(figure, "s", seconds) for figure, seconds in found.items()])
 
@@ -46,3 +56,19 @@ def start(*, rounds: int = 7) -> None:
 def script_seconds(command: list[str]) -> float:
     """Run a script and return its seconds."""
     return run_script(*command)[1]
+
+
+def seconds_to_first_step(data_dir: Path) -> float:
+    """Start a training; return the seconds until its first step begins. The training is ended."""
+    environment = os.environ | {"UNET_CACHE": f"{data_dir}/cache"}
+    with tempfile.TemporaryDirectory() as out_dir:
+        command = python_command("train.py", "--data-dir", str(data_dir), "--out-dir", out_dir)
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        with process:
+            for line in process.stdout:
+                if line.startswith("epoch 1 of"):
+                    break
+            seconds = time.perf_counter() - start
+            process.kill()
+    return seconds
