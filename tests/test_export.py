@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT
+from conftest import HEIGHT, ROOT, WIDTH
 
 import export
 import predict
@@ -91,7 +91,7 @@ def test_onnx_holds_the_facts_and_takes_any_batch(exported):
     facts = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
     assert facts == merge_metadata(utils.load_metadata(BUNDLED), "lungs")
     run = engines.open_onnxruntime((exported / "unet.onnx").read_bytes()).run
-    batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
+    batch = np.random.default_rng(0).uniform(size=(3, HEIGHT, WIDTH, 1)).astype(np.float32)
     together = run(batch)
     np.testing.assert_allclose(
         together, np.concatenate([run(batch[i : i + 1]) for i in range(3)]), atol=1e-5
@@ -163,8 +163,8 @@ def test_triton_gets_names_and_sizes(exported):
     blocks = dict(re.findall(r"^(input|output) \[\n  \{\n(.*?)\n  \}\n\]", text, re.M | re.S))
     assert f'name: "{network.input_name}"' in blocks["input"]
     assert f'name: "{network.output_name}"' in blocks["output"]
-    assert "dims: [ 192, 192, 1 ]" in blocks["input"] and "TYPE_FP32" in blocks["input"]
-    assert "dims: [ 192, 192, 1 ]" in blocks["output"]
+    assert f"dims: [ {HEIGHT}, {WIDTH}, 1 ]" in blocks["input"] and "TYPE_FP32" in blocks["input"]
+    assert f"dims: [ {HEIGHT}, {WIDTH}, 1 ]" in blocks["output"]
     assert 'name: "unet"' in text and 'backend: "onnxruntime"' in text
     assert (exported / "unet" / "labels.txt").read_text() == "lungs\n"
     assert triton.output_labels(["a", "b"], 3) == ["background", "a", "b"]
@@ -214,7 +214,7 @@ def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monke
 
     def empty(content, threads=0):
         return dataclasses.replace(
-            true(content, threads), run=lambda prepared: np.zeros((1, 192, 192, 1), np.float32)
+            true(content, threads), run=lambda prepared: np.zeros((1, HEIGHT, WIDTH, 1), np.float32)
         )
 
     monkeypatch.setattr(engines, "open_onnxruntime", empty)

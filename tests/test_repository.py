@@ -9,7 +9,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HEIGHT, ROOT, WIDTH
 from test_serve import Running, write_keys
 
 from dataset.phantoms import draw_phantom
@@ -246,10 +246,10 @@ def test_tensors_name_the_model_that_computed_them(tmp_path):
     service = Running(root, tmp_path, "--model", str(root))
     try:
         ask = service.client
-        tensor = {"name": "images", "datatype": "FP32", "shape": [1, 192, 192, 1]}
+        tensor = {"name": "images", "datatype": "FP32", "shape": [1, HEIGHT, WIDTH, 1]}
         described = ask.get("/v2/models/lungs").json()
         tensor["name"] = described["inputs"][0]["name"]
-        body = {"inputs": [tensor | {"data": np.zeros(192 * 192).tolist()}]}
+        body = {"inputs": [tensor | {"data": np.zeros(HEIGHT * WIDTH).tolist()}]}
         answer = ask.post("/v2/models/lungs/versions/3/infer", json=body).json()
         assert (answer["model_name"], answer["model_version"]) == ("lungs", "3")
         spec = ask.get("/v1/models/lungs/metadata").json()["model_spec"]

@@ -26,7 +26,7 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
-from conftest import ROOT
+from conftest import HEIGHT, ROOT, WIDTH
 from test_pacs import write_xray
 
 import metrics
@@ -38,7 +38,7 @@ from serving.network import NetworkThreads
 
 BUNDLED = ROOT / "files" / "lungs.h5"
 V2_MODEL = "/v2/models/unet"
-INPUT = (192, 192, 1)  # of the bundled model
+INPUT = (HEIGHT, WIDTH, 1)  # of the bundled model
 
 
 def free_port() -> int:
@@ -193,13 +193,13 @@ def run_exported(folder, batch):
 def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
     from tritonclient import http as triton
 
-    batch = np.random.default_rng(0).uniform(size=(3, 192, 192, 1)).astype(np.float32)
+    batch = np.random.default_rng(0).uniform(size=(3, *INPUT)).astype(np.float32)
     expected = run_exported(exported, batch)
     client = triton.InferenceServerClient(f"127.0.0.1:{service.port}")
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("unet")
     shown = client.get_model_metadata("unet")
     assert (
-        shown["inputs"][0]["shape"] == [-1, 192, 192, 1]
+        shown["inputs"][0]["shape"] == [-1, *INPUT]
         and shown["outputs"][0]["name"] == "probabilities"
     )
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
@@ -225,7 +225,7 @@ def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
 
 
 def test_tensorflow_servings_clients_are_answered(service, exported):
-    batch = np.random.default_rng(0).uniform(size=(2, 192, 192, 1)).astype(np.float32)
+    batch = np.random.default_rng(0).uniform(size=(2, *INPUT)).astype(np.float32)
     expected = run_exported(exported, batch)
     route = "/v1/models/unet:predict"
     for body, key in (
@@ -256,12 +256,12 @@ def test_tensorflow_servings_clients_are_answered(service, exported):
         ),
         (
             f"{V2_MODEL}/infer",
-            b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,192,192,1],"data":[1]}]}',
+            b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,16,16,1],"data":[1]}]}',
             400,
         ),
         (
             f"{V2_MODEL}/infer",
-            b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1e9,192,192,1],"data":[]}]}',
+            b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1e9,16,16,1],"data":[]}]}',
             400,
         ),
         (f"{V2_MODEL}/infer", b'{"inputs":{}}', 400),

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from conftest import ROOT
+from conftest import HEIGHT, ROOT, WIDTH
 from test_pacs import write_xray
 from test_serve import Running, decode_rle, write_keys
 
@@ -222,11 +222,12 @@ def test_tensorflow_servings_routes_name_signature_and_version(service):
         signature = shown["metadata"]["signature_def"]["signature_def"]["serving_default"]
         (entry,) = signature["inputs"].values()
         sizes = [int(side["size"]) for side in entry["tensor_shape"]["dim"]]
-        assert sizes == [-1, 192, 192, 1] and entry["dtype"] == "DT_FLOAT"
+        assert sizes == [-1, HEIGHT, WIDTH, 1] and entry["dtype"] == "DT_FLOAT"
         assert list(signature["outputs"]) == ["probabilities"]
-    body = {"inputs": {next(iter(signature["inputs"])): np.zeros((1, 192, 192, 1)).tolist()}}
+    body = {"inputs": {next(iter(signature["inputs"])): np.zeros((1, HEIGHT, WIDTH, 1)).tolist()}}
     for route in ("/v1/models/unet:predict", "/v1/models/unet/versions/1:predict"):
-        assert np.shape(service.client.post(route, json=body).json()["outputs"]) == (1, 192, 192, 1)
+        outputs = service.client.post(route, json=body).json()["outputs"]
+        assert np.shape(outputs) == (1, HEIGHT, WIDTH, 1)
     assert service.client.get("/v1/models/unet/versions/2").status_code == 404
 
 
@@ -305,8 +306,8 @@ def model():
 
 def prepared(count: int, notes: tuple[str, ...] = (), kind: str = "PNG", place=False) -> Prepared:
     empty = Scan(np.zeros((0, 20, 20, 1)), format=kind, header=(pydicom.Dataset(),))
-    grid = fit_grid((count, 20, 20), (192, 192))
-    windows = Windows(np.zeros((count, 192, 192, 1), np.uint8), Sampler((192, 192)))
+    grid = fit_grid((count, 20, 20), (HEIGHT, WIDTH))
+    windows = Windows(np.zeros((count, HEIGHT, WIDTH, 1), np.uint8), Sampler((HEIGHT, WIDTH)))
     return Prepared(windows, grid, None, kind, place, notes, pickle.dumps(empty))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+from conftest import HEIGHT, WIDTH
 from test_fuzz import (
     FILES,
     WHOLE,
@@ -66,9 +67,9 @@ def damaged(whole: bytes, rng: np.random.Generator, times: int):
 
 
 def binary_request(
-    shape=(1, 192, 192, 1), size=None, length=None, name="image"
+    shape=(1, HEIGHT, WIDTH, 1), size=None, length=None, name="image"
 ) -> tuple[bytes, dict[str, str]]:
-    raw = bytes(4 * 192 * 192)
+    raw = bytes(4 * HEIGHT * WIDTH)
     tensor = {
         "name": name,
         "datatype": "FP32",
@@ -247,7 +248,7 @@ def test_damaged_requests(service, xray):
         )
         sent += 1
     for content in damaged(
-        json.dumps({"instances": [[[[0.5]] * 192] * 192]}).encode()[:4000], rng, 300
+        json.dumps({"instances": [[[[0.5]] * WIDTH] * HEIGHT]}).encode()[:4000], rng, 300
     ):
         check(service.client.post("/v1/models/unet:predict", content=content))
         sent += 1

@@ -10,7 +10,7 @@ import subprocess
 import httpx
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HEIGHT, ROOT, WIDTH
 from test_serve import V2_MODEL, free_port, service  # noqa: F401 (a fixture)
 from tritonclient.http import (
     InferenceServerClient,
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 ask = InferenceServerClient.generate_request_body
 LENGTH = "Inference-Header-Content-Length"
-SHAPE = (1, 192, 192, 1)
+SHAPE = (1, HEIGHT, WIDTH, 1)
 
 
 @pytest.fixture(scope="session")  # before the export, which has that scope
