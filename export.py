@@ -78,42 +78,43 @@ def export(config: Config) -> dict[str, Any]:
     version = config.version or next_version(out_dir / "unet")
     print(f"exporting {config.model} to {out_dir}, version {version}", flush=True)
 
-    # Write.
     if config.merge:
         model, metadata = merge(model, metadata, config.merge)
-    network, votes = with_mirror(model, metadata)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    onnx_file = out_dir / "unet.onnx"
-    try:
-        write_onnx(votes, metadata, onnx_file)
-    except NoOnnx as error:
-        with whole_folder(out_dir / "saved_model") as folder:
-            write_saved_model(network, metadata, folder)
-        raise UserError(
-            f"{config.model} cannot be exported to ONNX: {error}. What remains is "
-            f"{out_dir / 'saved_model'}, written for TensorFlow, its masks not compared"
-        ) from None
-    with whole_folder(out_dir / "unet" / str(version)) as folder:
-        write_saved_model(network, metadata, folder)
-        shutil.copyfile(onnx_file, folder / "model.onnx")
-    exact = engines.open_onnxruntime(onnx_file.read_bytes())
-    write_triton_config(out_dir / "unet", exact, metadata)
-    prepared = (read_prepared(path, metadata) for path in images.calibration)
-    windows = itertools.chain.from_iterable(prepared)
-    write_int8(onnx_file, out_dir / "unet-int8.onnx", windows)
 
-    # Check.
-    saved_model = out_dir / "unet" / str(version)
-    agreement = measure_agreement(model, metadata, onnx_file, saved_model, images.agreement)
-    for name, share in agreement.items():
-        print(f"{name:22} {share:.4%} of the pixels as in {config.model}")
-    if min(agreement["saved_model"], agreement["onnx"]) < MIN_AGREEMENT:
-        shutil.rmtree(saved_model)  # a server would take the highest version
-        raise UserError(
-            f"{out_dir}: the masks of a format are not those of {config.model}; do not serve it"
+    # What was exported before stays until all is written and compared.
+    with unfinished_folder(out_dir) as folder:
+        saved_model, onnx_file = folder / "unet" / str(version), folder / "unet.onnx"
+        network, votes = with_mirror(model, metadata)
+        try:
+            write_onnx(votes, metadata, onnx_file)
+        except NoOnnx as error:
+            write_saved_model(network, metadata, saved_model)
+            replace_path(saved_model, out_dir / "saved_model")
+            raise UserError(
+                f"{config.model} cannot be exported to ONNX: {error}. What remains is "
+                f"{out_dir / 'saved_model'}, written for TensorFlow, its masks not compared"
+            ) from None
+        write_saved_model(network, metadata, saved_model)
+        shutil.copyfile(onnx_file, saved_model / "model.onnx")
+        prepared = (read_prepared(path, metadata) for path in images.calibration)
+        windows = itertools.chain.from_iterable(prepared)
+        write_int8(onnx_file, folder / "unet-int8.onnx", windows)
+
+        agreement = measure_agreement(model, metadata, onnx_file, saved_model, images.agreement)
+        for name, share in agreement.items():
+            print(f"{name:22} {share:.4%} of the pixels as in {config.model}")
+        if min(agreement["saved_model"], agreement["onnx"]) < MIN_AGREEMENT:
+            raise UserError(
+                f"the masks of a format are not those of {config.model}; nothing was exported"
+            )
+        precisions, count = precision_check.measure_precisions(
+            onnx_file, metadata, images.precision
         )
-    precisions, count = precision_check.measure_precisions(onnx_file, metadata, images.precision)
-    precision_check.print_precisions(precisions)
+        precision_check.print_precisions(precisions)
+        for name in (f"unet/{version}", "unet-int8.onnx", "unet.onnx"):
+            replace_path(folder / name, out_dir / name)
+    exact = engines.open_onnxruntime((out_dir / "unet.onnx").read_bytes())
+    write_triton_config(out_dir / "unet", exact, metadata)
 
     # The manifest comes last: without it nothing is served.
     manifest = {
@@ -132,7 +133,7 @@ def export(config: Config) -> dict[str, Any]:
     with atomic(out_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2))
     print(f"written to {out_dir}: unet.onnx, unet-int8.onnx, unet/{version}, manifest.json")
-    own = "" if config.out_dir == Config.out_dir else f" --model {onnx_file}"
+    own = "" if config.out_dir == Config.out_dir else f" --model {out_dir / 'unet.onnx'}"
     print(f"next: python serve.py{own}")
     return manifest
 
@@ -144,13 +145,26 @@ def next_version(folder: Path) -> int:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)
-    yield temporary
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+def unfinished_folder(out_dir: Path) -> Iterator[Path]:
+    """Yield a new folder in `out_dir`, which is removed at the end; what a kill left, at the start.
+
+    It lies there so that its files can be moved.
+    """
+    folder = out_dir / ".unfinished"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_path(source: Path, target: Path) -> None:
+    """Move a file or folder to where another of its kind may be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)
 
 
 def load_checked(config: Config) -> tuple["keras.Model", dict[str, Any]]:

@@ -460,6 +460,7 @@ def format_summary(table: pd.DataFrame) -> str:
 
 def format_predictions(table: pd.DataFrame) -> str:
     """Say in a line how the predicted Dice of a table compares with the true one."""
+    table = table.dropna(subset=["predicted_dice"])  # very large images are not judged
     low, high = table.predicted_dice_low, table.predicted_dice_high
     error = (table.predicted_dice - table.dice).abs().mean()
     line = f"predicted Dice: off by {error:.4f} on average"
@@ -493,7 +494,8 @@ def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
     low, high: the 95 % bootstrap interval of the mean difference, which draws patients; p:
     Wilcoxon's signed-rank test of the patients' mean differences. Without a column patient, each
-    image is one of its own. Raises UserError unless both hold the same images.
+    image is one of its own. Where some distances are in mm and others in pixels they are left out.
+    Raises UserError unless both hold the same images.
     """
     unpaired = set(one.image) ^ set(other.image)
     if unpaired:
@@ -505,7 +507,9 @@ def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     patients = number_patients(one)
     by_patient = [score_patients(table) for table in (one, other)]
     rows = {}
-    for metric in METRICS:
+    in_one_unit = one.get("unit", pd.Series()).equals(other.get("unit", pd.Series()))
+    in_one_unit = in_one_unit and len(set(one.get("unit", ()))) < 2
+    for metric in METRICS if in_one_unit else OVERLAPS:
         if metric in one and metric in other:
             rows[metric] = _compare_values(one[metric], other[metric], patients)
     for metric in by_patient[0]:
@@ -545,7 +549,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
             f"{path} is not a metrics.csv; expected columns image, dice … and each image once"
         )
     for name in set(METRICS) & set(table):
-        if not np.issubdtype(table[name].dtype, np.number) or not np.isfinite(table[name]).all():
+        if not pd.api.types.is_numeric_dtype(table[name]) or not np.isfinite(table[name]).all():
             raise UserError(
                 f"{path}: column {name} holds other things than numbers; expected one per image"
             )

@@ -230,9 +230,9 @@ def pairs_to_score(config: Config) -> tuple[list[Pair], list[str]]:
     """
     if config.data_dir:
         pairs, problems = data.find_pairs(config.data_dir)
-        pairs, note = run_split.keep_subset(pairs, model_paths(config), config.subset)
-        if note:
-            print(f"{config.data_dir}: {note}")
+        pairs, notes = run_split.keep_subset(pairs, model_paths(config), config.subset)
+        for note in notes:
+            print(f"note: {config.data_dir}: {note}")
         return pairs, problems
     found = [run_split.read_subset(path, config.subset) for path in model_paths(config)]
     common = set.intersection(*(set(pairs) for pairs, _ in found))
@@ -376,7 +376,10 @@ def add_patients(table: "pd.DataFrame", scored: Sequence[tuple[Pair, str]]) -> "
     """
     import metrics
 
-    pairs = name_patients([pair for pair, _ in scored], [header for _, header in scored])
+    headers = [header for _, header in scored]
+    pairs = name_patients([pair for pair, _ in scored], headers)
+    if len(scored) > 1 and len(set(headers)) == 1 and headers[0] and pairs[0].patient == "":
+        print("note: all headers name the same patient; the intervals count images as independent")
     if not any(pair.patient for pair in pairs):
         return table.drop(columns=[name for name in table if name.startswith(metrics.PIXELS)])
     table.insert(1, "patient", [pair.patient for pair in pairs])
@@ -412,7 +415,8 @@ def run_segmentation(config: Config) -> list[str]:
     config = replace(config, model=model)
     members = load_members(config)
     found = list_inputs(Path(config.input), output, members[0][1].get("channel_endings", ()))
-    check_output(output_folders(config, found), (file for one in found.items for file in one.files))
+    folders = output_folders(config, found, Classes.from_metadata(members[0][1]))
+    check_output(folders, (file for one in found.items for file in one.files))
     for line in (*found.notes, describe_passed_over(found.passed_over)):
         if line:
             print(f"note  {line}")
@@ -427,13 +431,13 @@ def run_segmentation(config: Config) -> list[str]:
     return found.problems + failed
 
 
-def output_folders(config: Config, found: Inputs) -> list[Path]:
-    """List the folders that are written to."""
-    below = {Path(item.name).parent for item in found.items}
-    folders = [config.folder / folder for folder in below]
+def output_folders(config: Config, found: Inputs, classes: Classes) -> list[Path]:
+    """List the folders that are written to; classes that overlap have one each."""
+    places = [config.folder, *(config.folder / name for name in classes.names if classes.overlap)]
     if config.panels:
-        folders += [config.folder / "panels" / folder for folder in below]
-    return folders
+        places.append(config.folder / "panels")
+    below = {Path(item.name).parent for item in found.items}
+    return [place / folder for place in places for folder in below]
 
 
 def check_output(folders: Sequence[Path], sources: Iterable[Path]) -> None:

@@ -89,6 +89,7 @@ from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
 from dataset.notes import describe_subsets
 from dataset.phantoms import make_phantoms
+from dataset.split_table import mark_split, read_rows
 from imaging.channel_files import channel_endings
 from imaging.labels import Classes
 from imaging.plots import draw_curves
@@ -178,7 +179,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         compile_model(twin, config, steps=len(train_batches) * config.epochs)
 
         # Fit.
-        metadata = make_metadata(config, dataset, pairs)
+        metadata = make_metadata(config, dataset, pairs, folder)
         checkpoint = Checkpoint(config, folder, history, model, metadata)
         checkpoint.restore(twin)
         train_batches.epoch = checkpoint.epoch
@@ -345,8 +346,9 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
         model.reset_metrics()
 
 
-def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
+def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair], folder: Path) -> dict:
     """Collect what a user of the model file must know."""
+    split = folder / "split.csv"  # of the main process, which writes the model file
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
         dataset.classes.names,
@@ -359,6 +361,7 @@ def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
         channel_endings=channel_endings((pairs[0].image, *pairs[0].more_channels)),
         mirror=config.mirror,
         **({"architecture": config.architecture} if is_own(config.architecture) else {}),
+        split=mark_split(read_rows(split)) if split.is_file() else "",
         phantoms=all((folder / "phantoms.json").is_file() for folder in folders),
     )
 

@@ -113,8 +113,11 @@ def find_shapes(path: Path, image: Path) -> Labelme:
     entry = entries[0]
     size = (entry.get("height"), entry.get("width"))
     shapes = []
-    for annotation in table.annotations.get(entry.get("id"), []):
-        shapes.append((table.names[annotation["category_id"]], annotation.get("segmentation")))
+    for other in entries:
+        if other["file_name"] != entry["file_name"]:
+            continue
+        for annotation in table.annotations.get(str(other["id"]), []):
+            shapes.append((table.names[annotation["category_id"]], annotation.get("segmentation")))
     return (size if all(isinstance(side, int) for side in size) else None), shapes
 
 
@@ -138,7 +141,7 @@ class Coco:
 
     def __init__(self, table: dict[str, Any]) -> None:
         self.entries: dict[str, list[dict]] = defaultdict(list)
-        self.annotations: dict[Any, list[dict]] = defaultdict(list)
+        self.annotations: dict[str, list[dict]] = defaultdict(list)
         self.names: dict[Any, str] = {}
         self.without_shape = 0  # annotations that are boxes or points alone
         try:
@@ -146,11 +149,13 @@ class Coco:
                 self.names[category["id"]] = str(category["name"]).strip()
             for image in table["images"]:
                 name = str(image["file_name"]).replace("\\", "/").rpartition("/")[2]
+                image["id"]
                 self.entries[name].append(image)
             for one in table["annotations"]:
                 if one.get("segmentation"):
                     self.names[one["category_id"]]
-                    self.annotations[one["image_id"]].append(one)
+                    # Some write the id as a number here and as text there.
+                    self.annotations[str(one["image_id"])].append(one)
                 else:
                     self.without_shape += 1
         except (KeyError, TypeError, AttributeError) as error:

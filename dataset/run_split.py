@@ -5,15 +5,20 @@ from pathlib import Path
 
 from dataset.fingerprints import fingerprints
 from dataset.pairs import Pair
-from dataset.split_table import Row, read_rows
-from utils import UserError
+from dataset.split_table import Row, mark_split, read_rows
+from utils import UserError, load_metadata
 
 KEEP_APART = "so images of the training may be among them"
 
 
-def split_path(model: str | Path) -> Path:
-    """Return where the split of a model's run would be."""
-    return Path(model).with_name("split.csv")
+def find_split(model: str | Path) -> Path | None:
+    """Find the split.csv beside a model; None if there is none, or if it is of another run."""
+    path = Path(model).with_name("split.csv")
+    if not path.is_file():
+        return None
+    # Exported models, and those of earlier versions, do not say which split they had.
+    mark = load_metadata(model).get("split") if Path(model).suffix == ".h5" else ""
+    return path if not mark or mark == mark_split(read_rows(path)) else None
 
 
 def read_subset(model: str | Path, subset: str) -> tuple[dict[Path, Pair], list[str]]:
@@ -22,10 +27,11 @@ def read_subset(model: str | Path, subset: str) -> tuple[dict[Path, Pair], list[
     Returns also the problems: images that changed since the run are left out. Raises UserError if
     there is no split.csv, if its images are gone, or if they changed places.
     """
-    path = split_path(model)
-    if not path.is_file():
+    path = find_split(model)
+    if path is None:
         raise UserError(
-            f"no {path} beside the model; name images with --input, or a data set with --data-dir"
+            f"no split.csv of its run beside {model}; name images with --input, or a data set with "
+            "--data-dir"
         )
     rows = read_rows(path)
     chosen = [row for row in rows if row.subset == subset]
@@ -69,15 +75,24 @@ def _find_changes(path: Path, rows: Sequence[Row], chosen: Sequence[Row]) -> dic
 
 def keep_subset(
     pairs: Sequence[Pair], models: Sequence[str], subset: str
-) -> tuple[list[Pair], str]:
+) -> tuple[list[Pair], list[str]]:
     """Leave out the images of a data set that belong to another subset of a model's run.
 
     Images are known by their content, wherever they are; those that no run has seen are test
-    images. Returns also a note. Raises UserError if no image is left.
+    images. Returns also notes. Raises UserError if no image is left, or if no run is known for
+    another subset than test.
     """
-    tables = [read_rows(split_path(model)) for model in models if split_path(model).is_file()]
+    notes, tables = [], []
+    for model in models:
+        path = find_split(model)
+        if path:
+            tables.append(read_rows(path))
+        else:
+            notes.append(f"no split.csv of its run beside {model}, {KEEP_APART}")
     if not tables:
-        return list(pairs), ""
+        if subset != "test":
+            raise UserError(f"--subset {subset}: {notes[0]}")
+        return list(pairs), notes
     marks = fingerprints(pair.image for pair in pairs)
     subsets = []
     for table in tables:
@@ -96,5 +111,7 @@ def keep_subset(
             f"none of the {len(pairs)} images is {subset} in the split.csv beside the model; name "
             "another --subset, or other images"
         )
-    others = "were trained on or chose the epoch" if subset == "test" else f"are not {subset}"
-    return kept, f"{left_out} of {len(pairs)} images are left out: they {others}" * bool(left_out)
+    if left_out:
+        others = "were trained on or chose the epoch" if subset == "test" else f"are not {subset}"
+        notes.append(f"{left_out} of {len(pairs)} images are left out: they {others}")
+    return kept, notes

@@ -103,7 +103,8 @@ def _unpack_counts(text: bytes) -> list[int]:
 def _place(drawing: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
     """Put a small mask at its place (x, y) into an image."""
     mask, (x, y) = np.zeros(shape, bool), drawing["at"]
+    part = drawing["mask"][max(0, -y) :, max(0, -x) :]
     x, y = max(0, x), max(0, y)
-    part = drawing["mask"][: max(0, shape[0] - y), : max(0, shape[1] - x)]
+    part = part[: max(0, shape[0] - y), : max(0, shape[1] - x)]
     mask[y : y + part.shape[0], x : x + part.shape[1]] = part
     return mask

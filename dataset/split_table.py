@@ -9,6 +9,7 @@ are looked for beside the table: a project that was moved as a whole is found.
 """
 
 import csv
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,6 +84,12 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
+def mark_split(rows: Sequence[Row]) -> str:
+    """Return a text by which a model file knows the split of its run, wherever the images are."""
+    lines = sorted(f"{' '.join(row.fingerprints)} {row.subset}" for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _read_records(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -97,6 +104,8 @@ def _read_records(path: Path) -> list[dict[str, str]]:
     ):
         found = ", ".join(map(str, records[0]))
         raise UserError(f"{path} has columns {found}; expected {', '.join(COLUMNS)}")
+    if not all(record["image"] for record in records):
+        raise UserError(f"{path} has a row without an image; expected one in each row")
     found = sorted({record["subset"] for record in records})
     if not set(found) <= set(SUBSETS):
         raise UserError(f"{path} has subsets {', '.join(found)}; expected {', '.join(SUBSETS)}")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.phantoms import make_phantoms
+from dataset.run_split import find_split
 from dataset.split_table import read_split
 from imaging.scan import Scan
 from inference.inputs import list_inputs, read_one
@@ -54,16 +55,16 @@ class Sources(NamedTuple):
     endings: Sequence[str]
 
     @property
-    def split(self) -> Path:
-        """Where the split of the model's run would be."""
-        return self.model.with_name("split.csv")
+    def split(self) -> Path | None:
+        """The split of the model's run, if it is there."""
+        return find_split(self.model)
 
     @property
     def name(self) -> str:
         """What the manifest says of them."""
         if self.images:
             return Path(self.images).name
-        return "of the split.csv beside the model" if self.split.is_file() else "phantoms"
+        return "of the split.csv beside the model" if self.split else "phantoms"
 
     def list(self, subset: str) -> list[Path]:
         """List the images that the user names, else a subset of the model's run, else phantoms.
@@ -73,8 +74,8 @@ class Sources(NamedTuple):
         if self.images:
             found = list_inputs(Path(self.images), endings=self.endings)
             paths = [item.path for item in found.items]
-        elif self.split.is_file():
-            pairs, subsets = read_split(self.split)
+        elif split := self.split:
+            pairs, subsets = read_split(split)
             images = [pair.image for pair in pairs]
             wanted = {
                 pair.image for pair, other in zip(pairs, subsets, strict=True) if other == subset

@@ -29,7 +29,12 @@ def read_channels(paths: Sequence[Path], window: str = "") -> Scan:
             check_alignment(first, scan)
     notes = tuple(dict.fromkeys(note for scan in scans for note in scan.notes))
     pixels = np.concatenate([scan.colours for scan in scans], axis=-1)
-    return replace(first, pixels=pixels, has_alpha=False, separate=True, notes=notes)
+    paddings = [scan.padding for scan in scans]
+    # As in a file of several channels: a pixel counts if one channel was measured there.
+    padding = None if any(one is None for one in paddings) else np.logical_and.reduce(paddings)
+    return replace(
+        first, pixels=pixels, padding=padding, has_alpha=False, separate=True, notes=notes
+    )
 
 
 def _size(scan: Scan) -> str:

@@ -58,7 +58,7 @@ def open_nifti(path: Path, max_bytes: int) -> Scan:
 
 def decode_mask(content: bytes, max_bytes: int, image: Scan | None) -> Scan:
     """Decode a mask. One that has only the image's qform, on the same grid, lies as the image."""
-    header, voxels = _read(_open(content), max_bytes)
+    header, voxels = _read(_open(content), max_bytes, keep_integers=True)
     affine, notes = _place(header)
     place = getattr(image, "header", None)
     if hasattr(place, "get_qform") and place["sform_code"] > 0 and place["qform_code"] > 0:
@@ -233,8 +233,11 @@ def _in_mm(header: Any, affine: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------- voxels
 
 
-def _read(stream: BinaryIO, max_bytes: int) -> tuple[Any, np.ndarray]:
-    """Read a file: its header, and its voxels (x, y, z, C). Raises UserError."""
+def _read(stream: BinaryIO, max_bytes: int, keep_integers: bool = False) -> tuple[Any, np.ndarray]:
+    """Read a file: its header, and its voxels (x, y, z, C), float32. Raises UserError.
+
+    keep_integers: float32 would round the ids of large atlases, so integers stay what they are.
+    """
     head = stream.read(HEADER_BYTES[2])
     header = _parse(head)
     if not _is_whole(head):
@@ -248,7 +251,11 @@ def _read(stream: BinaryIO, max_bytes: int) -> tuple[Any, np.ndarray]:
     if samples := COLOURS.get(int(header["datatype"])):
         colours = np.frombuffer(_read_whole(stream, _voxel_bytes(header)), np.uint8)
         return header, np.moveaxis(colours.reshape(samples, *shape, order="F"), 0, -1)
-    voxels = np.empty(int(np.prod(header.get_data_shape())), np.float32)
+    stored = header.get_data_dtype()
+    is_scaled = header.get_slope_inter() not in ((None, None), (1, 0))
+    is_exact = keep_integers and stored.kind in "iu" and not is_scaled
+    dtype = stored.newbyteorder("=") if is_exact else np.float32
+    voxels = np.empty(int(np.prod(header.get_data_shape())), dtype)
     for first in range(0, len(voxels), PIECE):
         piece = voxels[first : first + PIECE]
         stored = _read_whole(stream, len(piece) * header.get_data_dtype().itemsize)

@@ -26,9 +26,13 @@ def header_of(path: Path) -> Path | None:
         if found := _beside(path, stem, end):
             return found
     for header in sorted((*path.parent.glob("*.nhdr"), *path.parent.glob("*.mhd"))):
-        with header.open("rb") as file:
-            if path.name.encode() in DATA_NAME.findall(file.read(HEADER_BYTES)):
-                return header
+        try:
+            with header.open("rb") as file:
+                text = file.read(HEADER_BYTES)
+        except OSError:  # a folder of that name, or a file that may not be read
+            continue
+        if path.name.encode() in DATA_NAME.findall(text):
+            return header
     return None
 
 

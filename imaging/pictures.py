@@ -45,6 +45,7 @@ TURNS = {
 JPEG_FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Not followed by a length.
 JPEG_LONE_MARKERS = {0x00, 0x01, *range(0xD0, 0xD8), 0xFF}
+MAX_PNG_VALUE = 65535
 # Half the time of OpenCV's default, and of a panel's bytes about half.
 PNG_FLAGS = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 2),
@@ -165,7 +166,10 @@ def apply_orientation(scan: Scan, orientation: int) -> Scan:
     else:
         pixels = turn(scan.pixels, turns, is_mirrored)
     note = f"EXIF orientation {orientation} applied: it is turned as viewers show it"
-    return replace(scan, pixels=pixels, notes=(*scan.notes, note))
+    spacing = scan.spacing_mm
+    if spacing and turns % 2:
+        spacing = (spacing[0], spacing[2], spacing[1])
+    return replace(scan, pixels=pixels, spacing_mm=spacing, notes=(*scan.notes, note))
 
 
 def _check(content: bytes, max_bytes: int) -> None:
@@ -230,7 +234,9 @@ def _orientation(content: bytes) -> int:
 
 
 def encode_mask(mask: Mask, image: Scan) -> bytes:
-    """Encode a mask of one slice as PNG."""
+    """Encode a mask of one slice as PNG. Raises UserError for values that it cannot hold."""
+    if max(mask.levels, default=0) > MAX_PNG_VALUE:
+        raise UserError(f"class value {max(mask.levels)}, and a PNG holds {MAX_PNG_VALUE} at most")
     return cv2.imencode(".png", mask.picture(mask.ids[0]))[1].tobytes()
 
 

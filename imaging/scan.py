@@ -83,7 +83,7 @@ class Mask:
 
     @property
     def values(self) -> np.ndarray:
-        """The mask with its classes' values: (S, H, W), uint8 or uint16.
+        """The mask with its classes' values: (S, H, W), uint8, uint16 or uint32.
 
         Raises UserError for classes that overlap.
         """
@@ -101,7 +101,7 @@ class Mask:
     def _look_up(self, ids: np.ndarray, levels: list[int]) -> np.ndarray:
         if ids.dtype == BITS:
             raise UserError(OVERLAPPING)
-        table = np.array(levels, np.uint8 if max(levels) < 256 else np.uint16)
+        table = np.array(levels, np.min_scalar_type(max(levels)))
         return table[ids.astype(np.uint8, copy=False)]
 
 

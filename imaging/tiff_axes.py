@@ -98,8 +98,16 @@ def spacing_mm(file: Any) -> tuple[float, float, float] | None:
     if not all(pixels and units for pixels, units in resolutions):
         return None
     rows, columns = (unit_mm * units / pixels for pixels, units in resolutions)
-    slices = unit_mm * float(metadata.get("spacing", 1.0 / unit_mm))
-    return slices, rows, columns
+    # ImageJ writes what it was given, such as a negative distance.
+    slices = unit_mm * abs(_number(metadata.get("spacing", 0)))
+    return (slices if 0 < slices < np.inf else 1.0), rows, columns
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _ome_spacing(fields: dict[str, str]) -> tuple[float, float, float] | None:

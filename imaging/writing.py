@@ -33,13 +33,13 @@ def write_mask(
 
     path: without an ending. ids: class ids (S, H, W). levels: the values of background and classes
     in the file; none means 0, 1, 2 …, and 255 for a single class in a picture. Where a format
-    cannot be made, the mask is NIfTI if the image's place is known, else PNG or TIFF, and a note
+    cannot be made, the mask is NIfTI if the image's place is known, else PNG, else TIFF, and a note
     says why.
     """
     mask = Mask(ids, names, levels)
     wanted = formats.KINDS[kind] if kind else _own_format(image, len(ids))
     note = ""
-    for form in (wanted, _plain_format(image, len(ids))):
+    for form in (wanted, _plain_format(image, len(ids)), TIFF):
         try:
             content = _encode_mask(form, mask, image)
         except UserError as error:

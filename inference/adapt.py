@@ -108,12 +108,25 @@ def batches_of(windows: np.ndarray) -> Iterator[np.ndarray]:
         yield windows[start : start + size].astype(np.float32) / 255
 
 
+def all_layers(model: Any) -> Iterator[Any]:
+    """List the layers of a Keras model, and of the models that are layers of it."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from all_layers(layer)
+        else:
+            yield layer
+
+
 def set_statistics(model: Any, batches: Iterator[np.ndarray]) -> int:
     """Move the statistics of batch normalization towards the means over batches (N, …, C).
 
     model: of Keras. Returns the number of such layers; without any the model stays as it is.
     """
-    layers = [layer for layer in model.layers if hasattr(layer, "moving_variance")]
+    layers = [
+        layer
+        for layer in all_layers(model)
+        if hasattr(layer, "moving_variance") and layer.trainable
+    ]
     if not layers:
         return 0
     momenta = [layer.momentum for layer in layers]

@@ -65,8 +65,7 @@ def list_inputs(source: Path, output: Path | None = None, endings: Sequence[str]
             groups = [(Path(), _other_channels(source, endings))]
     else:
         groups = [
-            (folder.relative_to(source), files)
-            for folder, files in _walk(source, output, found.problems)
+            (folder.relative_to(source), files) for folder, files in _walk(source, output, found)
         ]
     named: list[tuple[str, Input]] = []
     for folder, files in groups:
@@ -91,19 +90,21 @@ def describe_passed_over(paths: Sequence[PurePath]) -> str:
     return f"passed over {len(paths)} file(s) that are no images: {names}{rest}"
 
 
-def _walk(
-    source: Path, output: Path | None, problems: list[str]
-) -> Iterator[tuple[Path, list[Path]]]:
-    """List a folder and those in it, each with its files; links that lead back are not followed."""
+def _walk(source: Path, output: Path | None, found: Inputs) -> Iterator[tuple[Path, list[Path]]]:
+    """List a folder and those in it, each with its files; links that lead back are not followed.
+
+    Folders below that hold results are left out; those of another output are noted.
+    """
 
     def complain(error: OSError) -> None:
-        problems.append(f"{error.filename}: cannot be opened ({error.strerror})")
+        found.problems.append(f"{error.filename}: cannot be opened ({error.strerror})")
 
     seen = set()
     for name, folders, files in os.walk(source, onerror=complain, followlinks=True):
         place = Path(name)
-        is_output = output is not None and place.resolve() == output.resolve()
-        is_result = is_output and (place / MEASUREMENTS).is_file() and place != source
+        is_result = place != source and (place / MEASUREMENTS).is_file()
+        if is_result and (output is None or place.resolve() != output.resolve()):
+            found.notes.append(f"{printable(place)} holds earlier results, so it is left out")
         if place.resolve() in seen or is_result:
             folders.clear()
             continue

@@ -57,6 +57,16 @@ def test_the_statistics_go_halfway_to_those_of_the_images(tmp_path, capsys):
     assert "validation images of its run are not here" in capsys.readouterr().out
 
 
+def test_networks_in_networks_are_adapted_and_frozen_layers_are_not():
+    inner = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.BatchNormalization()])
+    frozen = keras.layers.BatchNormalization(trainable=False)
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, frozen(inner(inputs)))
+    assert adapt.set_statistics(model, iter([np.ones((2, 4, 4, 1), np.float32)])) == 1
+    assert inner.layers[0].moving_mean.numpy() == pytest.approx(0.5)
+    assert frozen.moving_mean.numpy() == 0
+
+
 def test_masks_follow(tmp_path):
     """At home the whole image is bright; adapted, its left half is."""
     adapted(tmp_path)

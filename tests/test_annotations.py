@@ -138,6 +138,33 @@ def test_coco_beside_images(tmp_path):
     assert (merged.mask > 0).sum() == (truth.mask > 0).sum()
 
 
+def test_ids_of_coco_may_be_numbers_or_text_and_an_image_may_be_listed_twice(tmp_path):
+    picture(tmp_path / "images" / "x.png")
+    place = tmp_path / "annotations.json"
+    write_coco(place, [SQUARE], ["organ"])
+    table = json.loads(place.read_text())
+    (image,) = [one for one in table["images"] if one["file_name"].endswith("x.png")]
+    for change in ("text", "twice"):
+        if change == "text":
+            for one in table["annotations"]:
+                one["image_id"] = str(one["image_id"])
+        else:
+            table["images"].insert(0, image | {"id": "empty"})
+        place.write_text(json.dumps(table))
+        (pair,) = data.find_data(tmp_path).pairs
+        assert read_pair(pair, Classes("organ"))[1].mask.sum() == 12 * 16
+    del image["id"]
+    place.write_text(json.dumps(table))
+    with pytest.raises(UserError, match="unreadable as COCO .KeyError: 'id'"):
+        annotations.find_shapes(place, tmp_path / "x.png")
+
+
+def test_a_small_mask_is_cut_at_all_sides():
+    drawing = {"mask": np.ones((10, 10), bool), "at": [-5, -5]}
+    assert shapes.draw(drawing, (20, 20)).sum() == 25
+    assert shapes.draw(drawing | {"at": [15, 12]}, (20, 20)).sum() == 5 * 8
+
+
 def test_overlapping_categories_stay_both_where_that_is_asked_for(tmp_path):
     picture(tmp_path / "images" / "x.png")
     inner = [[10, 10, 14, 10, 14, 14, 10, 14]]

@@ -219,6 +219,8 @@ def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monke
 
     monkeypatch.setattr(engines, "open_onnxruntime", empty)
     monkeypatch.setattr(onnx_export, "check_batch", lambda network, content: None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "unet.onnx").write_text("of an earlier export")
     with pytest.raises(UserError, match="the masks of a format are not those of"):
         export.export(
             export.Config(
@@ -228,4 +230,6 @@ def test_a_format_with_other_masks_is_not_to_be_served(tmp_path, phantoms, monke
                 checked=1,
             )
         )
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    left = [path.name for path in (tmp_path / "out").iterdir()]
+    assert left == ["unet.onnx"]
+    assert (tmp_path / "out" / "unet.onnx").read_text() == "of an earlier export"

@@ -81,6 +81,16 @@ def test_the_results_of_an_earlier_call_are_no_input(tmp_path):
     table.parent.mkdir()
     table.write_text("")
     assert names_of(tmp_path, output=tmp_path / "out") == ["a"]
+    found = inputs.list_inputs(tmp_path, tmp_path / "elsewhere")
+    assert [item.name for item in found.items] == ["a"]
+    assert found.notes == [f"{tmp_path / 'out'} holds earlier results, so it is left out"]
+
+
+def test_headers_that_cannot_be_read_stop_nothing(tmp_path):
+    draw(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "b.mhd").mkdir()
+    assert names_of(tmp_path) == ["a"]
 
 
 def test_series_are_named_by_their_folders(tmp_path):

@@ -255,12 +255,14 @@ def test_runs_on_other_images_are_not_compared(tmp_path, script):
     pd.DataFrame({"image": ["a", "c"], "dice": [0.5, 0.6]}).to_csv(tmp_path / "b.csv", index=False)
     (tmp_path / "c.csv").write_text("x,y\n1,2\n")
     (tmp_path / "e.csv").write_text("image,dice\na,0.5\nb,\n")
+    (tmp_path / "g.csv").write_text("image,dice\na,0.5\nb,unknown\n")
     (tmp_path / "f.csv").write_text("image,dice\n")
     for other, message in (
         ("b.csv", "2 image(s) are in one table only"),
         ("c.csv", "is not a metrics.csv"),
         ("d.csv", "cannot be read"),
         ("e.csv", "column dice holds other things than numbers"),
+        ("g.csv", "column dice holds other things than numbers"),
         ("f.csv", "is not a metrics.csv"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
@@ -275,6 +277,18 @@ def test_distances_in_different_units_are_not_averaged():
     )
     assert list(metrics.summarize(table).index) == ["dice"]
     assert list(metrics.summarize(table.assign(unit="mm")).index) == ["dice", "nsd", "hd95"]
+    table["image"] = ["a", "b"]
+    mm = table.assign(unit="mm")
+    for other in (table, mm.assign(unit="pixels")):
+        assert list(metrics.compare_tables(mm, other).index) == ["dice"]
+    assert list(metrics.compare_tables(mm, mm).index) == ["dice", "nsd", "hd95"]
+
+
+def test_images_without_a_predicted_dice_are_no_misses():
+    table = pd.DataFrame({"dice": [0.9, 0.8], "predicted_dice": [0.9, np.nan]})
+    table["predicted_dice_low"] = table["predicted_dice_high"] = table.predicted_dice
+    line = metrics.format_predictions(table.assign(unusual=False))
+    assert "100% within their intervals" in line
 
 
 # ---------------------------------------------------------------------------------------- volumes

@@ -112,6 +112,13 @@ def test_a_mask_that_keeps_the_qform_alone_lies_as_its_image(tmp_path):
         check_alignment(image, formats.read_mask_scan(path, image))
 
 
+@pytest.mark.parametrize("kind", [np.uint32, np.int32])
+def test_large_ids_of_a_mask_are_exact(tmp_path, kind):
+    ids = np.where(VOXELS > 100, 614454277, 16777217).astype(kind)
+    found = formats.read_mask_scan(save(tmp_path / "m.nii", ids), None).pixels
+    assert set(np.unique(found)) == {614454277, 16777217}
+
+
 def test_a_quaternion_that_rounding_made_too_long_is_read(tmp_path):
     def change(header):
         header["qform_code"], header["sform_code"] = 1, 0

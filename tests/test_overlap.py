@@ -10,6 +10,7 @@ from pydicom.data import data_manager
 
 import data
 import metrics
+import predict
 from dataset import loading
 from dataset.batches import Batches
 from dataset.layouts import Pair
@@ -21,7 +22,7 @@ from imaging.labels import BITS, Classes, join_planes, plane
 from imaging.plots import draw_contours
 from imaging.scan import Mask, Scan
 from inference import postprocess
-from inference.inputs import Input
+from inference.inputs import Input, Inputs
 from inference.outputs import Writer
 from inference.sampler import Sampler
 from inference.segment import Prediction
@@ -124,6 +125,27 @@ def test_masks_are_written_as_they_are_read(tmp_path, slices):
     assert [path.parent.name for path in files] == CLASSES.names
     truth = read_truth(Pair(tmp_path / "case", tuple(files)), CLASSES)
     assert truth.mask.dtype == BITS and (truth.mask == mask).all()
+
+
+def test_the_folders_of_the_classes_are_written_to(tmp_path):
+    config = predict.Config(input=str(tmp_path), output=str(tmp_path), panels=False)
+    found = Inputs([Input("a/case", (tmp_path / "organ" / "a" / "case.png",))])
+    folders = predict.output_folders(config, found, CLASSES)
+    assert tmp_path / "organ" / "a" in folders and tmp_path / "a" in folders
+    with pytest.raises(UserError, match="holds the images"):
+        predict.check_output(folders, found.items[0].files)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "nifti", "nrrd"])
+def test_large_class_values_are_kept(tmp_path, kind):
+    ids = np.zeros((1, 20, 24), np.uint8)
+    ids[0, 3:9] = 1
+    classes = Classes("organ=70000")
+    image = Scan(np.zeros((1, 20, 24, 1), np.uint8))
+    (written,) = writing.write_masks(tmp_path, "case", ids, classes, image, kind)
+    assert ("a PNG holds 65535 at most" in written.note) == (kind == "png")
+    found = formats.read_mask_scan(written.path, image).pixels
+    np.testing.assert_array_equal(found.reshape(ids.shape), 70000 * ids.astype(int))
 
 
 def test_a_dicom_segmentation_holds_both(tmp_path):

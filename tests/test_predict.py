@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,21 @@ def test_a_test_image_that_changed_is_left_out(own_run):
         pair.image.write_bytes(pair.image.read_bytes() + b"x")
     with pytest.raises(UserError, match="all . test images of .* changed since the run"):
         predict.pairs_to_score(config)
+
+
+def test_the_split_of_another_run_is_not_taken(own_run, tmp_path, capsys):
+    config = own_run[0]
+    split = tmp_path / "run" / "split.csv"
+    table = pd.read_csv(split)
+    table["subset"] = table.subset.map({"train": "test", "test": "train", "val": "val"})
+    table.to_csv(split, index=False)
+    with pytest.raises(UserError, match="no split.csv of its run beside"):
+        predict.pairs_to_score(config)
+    config = dataclasses.replace(config, data_dir=str(tmp_path / "set"))
+    assert len(predict.pairs_to_score(config)[0]) == len(table)
+    assert "images of the training may be among them" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--subset train: no split.csv"):
+        predict.pairs_to_score(dataclasses.replace(config, subset="train"))
 
 
 def test_images_that_changed_places_are_not_scored(own_run, tmp_path):

@@ -195,11 +195,22 @@ def test_any_name_comes_back(tmp_path, name):
     assert read_split(tmp_path / "split.csv") == ([pair], ["train"])
 
 
+def test_a_split_is_known_by_its_content_wherever_it_is(discs, split):
+    rows = split_table.read_rows(split)
+    moved = [row._replace(pair=dataclasses.replace(row.pair, image=Path("x.png"))) for row in rows]
+    assert split_table.mark_split(rows) == split_table.mark_split(moved[::-1])
+    other = [row._replace(subset="test") for row in rows]
+    assert split_table.mark_split(rows) != split_table.mark_split(other)
+
+
 def test_a_table_of_something_else_is_refused(tmp_path):
     for content in ("a,b\n1,2\n", "image,mask,subset\na,b,holdout\n", "image,mask,subset\na,b\n"):
         (tmp_path / "split.csv").write_text(content)
         with pytest.raises(UserError, match=r"has (columns|subsets)"):
             read_split(tmp_path / "split.csv")
+    (tmp_path / "split.csv").write_text("image,mask,subset\n,m.png,test\n")
+    with pytest.raises(UserError, match="has a row without an image"):
+        read_split(tmp_path / "split.csv")
 
 
 def test_a_change_anywhere_in_a_file_is_seen(tmp_path):

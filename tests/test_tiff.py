@@ -177,6 +177,23 @@ def test_the_orientation_tag_is_applied_and_told(turn, shown):
     assert any(f"orientation {turn} applied" in note for note in scan.notes) == (turn != 1)
 
 
+def test_the_orientation_tag_turns_the_spacing_too():
+    more = {"imagej": True, "resolution": (20, 10), "metadata": {"unit": "mm"}}
+    grey = np.zeros((20, 31), np.uint8)
+    for turn, spacing in ((1, (1, 0.1, 0.05)), (6, (1, 0.05, 0.1))):
+        content = tiff(grey, extratags=[(274, "H", 1, turn, True)], **more)
+        assert formats.decode_scan(content).spacing_mm == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize(("written", "slices"), [(-2.0, 2.0), (0, 1.0), ("wide", 1.0)])
+def test_the_distance_of_slices_is_positive(written, slices):
+    more = {"imagej": True, "resolution": (20, 10)}
+    content = tiff(
+        np.zeros((3, 20, 31), np.uint8), metadata={"unit": "mm", "spacing": written}, **more
+    )
+    assert formats.decode_scan(content).spacing_mm[0] == slices
+
+
 def many_pages(count: int) -> bytes:
     """A TIFF of pages of 16 x 16 pixels that share their pixels."""
     tags = (256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)
