@@ -133,8 +133,9 @@ def split(
 ) -> list[str]:
     """Assign each pair to train, val or test. A patient is in one subset, labels are shared evenly.
 
-    A subset that index.csv names is kept. Otherwise test_fraction is drawn, then val_fraction of
-    the rest, each rounded to 1/2, 1/3, 1/4 …; 0 draws none. Few patients give a larger val.
+    A test or val set that index.csv names is kept. One that it does not name is drawn from all
+    others: test_fraction, then val_fraction of the rest, each rounded to 1/2, 1/3, 1/4 …; 0 draws
+    none. Few patients give a larger val.
     Extra pairs are train.
     folds: the test set is fold number `fold` instead. Pairs that index.csv keeps for testing
     take no part then: their subset is "".
@@ -150,7 +151,7 @@ def split(
             rest = [i for i, subset in enumerate(subsets) if subset == "train"]
             parts, own = round(1 / fraction), [pairs[i] for i in rest]
             if name == "val":  # a small data set validates on one of its few patients
-                parts = max(MIN_VAL_PARTS, min(parts, len({pair.group for pair in own})))
+                parts = min(parts, max(MIN_VAL_PARTS, len({pair.group for pair in own})))
             drawn = _draw_fold(own, parts, number, seed)
             for i in drawn:
                 subsets[rest[i]] = name
@@ -172,8 +173,7 @@ def _draw_fold(pairs: Sequence[Pair], folds: int, fold: int, seed: int) -> np.nd
     if len(first) < folds:
         raise UserError(
             f"{len(first)} patients (or images) are too few to set one of {folds} aside; "
-            "add data, choose a larger fraction, or set none aside with --val-fraction 0 or "
-            "--test-fraction 0"
+            "add data, or set none aside with --val-fraction 0 or --test-fraction 0"
         )
     # A label of too few images cannot be shared out: it counts as the most common one.
     counts = Counter(pair.label for pair in pairs)

@@ -13,6 +13,7 @@ The environment variable UNET_CACHE names the folder of decoded images, for late
 files/cache; empty keeps none).
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,6 +141,12 @@ def with_classes(config: Config) -> Config:
 
 def train_run(config: Config, folder: Path) -> pd.DataFrame:
     """Train one network in `folder`, or go on with a stopped run; return its log."""
+    with run_folder.locked(folder) if distributed.is_main_process() else nullcontext():
+        return fit_run(config, folder)
+
+
+def fit_run(config: Config, folder: Path) -> pd.DataFrame:
+    """Do what `train_run` says, in a folder that nobody else writes to."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     precision = distributed.broadcast_from_main(utils.set_precision, config.precision)
@@ -184,7 +191,8 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
         checkpoint.restore(twin)
         train_batches.epoch = checkpoint.epoch
         print(f"{model.count_params():,} parameters, {precision}, {utils.device_name()}")
-        print(f"epoch {checkpoint.epoch + 1} of {config.epochs}", flush=True)
+        if checkpoint.epoch < config.epochs:
+            print(f"epoch {checkpoint.epoch + 1} of {config.epochs}", flush=True)
         with checkpoint.saved_on_interrupt():
             twin.fit(
                 train_batches,

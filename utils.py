@@ -8,6 +8,7 @@ threshold, versions, validation Dice. Keras is imported by the functions that ne
 
 import ctypes
 import difflib
+import errno
 import importlib.util
 import itertools
 import json
@@ -213,6 +214,9 @@ def load_keras() -> None:
             os.close(stderr)
 
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def run_cli(call: Callable[[], T], on_stop: str = "") -> T:
     """Run a script: exit code 0 when done, 2 on the user's mistake, 130 on Ctrl-C, 1 on our fault.
 
@@ -224,10 +228,13 @@ def run_cli(call: Callable[[], T], on_stop: str = "") -> T:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:
+        # h5py tells the number in its text alone.
+        is_full = error.errno in DISK_IS_FULL or os.strerror(errno.ENOSPC) in str(error)
+        if error.filename is None and not is_full:
             raise
         cure = "check the path, its permissions and the disk"
-        print(f"error: {error.filename}: {error.strerror}; {cure}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else "the disk is full"
+        print(f"error: {what}; {cure}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nstopped{on_stop}", file=sys.stderr)

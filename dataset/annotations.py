@@ -13,6 +13,7 @@ import numpy as np
 
 from dataset.shapes import draw
 from imaging import pictures
+from imaging.labels import clean_name
 from utils import UserError
 
 MAX_JSON_BYTES = 2**30
@@ -58,7 +59,8 @@ def read_planes(
         raise UserError(
             f"its {image.name} has {size[0]}x{size[1]} pixels; the image has {shape[0]}x{shape[1]}"
         )
-    labels = {label.lower() for label, drawing in shapes if drawing is not None}
+    shapes = [(clean_name(label).lower(), drawing) for label, drawing in shapes]
+    labels = {label for label, drawing in shapes if drawing is not None}
     known = [name.lower() for name in names]
     if len(names) > 1 and not labels <= set(known):
         unknown = ", ".join(sorted(labels - set(known)))
@@ -67,7 +69,7 @@ def read_planes(
     for label, drawing in shapes:
         if drawing is None:
             continue
-        class_index = known.index(label.lower()) if len(names) > 1 else 0
+        class_index = known.index(label) if len(names) > 1 else 0
         planes[class_index] |= draw(drawing, shape)
     return planes
 

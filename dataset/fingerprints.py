@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from dataset.cache import cache_folder
+from imaging.files import is_litter
 from imaging.partners import voxels_of
 from utils import atomic
 
@@ -41,7 +42,8 @@ def fingerprint(path: Path) -> str:
     The voxels that belong to a header count, too.
     """
     if path.is_dir():
-        return _join({file.name: fingerprint(file) for file in sorted(path.iterdir())})
+        files = [file for file in sorted(path.iterdir()) if not is_litter(file.name)]
+        return _join({file.name: fingerprint(file) for file in files})
     try:
         if voxels := voxels_of(path):
             return _join({file.name: _of_file(file) for file in (path, voxels)})

@@ -20,7 +20,7 @@ from dataset.measures import describe_pair
 from dataset.pairs import Pair
 from dataset.reading import read_pair
 from imaging import preprocess
-from imaging.files import split_by_size
+from imaging.files import is_litter, split_by_size
 from imaging.labels import Classes
 from imaging.masks.encodings import Truth
 from imaging.partners import voxels_of
@@ -75,9 +75,9 @@ def load_pairs(
 def name_patients(pairs: Sequence[Pair], headers: Sequence[str]) -> list[Pair]:
     """Give each pair without a patient the one of its DICOM header, `Scan.patient`.
 
-    A header that is the same in all files names nobody.
+    A header that is the same in all files that have one names nobody.
     """
-    if len(set(headers)) == 1:
+    if len({header for header in headers if header}) < 2:
         return list(pairs)
     named = []
     for pair, patient in zip(pairs, headers, strict=True):
@@ -93,7 +93,10 @@ def _fingerprint(pair: Pair) -> str:
     files = []
     for path in (pair.image, *pair.more_channels, *pair.masks):
         place = _resolve(path.parent) / path.name
-        files += sorted(place.iterdir()) if place.is_dir() else [place]
+        if place.is_dir():
+            files += [file for file in sorted(place.iterdir()) if not is_litter(file.name)]
+        else:
+            files.append(place)
     seen: list[Any] = [source_mark()]
     for file in files:
         try:

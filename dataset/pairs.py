@@ -1,14 +1,15 @@
 """What a layout finds: pairs of an image and its masks, the classes, what was noticed."""
 
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from dataset.names import CLASS_ENDING, role_of, strip_mask
 from imaging.files import file_stem
+from imaging.labels import clean_name
 
 SUBSETS = ("train", "val", "test")
+KEPT_APART = "none"  # the subset of images that take no part in a run, such as those of folds
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def classes_text(values: dict[str, str]) -> str:
     """Write names and values as `--classes` takes them; signs that mean something are left out."""
     parts: dict[str, str] = {}
     for name, value in values.items():
-        name = " ".join(re.sub(r"[,=\\]", " ", name).split()) or "class"
+        name = clean_name(name)
         while name in parts:
             name += "_"
         parts[name] = f"{name}={value}" if value else name

@@ -12,7 +12,7 @@ from dataset.pairs import Pair, class_ending, class_folder
 from imaging import formats
 from imaging.alignment import check_alignment
 from imaging.channel_files import read_channels
-from imaging.labels import Classes, add_class
+from imaging.labels import Classes, add_class, clean_name
 from imaging.masks import encodings
 from imaging.masks.encodings import Decoded, Note, Truth
 from imaging.scan import Scan, name_in_errors
@@ -167,12 +167,13 @@ def class_of_each_file(pair: Pair, names: Sequence[str]) -> list[int]:
         folders.append(class_folder(pair, path) or (ending if is_class else ""))
     if folders == ["leftMask", "rightMask"]:
         folders = [_name_with(side, known) for side in ("left", "right")]
-    if not {folder.lower() for folder in folders} <= {"", *known}:
+    folders = [clean_name(folder).lower() if folder else "" for folder in folders]
+    if not set(folders) <= {"", *known}:
         raise UserError(
             f"{pair.masks[0].parents[1]}: folders of masks for {', '.join(folders)}; "
             f"--classes names {', '.join(known)}, or one for all"
         )
-    return [1 + known.index(folder.lower()) if folder else ALL_CLASSES for folder in folders]
+    return [1 + known.index(folder) if folder else ALL_CLASSES for folder in folders]
 
 
 def _name_with(side: str, names: Sequence[str]) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.fingerprints import fingerprints
-from dataset.pairs import Pair
+from dataset.pairs import KEPT_APART, Pair
 from dataset.split_table import Row, mark_split, read_rows
 from utils import UserError, load_metadata
 
-KEEP_APART = "so images of the training may be among them"
+WARNING = "so images of the training may be among them"
 
 
 def find_split(model: str | Path) -> Path | None:
@@ -39,7 +39,7 @@ def read_subset(model: str | Path, subset: str) -> tuple[dict[Path, Pair], list[
     pairs = {row.pair.image: row.pair for row in chosen if not problems.get(row.pair.image)}
     if chosen and not pairs:
         raise UserError(
-            f"all {len(chosen)} {subset} images of {path} changed since the run, {KEEP_APART}. Put "
+            f"all {len(chosen)} {subset} images of {path} changed since the run, {WARNING}. Put "
             "the files back, or score a whole data set with --data-dir, which leaves out what was "
             "trained on"
         )
@@ -66,7 +66,7 @@ def _find_changes(path: Path, rows: Sequence[Row], chosen: Sequence[Row]) -> dic
         if now[image] in known:
             raise UserError(
                 f"{image} changed since the run: its content is that of another image of {path}, "
-                f"{KEEP_APART}. Undo the renaming, or score the whole data set with --data-dir, "
+                f"{WARNING}. Undo the renaming, or score the whole data set with --data-dir, "
                 "which leaves out what was trained on"
             )
         problems[image] = f"{image}: changed since the run, so it may not be a {row.subset} image"
@@ -88,7 +88,7 @@ def keep_subset(
         if path:
             tables.append(read_rows(path))
         else:
-            notes.append(f"no split.csv of its run beside {model}, {KEEP_APART}")
+            notes.append(f"no split.csv of its run beside {model}, {WARNING}")
     if not tables:
         if subset != "test":
             raise UserError(f"--subset {subset}: {notes[0]}")
@@ -102,8 +102,8 @@ def keep_subset(
     kept = []
     for pair in pairs:
         mark, place = marks[pair.image], pair.image.absolute()
-        found = [by_mark.get(mark, by_path.get(place, "test")) for by_mark, by_path in subsets]
-        if set(found) == {subset}:
+        found = {by_mark.get(mark, by_path.get(place, "test")) for by_mark, by_path in subsets}
+        if {"test" if one == KEPT_APART else one for one in found} == {subset}:
             kept.append(pair)
     left_out = len(pairs) - len(kept)
     if pairs and not kept:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.fingerprints import fingerprints
-from dataset.pairs import SUBSETS, Pair
+from dataset.pairs import KEPT_APART, SUBSETS, Pair
 from imaging.files import file_stem, is_image
 from utils import UserError, atomic
 
@@ -107,7 +107,7 @@ def _read_records(path: Path) -> list[dict[str, str]]:
     if not all(record["image"] for record in records):
         raise UserError(f"{path} has a row without an image; expected one in each row")
     found = sorted({record["subset"] for record in records})
-    if not set(found) <= set(SUBSETS):
+    if not set(found) <= {*SUBSETS, KEPT_APART}:
         raise UserError(f"{path} has subsets {', '.join(found)}; expected {', '.join(SUBSETS)}")
     return records
 

@@ -33,6 +33,11 @@ COLOUR = re.compile("#[0-9a-fA-F]{6}")
 Ranges = tuple[tuple[int, int], ...]
 
 
+def clean_name(name: str) -> str:
+    """Write a file's own name of a class as `--classes` can have it."""
+    return " ".join(re.sub(r"[,=\\]", " ", name).split()) or "class"
+
+
 @dataclass(frozen=True)
 class Classes:
     """What `--classes`, `--ignore` and `--overlap` say. Raises UserError for what they cannot mean.

@@ -95,7 +95,7 @@ def main(config: Config) -> None:
     images, problems = plan.images, plan.problems
     if others := describe_passed_over(plan.passed_over):
         print(f"note  {others}")
-    if not images:
+    if not images and not problems:
         raise UserError(
             f"{config.input} has no image; expected files ending in {' '.join(SUFFIXES)}"
         )

@@ -159,6 +159,14 @@ def test_ids_of_coco_may_be_numbers_or_text_and_an_image_may_be_listed_twice(tmp
         annotations.find_shapes(place, tmp_path / "x.png")
 
 
+def test_categories_with_signs_of_their_own(tmp_path):
+    picture(tmp_path / "images" / "x.png")
+    write_coco(tmp_path / "annotations.json", [SQUARE, SQUARE], ["lobe, upper", "b"])
+    layout = data.find_data(tmp_path)
+    assert layout.classes == "lobe upper,b"
+    read_pair(layout.pairs[0], Classes(layout.classes))
+
+
 def test_a_small_mask_is_cut_at_all_sides():
     drawing = {"mask": np.ones((10, 10), bool), "at": [-5, -5]}
     assert shapes.draw(drawing, (20, 20)).sum() == 25

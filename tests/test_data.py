@@ -520,6 +520,11 @@ def test_a_fixed_test_set_is_kept():
     assert "val" in subsets
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.5, 60), (0.34, 40), (0.2, 24), (0.15, 18)])
+def test_the_validation_set_has_its_fraction(fraction, count):
+    assert data.split(make_pairs(120), fraction, 0).count("val") == count
+
+
 def test_a_patient_that_the_index_puts_in_two_subsets_is_named():
     pairs = make_pairs(
         40,

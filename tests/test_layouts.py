@@ -580,6 +580,43 @@ def test_pascal_voc_with_its_lists_and_void_borders(tmp_path):
     assert (truth.mask == 1).sum() == 100 and truth.ignored.sum() == 20
 
 
+def test_lists_of_pascal_voc_name_images_with_dots_and_blanks(tmp_path):
+    names = ("scan.1", "scan 2", "scan3")
+    for name in names:
+        write(tmp_path / f"JPEGImages/{name}.png", np.full((20, 20), 40))
+        write(tmp_path / f"SegmentationClass/{name}.png", np.eye(20))
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("scan.1\nscan 2.png\n")
+    layout = find(tmp_path)
+    found = {pair.stem: pair.subset for pair in layout.pairs}
+    assert found == {"scan.1": "val", "scan 2": "val", "scan3": ""}
+    assert "1 of 3 images are in none of the lists" in layout.notes
+
+
+def test_names_of_classes_with_signs_of_their_own(tmp_path):
+    for name in ("a,b", "c=1"):
+        write(tmp_path / f"masks/{name}/x.png", np.eye(20))
+    write(tmp_path / "images/x.png", np.full((20, 20), 40))
+    layout = find(tmp_path)
+    assert layout.classes == "a b,c 1"
+    assert set(np.unique(read_pair(layout.pairs[0], Classes(layout.classes))[1].mask)) <= {0, 1, 2}
+
+
+def test_damaged_tables_are_named_with_the_reason(tmp_path):
+    touch(tmp_path / "coco", "images/x.png")
+    (tmp_path / "coco/annotations.json").write_text(
+        '{"images": [{"id": 1}], "annotations": [], "categories": []}'
+    )
+    (problem, *_) = data.find_data(tmp_path / "coco").problems
+    assert "annotations.json: unreadable as COCO" in problem
+    for folder in ("imagesTr", "labelsTr"):
+        write(tmp_path / f"nnunet/{folder}/a{'_0000' * (folder == 'imagesTr')}.png", np.eye(20))
+    (tmp_path / "nnunet/dataset.json").write_text("{")
+    assert any(
+        "dataset.json: unreadable" in one for one in data.find_data(tmp_path / "nnunet").problems
+    )
+
+
 # ---------------------------------------------------------------------------------- not known
 
 

@@ -78,6 +78,11 @@ def test_structures_are_classes_by_their_names(case):
     )
     found = decode_rtstruct(path.read_bytes(), scan, ["tumour"])
     np.testing.assert_array_equal(found, ids == 2)
+    structures = {"Lung  R": [box(2, 3, 12, 15, 5)], "GTV, primary": [box(3, 4, 5, 6, 10)]}
+    uid = pydicom.dcmread(path).StructureSetROISequence[0].ReferencedFrameOfReferenceUID
+    odd = write_rtstruct(path.with_name("odd.dcm"), structures, uid)
+    found = decode_rtstruct(odd.read_bytes(), scan, ["Lung R", "GTV primary"])
+    assert set(np.unique(found)) == {0, 1, 2}
     # A single class of another name takes all but the body.
     np.testing.assert_array_equal(decode_rtstruct(path.read_bytes(), scan, ["organ"]), ids > 0)
     with pytest.raises(UserError, match="structures BODY, Liver, Tumour; expected the classes sp"):

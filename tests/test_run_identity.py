@@ -13,7 +13,7 @@ import utils
 from dataset import fingerprints, split_table
 from dataset.layouts import Pair
 from dataset.split_table import read_rows, read_split, write_split
-from training import run_identity
+from training import run_folder, run_identity
 from utils import UserError
 
 
@@ -87,6 +87,7 @@ class Config:
     spacing: str = ""
     epochs: int = 3
     ignore: str = ""
+    init_weights: str = ""
 
 
 def test_settings_are_compared_by_their_meaning():
@@ -107,6 +108,41 @@ def test_settings_are_compared_by_their_meaning():
     old = {name: value for name, value in then.items() if name != "ignore"}
     old |= {"image_size": 128, "memory_gb": 4.0, "cache_dir": "x", "distributed": True}
     assert run_identity.changed_fields(Config(), old) == []
+
+
+def test_other_weights_to_start_from_are_another_run(tmp_path):
+    weights = tmp_path / "start.h5"
+    weights.write_bytes(b"one")
+    config = Config(init_weights=str(weights))
+    then = run_identity.training_fields(config)
+    assert run_identity.changed_fields(config, then) == []
+    weights.write_bytes(b"other")
+    assert run_identity.changed_fields(config, then) == ["init_weights content"]
+    weights.unlink()
+    assert run_identity.changed_fields(config, then) == []
+
+
+def test_a_network_of_ones_own_counts_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nets").mkdir()
+    hashes = []
+    for text in ("def build(shape, outputs): ...", "def build(shape, outputs): return 1"):
+        Path("nets/model.py").write_text(text)
+        hashes.append(run_identity.source_hashes(architecture="nets/model.py:build"))
+    assert run_identity.changed_source(*hashes) == ["architecture model.py"]
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    with run_folder.locked(tmp_path / "run"):
+        with (
+            pytest.raises(UserError, match="another training writes to"),
+            run_folder.locked(tmp_path / "run"),
+        ):
+            pass
+        with run_folder.locked(tmp_path / "other"):
+            pass
+    with run_folder.locked(tmp_path / "run"):
+        pass
 
 
 # ------------------------------------------------------------------------------------------- data
@@ -250,10 +286,24 @@ def test_a_file_is_read_again_only_after_it_changed(tmp_path, monkeypatch):
     assert read == ["b", "a"]
 
 
+def test_images_that_are_kept_for_testing_are_not_new(discs, tmp_path):
+    """With --folds they take no part; the same command must find its run again."""
+    pairs = data.find_pairs(discs)[0]
+    pairs[:3] = [dataclasses.replace(pair, subset="test") for pair in pairs[:3]]
+    subsets = data.split(pairs, 0.2, 0.2, folds=3)
+    assert subsets[:3] == [""] * 3
+    run_folder.start(tmp_path, Config(), pairs, subsets)
+    rows = read_rows(tmp_path / "split.csv")
+    assert run_identity.changed_data(rows, pairs) == ([], [])
+    assert run_identity.is_same_data(rows, pairs)
+
+
 def test_a_series_changes_with_each_of_its_files(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}").write_bytes(bytes([i]))
     before = fingerprints.fingerprint(tmp_path)
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert fingerprints.fingerprint(tmp_path) == before
     (tmp_path / "1").write_bytes(b"x")
     assert fingerprints.fingerprint(tmp_path) != before
 

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import h5py
@@ -76,6 +77,18 @@ def test_a_model_of_another_preparation_is_refused(tmp_path):
 
 def test_facts_are_json(tmp_path):
     json.dumps(utils.make_metadata(["a"], (1, 2), 3, epoch=4))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), OSError("write failed: No space left on device")]
+)
+def test_a_full_disk_is_told(capsys, error):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        utils.run_cli(fail)
+    assert end.value.code == 2 and "the disk is full" in capsys.readouterr().err
 
 
 def test_an_unknown_precision_is_refused():

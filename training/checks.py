@@ -125,7 +125,23 @@ def check_values(config: Any) -> None:
     for name, is_fine, expected in rules:
         if not is_fine:
             raise UserError(f"{name} is {getattr(config, name)!r}; expected {expected}")
+    check_start(config)
     check_name("augmentation", split_strength(config.augmentation)[0], STRENGTHS)
+
+
+def check_start(config: Any) -> None:
+    """Raise UserError for weights to start from that cannot be."""
+    start = config.init_weights
+    if start == "imagenet":
+        from model import BACKBONES  # loads Keras
+
+        if config.architecture not in BACKBONES:
+            raise UserError(
+                f"init_weights is imagenet, and architecture {config.architecture} has no such "
+                f"weights; expected one of {', '.join(BACKBONES)}"
+            )
+    if start not in ("", "imagenet") and not Path(start).is_file():
+        raise UserError(f"init_weights is {start}; there is no such file")
 
 
 def print_device_hint(config: Any) -> None:

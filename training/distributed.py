@@ -38,8 +38,8 @@ def initialize() -> None:
 
     if jax.distributed.is_initialized():
         return
-    address, world_size, rank = _read_launcher()
     try:
+        address, world_size, rank = _read_launcher()
         jax.distributed.initialize(
             address,
             world_size,

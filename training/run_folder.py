@@ -8,7 +8,9 @@ any moment goes on from it.
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import h5py
 
 import utils
 from dataset.layouts import Pair
+from dataset.pairs import KEPT_APART
 from dataset.split_table import make_rows, read_rows, write_split
 from inference.sampler import Sampler
 from training import run_identity
@@ -34,6 +37,30 @@ RUN_FILES = (
     "metrics.csv",
 )
 Epoch = dict[str, float]  # a row of log.csv
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other trainings away from a run folder. Raises UserError if one writes to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another training writes to {folder}; wait for it, or name another --out-dir"
+            ) from None
+        except OSError:
+            pass  # a network's file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_history(
@@ -112,7 +139,8 @@ def is_complete(folder: Path, config: Any, history: list[Epoch]) -> bool:
 def start(folder: Path, config: Any, pairs: Sequence[Pair], subsets: Sequence[str]) -> None:
     """Start a run: put an earlier one aside, write its split and config."""
     archive_previous_run(folder)
-    write_split(folder / "split.csv", pairs, subsets)
+    # Images that take no part are no new ones when the command comes again.
+    write_split(folder / "split.csv", pairs, [subset or KEPT_APART for subset in subsets])
     write_config(folder, config)
 
 

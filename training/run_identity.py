@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import utils
+from dataset.fingerprints import fingerprint
 from dataset.layouts import Pair
 from dataset.split_table import Row, files_of, make_rows
 from networks.own import find_code, is_own
@@ -63,7 +64,9 @@ def training_fields(config: Any) -> dict[str, Any]:
         del fields[name]
     for name in ("patch_size", "dimensions", "spacing"):
         fields[name] = str(fields[name])
-    return fields | {"optimizer": "Muon", "image_size": list(utils.parse_size(config.image_size))}
+    fields |= {"optimizer": "Muon", "image_size": list(utils.parse_size(config.image_size))}
+    start = Path(config.init_weights)
+    return fields | {"init_weights content": fingerprint(start) if start.is_file() else ""}
 
 
 def changed_fields(config: Any, then: dict[str, Any]) -> list[str]:
@@ -73,6 +76,9 @@ def changed_fields(config: Any, then: dict[str, Any]) -> list[str]:
         then = then | {"image_size": list(utils.parse_size(then["image_size"]))}
     # A field that the run's version did not have, or that is no more, decides nothing.
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    # Weights that are gone by now were those that it started from.
+    if not then.get("init_weights content") or not now["init_weights content"]:
+        del now["init_weights content"]
     then = defaults | then
     changed = [name for name in now if now[name] != then.get(name)]
     if "epochs" in changed and now["epochs"] > then["epochs"]:
@@ -92,7 +98,7 @@ def source_hashes(root: Path = utils.ROOT, architecture: str = "") -> dict[str, 
     hashes = {}
     if is_own(architecture):
         code = find_code(architecture)
-        hashes[code.name] = hashlib.sha256(code.read_bytes()).hexdigest()[:16]
+        hashes[f"architecture {code.name}"] = hashlib.sha256(code.read_bytes()).hexdigest()[:16]
     for path in _source_files(root):
         name = path.relative_to(root).as_posix()
         content = path.read_bytes()

@@ -24,7 +24,7 @@ def coco(folder: Folder) -> Layout | None:
     layout = Layout("COCO")
     files = [path for path in files if _read(path, layout)]
     if not files:
-        return None
+        return layout if layout.problems else None
     found = _files_by_name(folder)
     names: dict[str, str] = {}
     taken: set[Path] = set()

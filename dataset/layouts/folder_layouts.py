@@ -4,7 +4,7 @@ from dataset.folder import Folder
 from dataset.layouts.pairing import Joined, Names, by_name, join, match
 from dataset.layouts.unmatched import explain_no_masks, explain_none, explain_unmatched
 from dataset.names import NO_MASKS, SUBSET_OF, best_masks, plain, role_of, subset_of
-from dataset.pairs import Layout, Pair
+from dataset.pairs import Layout, Pair, classes_text
 
 MAX_FOLDERS = 40  # that are looked through for those of images and masks
 
@@ -169,7 +169,7 @@ def _name_classes(layout: Layout, masks: Folder, joined: Joined, images: Names) 
     for one in masks.folders:
         if not joined.endings and one.name not in joined.classes and not one.has_images():
             layout.problems.append(explain_no_masks(one.path, is_class=True))
-    return ",".join(joined.classes)
+    return classes_text(dict.fromkeys(joined.classes, ""))
 
 
 def _explain_lone(images: Folder, masks: Folder, names: Names, joined: Joined) -> list[str]:

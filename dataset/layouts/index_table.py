@@ -151,6 +151,7 @@ def read_table(path: str | Path, columns: set[str]) -> "pd.DataFrame":
             sep=delimiter,
             encoding=encoding,
             skiprows=skipped,
+            index_col=False,
         )
     except (ValueError, OSError) as error:
         raise UserError(

@@ -12,6 +12,7 @@ from dataset.layouts.folder_layouts import images_and_masks
 from dataset.layouts.pairing import Names, by_name, match
 from dataset.layouts.unmatched import explain_no_masks, explain_unmatched
 from dataset.pairs import Layout, Pair, classes_text
+from utils import UserError
 
 CHANNEL = re.compile(r"_(\d{4})$")
 EYE = re.compile(r"(?:^|[-_ ])(\d+)[-_ ]?(?:L|R|OD|OS|left|right)$", re.IGNORECASE)
@@ -84,7 +85,11 @@ def _add_cases(layout: Layout, images: Folder, masks: Folder, subset: str) -> in
 
 def _read_dataset_json(layout: Layout, path: Path) -> None:
     """Take the classes, and the label that does not count, from dataset.json."""
-    table = read_json(path)
+    try:
+        table = read_json(path)
+    except UserError as error:
+        layout.problems.append(f"{path}: {error}")
+        return
     labels = table.get("labels") if isinstance(table, dict) else None
     if not isinstance(labels, dict):
         layout.notes.append(f"{path.name} names no labels; name the classes with --classes")

@@ -1,9 +1,9 @@
 """The layout of Pascal VOC and CVAT: JPEGImages/ + SegmentationClass/, classes in a text file."""
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from dataset.folder import Folder
+from dataset.folder import Folder, split_name
 from dataset.layouts.folder_layouts import images_and_masks
 from dataset.names import subset_of
 from dataset.pairs import Layout, classes_text
@@ -99,8 +99,13 @@ def _use_lists(folder: Folder, layout: Layout) -> None:
     for path in sets.files:
         if path.suffix.lower() == ".txt" and subset_of(path.stem):
             for line in _read_lines(path):
-                subset_by_stem[Path(line.split()[0]).stem] = subset_of(path.stem)
+                # A line is a name, perhaps with an ending, or a name and a number.
+                for name in (line, split_name(line)[0], line.split()[0]):
+                    subset_by_stem.setdefault(PurePath(name).name, subset_of(path.stem))
             layout.other.append(path)
     layout.pairs = [
         replace(pair, subset=subset_by_stem.get(pair.stem, "")) for pair in layout.pairs
     ]
+    without = sum(not pair.subset for pair in layout.pairs)
+    if subset_by_stem and without:
+        layout.notes.append(f"{without} of {len(layout.pairs)} images are in none of the lists")

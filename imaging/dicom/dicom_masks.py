@@ -13,7 +13,7 @@ from imaging.dicom import dicom_codecs, rtstruct
 from imaging.dicom.dicom_elements import count_frames, look_up, places
 from imaging.dicom.dicom_file import MAX_FRAMES, open_dataset
 from imaging.dicom.dicom_geometry import frame_affine, slice_affines, sort_frames
-from imaging.labels import BITS
+from imaging.labels import BITS, clean_name
 from imaging.scan import MAX_BYTES, Scan, check_declared_bytes
 from utils import UserError, first_line
 
@@ -91,7 +91,7 @@ def _classes_of_segments(header: Any, names: Sequence[str]) -> dict[int, int]:
         # 0 is the background of a label map.
         if segment.SegmentNumber == 0:
             continue
-        called = [text.strip().lower() for text in _names_of_segment(segment)]
+        called = [clean_name(text).lower() for text in _names_of_segment(segment) if text.strip()]
         labels.append(next(iter(called), ""))
         found = next((known[name] for name in called if name in known), None)
         class_of[int(segment.SegmentNumber)] = found if len(names) > 1 else 1

@@ -12,7 +12,7 @@ import numpy as np
 
 from imaging.dicom.dicom_file import open_dataset
 from imaging.dicom.dicom_geometry import LPS_TO_RAS, slice_affines
-from imaging.labels import BITS, add_class
+from imaging.labels import BITS, add_class, clean_name
 from imaging.scan import MAX_BYTES, Scan
 from utils import UserError
 
@@ -76,8 +76,8 @@ def _classes_of(header: Any, names: Sequence[str]) -> dict[int, int]:
     known = {name.lower(): i for i, name in enumerate(names, 1)}
     class_of = {}
     for number, name in structures.items():
-        if name.lower() in known:
-            class_of[number] = known[name.lower()]
+        if clean_name(name).lower() in known:
+            class_of[number] = known[clean_name(name).lower()]
     if not class_of and len(names) == 1:
         class_of = {n: 1 for n, name in structures.items() if name.lower() not in BODY}
     if not class_of:
