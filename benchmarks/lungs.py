@@ -86,6 +86,17 @@ def export(model: Path, data_dir: str) -> None:
         print(printed)
         for name in ("unet.onnx", "unet-int8.onnx", "manifest.json"):
             shutil.copyfile(Path(folder) / name, place / name)
+    write_reference(place)
+
+
+def write_reference(place: Path) -> None:
+    """Write the masks that `serving.smoke` expects of the phantoms in `place`/reference."""
+    exact = ("--engine", "onnxruntime", "--precision", "float32", "--no-panels")
+    for image in (place / "reference").glob("phantom?.png"):
+        with tempfile.TemporaryDirectory() as folder:
+            model = ("--model", str(place / "unet.onnx"), "--input", str(image))
+            run_script("predict.py", *model, "--output", folder, *exact)
+            shutil.copyfile(Path(folder) / image.name, image.with_stem(f"{image.stem}_mask"))
 
 
 if __name__ == "__main__":
