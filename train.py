@@ -56,7 +56,7 @@ class Config:
 
     # Training
     augmentation: str = (
-        "mild"  # or none, strong (other X-ray machines), free (other angles: MRI, CT)
+        "mild"  # or none, strong (other X-ray machines), free (angles: MRI, CT)
     )
     loss: str = "bce_dice"  # or dice, focal, tversky
     epochs: int = 80  # passes over the training images
