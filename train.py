@@ -55,9 +55,7 @@ class Config:
     init_weights: str = ""  # start from this model file; "imagenet" for a pretrained encoder
 
     # Training
-    augmentation: str = (
-        "mild"  # or none, strong (other X-ray machines), free (angles: MRI, CT)
-    )
+    augmentation: str = "mild"  # or none, strong (other X-ray machines), free (angles: MRI, CT)
     loss: str = "bce_dice"  # or dice, focal, tversky
     epochs: int = 80  # passes over the training images
     epoch_images: int = 96  # a smaller data set is repeated until an epoch has so many images

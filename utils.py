@@ -214,7 +214,7 @@ def load_keras() -> None:
             os.close(stderr)
 
 
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_IS_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def run_cli(call: Callable[[], T], on_stop: str = "") -> T:
