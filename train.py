@@ -186,7 +186,9 @@ def fit_run(config: Config, folder: Path) -> pd.DataFrame:
         compile_model(twin, config, steps=len(train_batches) * config.epochs)
 
         # Fit.
-        metadata = make_metadata(config, dataset, pairs, folder)
+        metadata = make_metadata(config, dataset, pairs)
+        if distributed.is_main_process():  # which writes the model file
+            metadata["split"] = mark_split(read_rows(folder / "split.csv"))
         checkpoint = Checkpoint(config, folder, history, model, metadata)
         checkpoint.restore(twin)
         train_batches.epoch = checkpoint.epoch
@@ -354,9 +356,8 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
         model.reset_metrics()
 
 
-def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair], folder: Path) -> dict:
+def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair]) -> dict:
     """Collect what a user of the model file must know."""
-    split = folder / "split.csv"  # of the main process, which writes the model file
     folders = [Path(name) for name in (config.data_dir, config.extra_dir) if name]
     return utils.make_metadata(
         dataset.classes.names,
@@ -369,7 +370,6 @@ def make_metadata(config: Config, dataset: Dataset, pairs: list[Pair], folder: P
         channel_endings=channel_endings((pairs[0].image, *pairs[0].more_channels)),
         mirror=config.mirror,
         **({"architecture": config.architecture} if is_own(config.architecture) else {}),
-        split=mark_split(read_rows(split)) if split.is_file() else "",
         phantoms=all((folder / "phantoms.json").is_file() for folder in folders),
     )
 
