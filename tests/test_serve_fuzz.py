@@ -95,7 +95,8 @@ def test_memory_for_concurrent_large_images_is_limited(exported, tmp_path):
         cv2.imencode(".png", grey16)[1].tobytes(),
         tiff.getvalue(),
     ]
-    numbers = b'{"inputs":[' + b"0," * 9 * 10**6 + b"0]}"
+    longest = 64 * 16 * HEIGHT * WIDTH  # characters of JSON that the service reads
+    numbers = b'{"inputs":[' + b"0," * (longest // 2) + b"0]}"
     try:
         with ThreadPoolExecutor(12) as pool:
             jobs = [
