@@ -30,6 +30,9 @@ from test_fuzz import (
 )
 from test_serve import V2_MODEL, Running
 
+from serving.config import Config
+from serving.tensors import CHARACTERS_PER_NUMBER
+
 pytestmark = pytest.mark.slow
 
 
@@ -95,7 +98,7 @@ def test_memory_for_concurrent_large_images_is_limited(exported, tmp_path):
         cv2.imencode(".png", grey16)[1].tobytes(),
         tiff.getvalue(),
     ]
-    longest = 64 * 16 * HEIGHT * WIDTH  # characters of JSON that the service reads
+    longest = CHARACTERS_PER_NUMBER * Config.max_batch * HEIGHT * WIDTH  # that is parsed at all
     numbers = b'{"inputs":[' + b"0," * (longest // 2) + b"0]}"
     try:
         with ThreadPoolExecutor(12) as pool:
