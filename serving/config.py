@@ -57,7 +57,8 @@ class Config:
     # Processes that decode images and write masks. Each uses up to 32 bytes per pixel.
     workers: int = 2
     max_batch: int = 8  # images in one tensor request
-    max_concurrent_requests: int = 64  # further requests are answered with status 503
+    # Further requests are answered with status 503; one client may have three quarters of them.
+    max_concurrent_requests: int = 64
     timeout_s: float = 30  # time for one request; then it is answered with status 504
     volume_timeout_s: float = 300  # time for a volume
 

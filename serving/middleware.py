@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -117,7 +118,8 @@ class Guard:
         self.max_body = max_body
         self.max_concurrent_requests = max_concurrent_requests
         self.timeout_s = timeout_s
-        self.running = 0  # requests
+        self.most_of_one = max_concurrent_requests - max_concurrent_requests // 4  # client
+        self.running = Counter[str]()  # requests by client
         self.held_bytes = 0  # of their bodies
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
@@ -161,9 +163,13 @@ class Guard:
             if scope["path"] != KEY_PATH:
                 self.keys.count(key)
         self._check_headers(headers)
-        if self.running >= self.max_concurrent_requests and scope["path"] != "/metrics":
+        caller = scope["caller"]
+        is_full = self.running.total() >= self.max_concurrent_requests
+        # A quarter is left to the other clients.
+        is_full |= self.running[caller] >= self.most_of_one
+        if is_full and scope["path"] != "/metrics":
             raise Problem(503, "too many requests at a time; try again", Retry_After="1")
-        self.running += 1
+        self.running[caller] += 1
         start = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
@@ -173,7 +179,8 @@ class Guard:
         except TimeoutError:
             raise Problem(504, f"not done within {time.monotonic() - start:.0f} s") from None
         finally:
-            self.running -= 1
+            self.running[caller] -= 1
+            self.running += Counter()  # forgets clients that have none
 
     def _check_headers(self, headers: Mapping[str, str]) -> None:
         """Refuse a body by its headers, before it is read. Raises Problem."""
