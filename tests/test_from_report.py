@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from test_train import eager  # noqa: F401 (a fixture)
 
 import data
 import train

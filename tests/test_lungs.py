@@ -17,6 +17,7 @@ def test_from_trainings_to_the_exported_model(tmp_path, monkeypatch):
     """Folds, the model on all images, what it knows of its masks, the export of one class."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lungs, "PHANTOMS", 4)
+    monkeypatch.setattr(lungs, "FOLDS", 2)
     tiny = "--image-size 64 --filters 2 --depth 2 --epochs 1 --epoch-images 0 --val-fraction 0"
     tiny += " --architecture efficientnetlite0"
     recipe = ["--classes", "left lung,right lung", "--mirror", "--precision", "float32"]

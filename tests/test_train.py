@@ -381,14 +381,14 @@ def test_the_split_of_a_run_is_reread(small, tmp_path):
 @pytest.mark.slow
 def test_kill_minus_nine_at_random_moments(small, tmp_path):
     """Each time the same command goes on, the model loads, and in the end every epoch stands once.
-    Five kills in CI.
+    Three kills in CI.
     """
     config = dataclasses.replace(small, epochs=30)
     command = [sys.executable, ROOT / "train.py", *flags(config)]
     model, log = tmp_path / "run" / "model.h5", tmp_path / "run" / "log.csv"
     rng = random.Random(0)
     epochs = 0
-    for _ in range(5 if os.environ.get("CI") else 2):
+    for _ in range(3 if os.environ.get("CI") else 2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 120
         while time.time() < deadline and (not log.exists() or len(pd.read_csv(log)) <= epochs):

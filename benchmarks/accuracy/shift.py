@@ -15,7 +15,6 @@ import metrics
 import predict
 from benchmarks.accuracy.robustness import score_corrupted
 from benchmarks.accuracy.trainings import FOLDS, Flags, run_trainings, write_table
-from benchmarks.scripts import run_script
 from dataset.layouts import Pair
 from dataset.phantoms import make_phantoms
 from dataset.reading import read_pair
@@ -176,8 +175,7 @@ def adapt(run: Path, pairs: Sequence[Pair]) -> Path:
     """Adapt a run's model to images, without their masks; return its file."""
     images, adapted = run / "images", run / "adapted.h5"
     link_images([replace(pair, masks=()) for pair in pairs], images)
-    flags = ("--model", str(run / "model.h5"), "--adapt", str(images), "--output", str(adapted))
-    run_script("predict.py", *flags)
+    predict.main(predict.Config(str(run / "model.h5"), adapt=str(images), output=str(adapted)))
     return adapted
 
 
