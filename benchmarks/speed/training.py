@@ -62,18 +62,17 @@ def training(
     kinds = ["Keras"]
     if is_installed("torch"):
         kinds += ["PyTorch", "PyTorch compiled"]
-    rows = []
     for width in map(int, filters.split(",")):
         config = make_config(size, width, depth, batch_size, precision)
         found = measure(config, kinds, rounds, steps)
         shape = "x".join(map(str, input_size(config)))
         what = f"{shape}, {width} filters, batch {batch_size}, {precision}"
-        rows += rate_rows(f"training step, {what}", kinds, found)
+        rows = rate_rows(f"training step, {what}", kinds, found)
         rows += rate_rows(f"prediction, {what}", kinds, found, PREDICTION)
         operations = flops(training_model(config))
         rows.append(operation_row(f"training step, {what}", operations, found))
         rows += memory_rows(f"training step, {what}", found)
-    write_rows(rows)
+        write_rows(rows)
 
 
 def make_config(
@@ -148,6 +147,7 @@ def step_rate(kind: str, config: train.Config, count: int) -> float:
 @cache
 def make_step(kind: str, config: train.Config) -> Seconds:
     """Build a network; return the function that times its steps, or its predictions."""
+    utils.keep_freed_memory()  # as train.py does; PyTorch gains by it, too
     shape = config.batch_size, *input_size(config), 1
     x = np.random.default_rng(0).random(shape, np.float32)
     if kind.startswith("PyTorch"):
