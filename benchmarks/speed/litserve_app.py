@@ -1,8 +1,8 @@
 """The same network behind LitServe: what serve.py is measured beside, too.
 
-    MODEL=files/lungs/unet.onnx python -m benchmarks.speed.litserve_app --port 8000
+    MODEL=files/lungs/unet.onnx THREADS=1 python -m benchmarks.speed.litserve_app --port 8000
 
-It needs `pip install litserve`. A worker process computes, as many as there are cores.
+It needs `pip install litserve`. There is a worker process for each core, so one thread suits each.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The least that serves a network by FastAPI and ONNX Runtime: what serve.py is measured beside.
 
-No keys, no limits, no other formats, nothing is checked. MODEL names the ONNX file.
+No keys, no limits, no other formats, nothing is checked. MODEL names the ONNX file, THREADS how many
+compute an image (all cores).
 """
 
 import os
@@ -12,7 +13,9 @@ import onnxruntime
 from starlette.concurrency import run_in_threadpool
 
 app = fastapi.FastAPI()
-session = onnxruntime.InferenceSession(os.environ["MODEL"], providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(os.environ.get("THREADS", "0"))
+session = onnxruntime.InferenceSession(os.environ["MODEL"], options, ["CPUExecutionProvider"])
 name, (_, height, width, _) = session.get_inputs()[0].name, session.get_inputs()[0].shape
 
 

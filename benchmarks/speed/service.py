@@ -96,10 +96,10 @@ def load_rows(model: str, content: bytes, seconds: float) -> list[dict]:
         services[f"serve.py, {engine}"] = python_command("serve.py", *flags, "--drain-s", "0")
     found, environment = {}, os.environ | {"MODEL": path}
     for clients, (name, command) in itertools.product(CLIENTS, services.items()):
-        body, kind = content, "image/png"
+        body, kind, more = content, "image/png", {}
         if name == LITSERVE:
-            body, kind = content.join(FORM), FORM_TYPE
-        with running(command, environment) as port:
+            body, kind, more = content.join(FORM), FORM_TYPE, {"THREADS": "1"}
+        with running(command, environment | more) as port:
             run_clients(port, body, clients, 1, kind)  # warms up
             found[name, clients] = run_clients(port, body, clients, seconds, kind)
     rows = []
