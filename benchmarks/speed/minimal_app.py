@@ -1,7 +1,7 @@
 """The least that serves a network by FastAPI and ONNX Runtime: what serve.py is measured beside.
 
-No keys, no limits, no other formats, nothing is checked. MODEL names the ONNX file, THREADS how many
-compute an image (all cores).
+No keys, no limits, no other formats, nothing is checked. MODEL names the ONNX file, THREADS says
+how many compute an image (all cores).
 """
 
 import os
