@@ -1,10 +1,14 @@
 import errno
 import json
+import os
+import subprocess
+import sys
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import utils
 from model import build_unet
@@ -96,3 +100,14 @@ def test_an_unknown_precision_is_refused():
         utils.set_precision("int3")
     assert utils.set_precision("auto") in utils.PRECISIONS
     utils.set_precision("float32")
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
+def test_tensorflow_takes_onednns_kernels_unless_told_otherwise(given, expected):
+    code = "import utils, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"} | given
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == expected, done.stderr
