@@ -57,9 +57,9 @@ def write_rows(rows: Sequence[dict], hardware: str = "") -> None:
 
 def processor() -> str:
     """Name the GPUs with the Keras backend, the processor, and how many cores are used."""
-    info = utils.cpu_info()
-    amx = " with AMX" if "amx_bf16" in info.get("flags", "") else ""
-    cpu = f"{utils.cores()} cores of {info.get('model name', sys.platform)}{amx}"
+    name = utils.cpu_info().get("model name", sys.platform)
+    instructions = utils.kind_of_cpu().rpartition(" ")[2]  # processors of one name differ in them
+    cpu = f"{utils.cores()} cores of {name} ({instructions})"
     gpus = [f"{gpu} by {keras.backend.backend()}" for gpu in gpu_names()] if utils.gpus() else []
     return ", ".join([*gpus, cpu])
 
