@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # TensorFlow's own switch, read at its first import: by itself it takes oneDNN's convolutions only
 # where there is AVX-512. With AVX2 they are twice as fast, too (docs/speed.md).
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1")
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent
