@@ -494,7 +494,7 @@ def test_bad_volumes_are_all_named(volumes, tmp_path, name):
 @pytest.mark.slow
 def test_volumes_are_trained_with_jax(volumes, tmp_path, script, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    flags = ["--dimensions", 3, "--patch-size", "16,32,32", "--depth", 2, "--filters", 4]
+    flags = ["--dimensions", 3, "--patch-size", "16,32,32", "--depth", 2]
     done = script(
         tmp_path, "train.py", "--data-dir", volumes, "--epochs", 6, "--epoch-images", 32, *flags
     )
