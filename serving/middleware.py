@@ -118,7 +118,8 @@ class Guard:
         self.max_body = max_body
         self.max_concurrent_requests = max_concurrent_requests
         self.timeout_s = timeout_s
-        self.most_of_one = max_concurrent_requests - max_concurrent_requests // 4  # client
+        # A quarter is left to the other clients.
+        self.most_of_one_client = max_concurrent_requests - max_concurrent_requests // 4
         self.running = Counter[str]()  # requests by client
         self.held_bytes = 0  # of their bodies
 
@@ -165,8 +166,7 @@ class Guard:
         self._check_headers(headers)
         caller = scope["caller"]
         is_full = self.running.total() >= self.max_concurrent_requests
-        # A quarter is left to the other clients.
-        is_full |= self.running[caller] >= self.most_of_one
+        is_full |= self.running[caller] >= self.most_of_one_client
         if is_full and scope["path"] != "/metrics":
             raise Problem(503, "too many requests at a time; try again", Retry_After="1")
         self.running[caller] += 1

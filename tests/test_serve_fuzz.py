@@ -211,7 +211,7 @@ def test_schemathesis_finds_no_fault(service, tmp_path):
         "positive_data_acceptance,negative_data_rejection",
     ]  # any bytes fit
     done = subprocess.run(
-        [*command, *rules, "-n", "100"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, *rules, "-n", "200"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-5000:]
     generated, passed = map(int, re.search(r"(\d+) generated, (\d+) passed", done.stdout).groups())

@@ -147,7 +147,7 @@ def step_rate(kind: str, config: train.Config, count: int) -> float:
 @cache
 def make_step(kind: str, config: train.Config) -> Seconds:
     """Build a network; return the function that times its steps, or its predictions."""
-    utils.keep_freed_memory()  # as train.py does; PyTorch gains by it, too
+    utils.keep_freed_memory()  # as train.py does; for PyTorch alike
     shape = config.batch_size, *input_size(config), 1
     x = np.random.default_rng(0).random(shape, np.float32)
     if kind.startswith("PyTorch"):
