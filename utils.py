@@ -36,8 +36,8 @@ from networks.errors import UserError
 if TYPE_CHECKING:
     import keras
 
-# TensorFlow's own switch, read at its first import: without it, oneDNN's convolutions are left out on
-# processors with AVX2 alone. There they make training twice as fast (docs/speed.md).
+# TensorFlow's own switch, read at its first import: without it, oneDNN's convolutions are left out
+# on processors with AVX2 alone. There they make training twice as fast (docs/speed.md).
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1")
 
 T = TypeVar("T")
