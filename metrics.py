@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import KerasTensor, ops
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from imaging.labels import plane
 from utils import UserError
@@ -428,6 +428,8 @@ def _mean_and_interval(values: np.ndarray, patients: np.ndarray) -> dict[str, fl
     if len(sums) < 2:
         low = high = np.nan
     elif np.ptp(values) > 0:
+        from scipy import stats  # trainings do without its second
+
         low, high = stats.bootstrap(
             (sums, counts),
             lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
@@ -529,6 +531,8 @@ def _share_patients(one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFram
 
 def _compare_values(one: pd.Series, other: pd.Series, patients: np.ndarray) -> dict[str, float]:
     """Compare two columns (N,): A, B, B - A, low, high, p."""
+    from scipy import stats
+
     first, second = one.to_numpy(float), other.to_numpy(float)
     change = np.bincount(patients, second - first) / np.bincount(patients)
     p = stats.wilcoxon(change).pvalue if change.any() else 1.0

@@ -84,7 +84,7 @@ import data
 import metrics
 import predict
 from dataset.batches import Batches
-from dataset.cache import Dataset, cache_folder
+from dataset.cache import Dataset
 from dataset.channels import detect_channels
 from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
@@ -148,7 +148,7 @@ def train_run(config: Config, folder: Path) -> pd.DataFrame:
 def fit_run(config: Config, folder: Path) -> pd.DataFrame:
     """Do what `train_run` says, in a folder that nobody else writes to."""
     keras.utils.clear_session()
-    keras.utils.set_random_seed(config.seed)
+    utils.set_seed(config.seed)
     precision = distributed.broadcast_from_main(utils.set_precision, config.precision)
     utils.set_precision(precision)
     history = distributed.broadcast_from_main(
@@ -244,7 +244,7 @@ def load_data(config: Config, stopped: Path | None = None) -> tuple[list[Pair], 
             channels or config.channels or detect_channels(layout.pairs),
             config.window,
         )
-        return data.load_dataset(layout, preprocessing, cache_folder(), config.extra_dir)
+        return data.load_dataset(layout, preprocessing, utils.cache_folder(), config.extra_dir)
 
     pairs, dataset = distributed.main_process_first(load)
     if str(config.dimensions) != "2" and all(len(case.image) == 1 for case in dataset.cases):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+import utils
 from imaging.labels import Classes, mirrored_channels
 from utils import UserError
 
@@ -239,7 +240,8 @@ def make_pipeline(classes: Classes, strength: str, kind: Kind) -> Any:
     """Make albumentations' pipeline; a volume is mirrored before."""
     # Without this its import asks the internet for a newer version.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations as A
+    with utils.hidden(["torch"]):  # it would take PyTorch along: three seconds more
+        import albumentations as A
 
     strength, without = split_strength(strength)
     mirror, noise, texture, curve = own_transforms(classes)

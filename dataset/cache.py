@@ -5,7 +5,6 @@ class. Training reads from it what it needs and no more.
 """
 
 import json
-import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,11 +31,6 @@ MAX_PLACES = 500  # of each class that a case keeps
 FOREGROUND_SHARE = 1 / 3  # of the patches are drawn around a pixel of some class
 # The first slice of a window whose place is drawn; no window starts there.
 DRAWN = -(2**31)
-
-
-def cache_folder() -> str:
-    """Return where decoded images are kept: UNET_CACHE, else files/cache; "" keeps none."""
-    return os.environ.get("UNET_CACHE", "files/cache")
 
 
 class Entry(NamedTuple):

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from dataset.cache import cache_folder
 from imaging.files import is_litter
 from imaging.partners import voxels_of
-from utils import atomic
+from utils import atomic, cache_folder
 
 NAME = "fingerprints.json"  # in the folder of the cache
 MAX_KEPT = 200_000  # of more the oldest are dropped

@@ -29,6 +29,9 @@ from inference.sampler import Sampler
 ROOT = Path(__file__).parents[1]
 _MANIFEST = json.loads((ROOT / "files" / "lungs" / "manifest.json").read_text())
 HEIGHT, WIDTH = _MANIFEST["facts"]["image_size"]  # of the pretrained model's input, one channel
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # said aloud, it starts without JAX
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["UNET_CACHE"] = ""  # tests keep no decoded images, unless they say where
 # Without VNNI the sums of products of 8 bits are cut off. Such masks are refused there.
 HAS_EXACT_INT8 = not utils.kind_of_cpu().endswith((" avx2", " avx512f"))

@@ -102,12 +102,59 @@ def test_an_unknown_precision_is_refused():
     utils.set_precision("float32")
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
-def test_tensorflow_takes_onednns_kernels_unless_told_otherwise(given, expected):
-    code = "import utils, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
-    environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"} | given
+def run_python(code, given, without=()):
+    """Run a line of Python in a new process with more or fewer variables; return what it says."""
+    environment = {k: v for k, v in os.environ.items() if k not in without} | given
     command = [sys.executable, "-c", code]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == expected, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
+def test_tensorflow_takes_onednns_kernels_unless_told_otherwise(given, expected):
+    code = "import utils, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    assert run_python(code, given, without=["TF_ENABLE_ONEDNN_OPTS"]) == expected
+
+
+def test_a_hidden_package_is_missing_for_a_while():
+    with pytest.raises(ZeroDivisionError), utils.hidden(["this", "json"]):
+        import json as known
+
+        assert known is json  # loaded before
+        with pytest.raises(ImportError):
+            import this  # noqa: F401
+        1 / 0  # noqa: B018
+    assert "this" not in sys.modules and sys.modules["json"] is json
+
+
+@pytest.mark.parametrize(
+    ("backend", "left_out"), [("tensorflow", {"jax"}), ("jax", {"tensorflow", "torch"})]
+)
+def test_keras_starts_without_what_it_does_not_need(backend, left_out):
+    pytest.importorskip("jax")
+    code = (
+        "import utils, sys; utils.load_keras(); utils.set_seed(3); print(*sys.modules);"
+        "import matplotlib, pandas, sklearn, keras, numpy; print(numpy.random.rand() > 0)"
+    )
+    loaded, later = run_python(code, {"KERAS_BACKEND": backend}).splitlines()
+    assert {backend, "keras"} <= set(loaded.split()) and later == "True"
+    assert not {"matplotlib", "pandas", "sklearn", *left_out} & set(loaded.split())
+
+
+@pytest.mark.slow
+def test_jax_keeps_its_machine_code_beside_the_images(tmp_path):
+    code = (
+        "import utils; utils.load_keras(); import keras;"
+        "keras.random.truncated_normal((3, 5), seed=1)"
+    )
+    pytest.importorskip("jax")
+    ours = {"KERAS_BACKEND": "jax", "UNET_CACHE": str(tmp_path)}
+    jaxs = ["JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
+    run_python(code, ours, without=jaxs)
+    assert [path.name[:4] for path in tmp_path.iterdir()] == ["jax-"]
+    assert list(tmp_path.rglob("*truncated_normal*"))
+    run_python(code, ours | {jaxs[0]: str(tmp_path / "mine")})
+    assert list((tmp_path / "mine").rglob("*truncated_normal*"))

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GroupKFold, cross_val_predict
 
 import utils
 from dataset.augmentation import Augmentation
@@ -151,6 +149,9 @@ def fit(kinds: tuple[Kind, Kind], samples: Sequence[Sample]) -> Judge:
 
     The interval comes from images that were left out of the fit in their turn.
     """
+    from sklearn.linear_model import RidgeCV  # these two take a second of train.py's start
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
     features = np.array([sample.features for sample in samples])
     losses = np.log([1 - sample.dice + quality.MIN_DICE_LOSS for sample in samples])
     images = [sample.image for sample in samples]
