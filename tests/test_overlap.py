@@ -196,7 +196,7 @@ def test_measurements_and_run_lengths(tmp_path):
 @pytest.mark.slow
 def test_a_training_from_end_to_end(organs, tmp_path, script):
     flags = ["--classes", "organ,lesion", "--overlap", "--image-size", 32, "--filters", 4]
-    flags += ["--depth", 2, "--epochs", 60, "--epoch-images", 64]
+    flags += ["--depth", 2, "--epochs", 40, "--epoch-images", 64]
     done = script(tmp_path, "train.py", "--data-dir", organs, *flags)
     assert done.returncode == 0, done.stderr
     done = script(tmp_path, "predict.py")

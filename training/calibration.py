@@ -120,9 +120,9 @@ def measure(
     chosen = [None, *[mild, rough] * max(1, (most // len(pairs) - 1) // 2)]
     samples = []
     for number in pairs:
-        cases = versions(dataset.cases[number], chosen, int(number))
-        for augment, case in zip(chosen, cases, strict=True):
-            evidence, dice = segment_case(member, dataset, case)
+        cases = list(versions(dataset.cases[number], chosen, int(number)))
+        segmented = segment_cases(member, dataset, cases)
+        for augment, (evidence, dice) in zip(chosen, segmented, strict=True):
             distances = quality.measure_distances(evidence, *kinds)
             features = quality.features(evidence, distances)
             if np.isfinite(dice):  # it is not if no pixel counts
@@ -130,18 +130,20 @@ def measure(
     return samples
 
 
-def segment_case(member: Member, dataset: Dataset, case: Case) -> tuple[Evidence, float]:
-    """Segment a case at working resolution: what the prediction tells, and its true Dice."""
+def segment_cases(
+    member: Member, dataset: Dataset, cases: Sequence[Case]
+) -> Iterator[tuple[Evidence, float]]:
+    """Segment cases at working resolution: what each prediction tells, and its true Dice."""
     _, metadata = member
-    evidence = Evidence(case.image, dataset.classes, metadata["threshold"])
-    windows = Windows(case.image, dataset.sampler)
-    votes, num_averaged = start_votes([member], [windows], DEFAULT_OPTIONS)
-    bands = zip(*(windows.blend(vote) for vote in votes), strict=True)
-    ids = [evidence.decide(band) for band in evidence.watch(average(bands, num_averaged, None))]
-    found = np.concatenate(ids).reshape(case.image.shape[:3])
-    truth, ignored = case.truth(dataset.classes)
-    scores = score_classes(truth, found, dataset.classes.names, ignored=ignored)
-    return evidence, scores["dice"]
+    windows = [Windows(case.image, dataset.sampler) for case in cases]
+    votes, num_averaged = start_votes([member], windows, DEFAULT_OPTIONS)
+    for case, of_case in zip(cases, windows, strict=True):
+        evidence = Evidence(case.image, dataset.classes, metadata["threshold"])
+        bands = zip(*(of_case.blend(vote) for vote in votes), strict=False)
+        ids = [evidence.decide(band) for band in evidence.watch(average(bands, num_averaged, None))]
+        found = np.concatenate(ids).reshape(case.image.shape[:3])
+        truth, ignored = case.truth(dataset.classes)
+        yield evidence, score_classes(truth, found, dataset.classes.names, ignored=ignored)["dice"]
 
 
 def fit(kinds: tuple[Kind, Kind], samples: Sequence[Sample]) -> Judge:
