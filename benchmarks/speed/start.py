@@ -1,5 +1,6 @@
 """Measure how long scripts take from their start to their end, and train.py to its first step."""
 
+import importlib.util
 import os
 import subprocess
 import tempfile
@@ -19,10 +20,13 @@ from imaging.grid import resize
 from inference.models import BUNDLED_MODEL
 
 SIZE = 512  # pixels of the image
+JAX = {"KERAS_BACKEND": "jax"}
 
 
 def start(*, rounds: int = 7) -> None:
     """Measure train.py --help, predict.py --help, the mask of one image, and train.py's start.
+
+    JAX is among the backends if it is installed.
 
     Args:
         rounds: how often each is run
@@ -43,9 +47,13 @@ def start(*, rounds: int = 7) -> None:
         }
         calls = {figure: partial(script_seconds, command) for figure, command in commands.items()}
         phantoms = make_phantoms(Path(name) / "phantoms", 100, seed=0)
-        calls["train.py until its first step, decoded images in the cache"] = partial(
-            seconds_to_first_step, phantoms
-        )
+        first_step = "train.py until its first step, decoded images in the cache"
+        calls[first_step] = partial(seconds_to_first_step, phantoms)
+        if importlib.util.find_spec("jax"):
+            calls[f"{first_step}, JAX"] = partial(seconds_to_first_step, phantoms, **JAX)
+            calls[f"{first_step}, JAX, nothing kept that it compiled"] = partial(
+                seconds_to_first_step, phantoms, **JAX, JAX_COMPILATION_CACHE_DIR=""
+            )
         calls["of which: importing Keras and its backend"] = partial(
             script_seconds, ["-c", "import utils; utils.load_keras()"]
         )
@@ -58,9 +66,12 @@ def script_seconds(command: list[str]) -> float:
     return run_script(*command)[1]
 
 
-def seconds_to_first_step(data_dir: Path) -> float:
-    """Start a training; return the seconds until its first step begins. The training is ended."""
-    environment = os.environ | {"UNET_CACHE": f"{data_dir}/cache"}
+def seconds_to_first_step(data_dir: Path, **more: str) -> float:
+    """Start a training; return the seconds until its first step begins. The training is ended.
+
+    more: environment variables.
+    """
+    environment = os.environ | {"UNET_CACHE": f"{data_dir}/cache"} | more
     with tempfile.TemporaryDirectory() as out_dir:
         command = python_command("train.py", "--data-dir", str(data_dir), "--out-dir", out_dir)
         start = time.perf_counter()
