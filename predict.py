@@ -177,7 +177,8 @@ def run_scoring(config: Config) -> list[str]:
     members = load_members(config)
     utils.load_keras()  # metrics.py needs it, also for an exported model
     pairs, problems = pairs_to_score(config)
-    check_output([output], (path for pair in pairs for path in (pair.image, *pair.masks)))
+    panels = {(output / name).parent for name in panel_names(pairs)} if config.panels else set()
+    check_output([output, *panels], (path for pair in pairs for path in (pair.image, *pair.masks)))
     if name := name_of_all(Classes.from_metadata(members[0][1]), pairs):
         print(f"note: the masks have one class, so those of the model are shown as one, {name}")
         members = merge_members(members, name)

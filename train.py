@@ -42,7 +42,8 @@ class Config:
     channels: int = 0  # 1 grey, 3 colour, or as many as the images have; 0 looks at them
     window: str = ""  # grey levels shown: "" percentiles, "40,400" centre and width, or "file"
     extra_dir: str = ""  # a second data set, for training only
-    test_fraction: float = 0.2  # of the patients; index.csv may name the test set instead
+    # Of the patients, rounded to 1/2, 1/3, 1/4 …; index.csv may name the test set instead.
+    test_fraction: float = 0.2
     val_fraction: float = 0.15  # of the other patients; 0 keeps the last epoch instead of the best
     folds: int = 0  # cross-validation in so many folds; 0 is a single split
     fold: int = -1  # trains this fold alone; -1 trains them all
@@ -90,7 +91,6 @@ from dataset.layouts import SUBSETS, Pair
 from dataset.loading import Preprocessing
 from dataset.notes import describe_subsets
 from dataset.phantoms import make_phantoms
-from dataset.split_table import mark_split, read_rows
 from imaging.channel_files import channel_endings
 from imaging.labels import Classes
 from imaging.plots import draw_curves
@@ -188,7 +188,7 @@ def fit_run(config: Config, folder: Path) -> pd.DataFrame:
         # Fit.
         metadata = make_metadata(config, dataset, pairs)
         if distributed.is_main_process():  # which writes the model file
-            metadata["split"] = mark_split(read_rows(folder / "split.csv"))
+            metadata["split"] = run_folder.go_on(folder)
         checkpoint = Checkpoint(config, folder, history, model, metadata)
         checkpoint.restore(twin)
         train_batches.epoch = checkpoint.epoch

@@ -16,10 +16,12 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shutil
 import sys
 import tempfile
 import textwrap
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +55,7 @@ FROM_REPORT = "--from-report"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt, in malloc.h
 MAX_NAME_BYTES = 255  # of a file's name
 MAX_SIBLINGS = 1000  # files of a folder that a misspelt name is compared with
+_HIDING = threading.RLock()
 RESUMES = "; the same command goes on from here"
 MAX_PRETRAINED_DEPTH = 5  # halvings of an ImageNet classifier
 MIN_PRETRAINED_SIZE = 64  # pixels, so that a few are left at its coarsest level
@@ -193,13 +196,14 @@ def take_word(word: str) -> bool:
 @contextmanager
 def hidden(packages: Iterable[str]) -> Iterator[None]:
     """Let imports of packages fail that are not loaded yet."""
-    names = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(names))
-    try:
-        yield
-    finally:
-        for name in names:
-            del sys.modules[name]
+    with _HIDING:  # another thread must not bring them back meanwhile
+        names = [name for name in packages if name not in sys.modules]
+        sys.modules.update(dict.fromkeys(names))
+        try:
+            yield
+        finally:
+            for name in names:
+                del sys.modules[name]
 
 
 def load_keras() -> None:
@@ -246,9 +250,13 @@ def keep_what_jax_compiles() -> None:
 
     JAX's own variables, if they are set, decide. Another processor gets a folder of its own.
     """
-    if cache_folder():
+    if cache_folder() and os.environ.get("KERAS_BACKEND") == "jax":
         processor = zlib.crc32(cpu_info().get("flags", platform.machine()).encode())
         folder = Path(cache_folder()).absolute() / f"jax-{processor:08x}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # JAX would complain of every piece
+            return
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
@@ -401,10 +409,11 @@ def atomic(path: str | Path, is_lasting: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    # Two containers that share a folder may have the same process id.
+    mark = f".{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = path.with_name(f"{mark}.{path.name}")
     if len(os.fsencode(temporary.name)) > MAX_NAME_BYTES:
-        number = zlib.crc32(os.fsencode(path.name))
-        temporary = path.with_name(f".{os.getpid()}.{number}{path.suffix[:16]}")
+        temporary = path.with_name(f"{mark}{path.suffix[:16]}")
     try:
         yield temporary
         if is_lasting:
@@ -616,12 +625,14 @@ def make_metadata(
     }
 
 
-def save_model(model: "keras.Model", path: str | Path, metadata: dict[str, Any]) -> None:
+def save_model(
+    model: "keras.Model", path: str | Path, metadata: dict[str, Any], code_folder: Path = Path()
+) -> None:
     """Write model and metadata to one HDF5 file, whole or not at all.
 
     A model of mixed precision is written as float32. metadata: with "architecture" for a network
     of the user's own. Unless Keras can read that by itself, its weights are written and its code
-    is copied beside the file.
+    is copied beside the file. code_folder: that of the code, if the architecture does not say it.
     """
     import h5py
 
@@ -629,7 +640,7 @@ def save_model(model: "keras.Model", path: str | Path, metadata: dict[str, Any])
     architecture = metadata.pop("architecture", "")
     is_self_contained = not architecture or not own.needs_code(model)
     if not is_self_contained:
-        metadata |= own.keep_code(architecture, model, Path(path))
+        metadata |= own.keep_code(architecture, model, Path(path), code_folder)
     with atomic(path) as temporary:
         if is_self_contained:
             model.save(temporary, include_optimizer=False)

@@ -113,9 +113,10 @@ def _resolve(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _file_mark(file: Path) -> tuple[str, int, int]:
+def _file_mark(file: Path) -> tuple[str, int, int, int]:
     stat = file.stat()
-    return str(file), stat.st_size, stat.st_mtime_ns
+    # The last changes when two files swap their names.
+    return str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from exporting.images import read_middle
+from imaging import pictures
 from inference import engines, postprocess
 from inference.segment import Options, segment_scans
 
@@ -49,7 +50,8 @@ def measure_agreement(
         if "encoded" in saved.signatures and path.suffix.lower() in PICTURES:
             plain = postprocess.decide(expected.probs[0], metadata | {"clean": None})
             ids = read_encoded(saved, path, len(metadata["classes"]))
-            shares.setdefault("saved_model, encoded", []).append(float(np.mean(ids == plain)))
+            if ids is not None:
+                shares.setdefault("saved_model, encoded", []).append(float(np.mean(ids == plain)))
     return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
@@ -67,11 +69,21 @@ class SavedModel:
         return answer["probabilities"].numpy()
 
 
-def read_encoded(saved: Any, path: Path, num_classes: int) -> np.ndarray:
-    """Let a SavedModel segment an image file: class ids (H, W)."""
+def read_encoded(saved: Any, path: Path, num_classes: int) -> np.ndarray | None:
+    """Let a SavedModel segment an image file: class ids (H, W).
+
+    Returns None for what TensorFlow reads otherwise, or not at all: a tag that turns the picture, a
+    CMYK JPEG.
+    """
     import tensorflow as tf
 
-    answer = saved.signatures["encoded"](image_bytes=tf.constant([path.read_bytes()]))
+    content = path.read_bytes()
+    if pictures.orientation_of(content) != 1:
+        return None
+    try:
+        answer = saved.signatures["encoded"](image_bytes=tf.constant([content]))
+    except tf.errors.InvalidArgumentError:
+        return None
     png = np.frombuffer(answer["mask_png"].numpy()[0], np.uint8)
     mask = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
     return mask // 255 if num_classes == 1 else mask

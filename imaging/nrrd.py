@@ -38,11 +38,14 @@ ENCODINGS = {
     "ascii": "text",
 }
 # Spaces whose first two axes point elsewhere than left and posterior; all others are read as LPS.
+# Those with time as a further axis end in "-time", or T.
 SPACES = {
     "right-anterior-superior": (-1, -1, 1),
     "ras": (-1, -1, 1),
     "left-anterior-superior": (1, -1, 1),
     "las": (1, -1, 1),
+    "rast": (-1, -1, 1),
+    "last": (1, -1, 1),
 }
 SPATIAL_KINDS = ("domain", "space", "???", "none")
 COLOUR_KINDS = ("rgb-color", "rgba-color", "3-color", "4-color")
@@ -199,7 +202,8 @@ def _grid(fields: dict[str, str], sizes: tuple[int, ...], channel_axis: int | No
     words = re.findall('"([^"]*)"', fields.get("space units", ""))
     unit = words[0] if words else ""
     unit_mm = MM_PER_UNIT.get(unit.lower(), 1.0)
-    to_lps = np.diag([*SPACES.get(fields.get("space", "").lower(), (1, 1, 1)), 1])
+    space = fields.get("space", "").lower().removesuffix("-time")
+    to_lps = np.diag([*SPACES.get(space, (1, 1, 1)), 1])
     scale = np.diag([unit_mm] * 3 + [1.0])
     affine = scale @ itk.LPS_TO_RAS @ to_lps @ itk.affine_of(steps, start)
     return Grid(tuple(sizes[axis] for axis in axes), affine, unit if unit_mm != 1 else "", unit_mm)

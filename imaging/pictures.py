@@ -127,7 +127,7 @@ def decode_picture(content: bytes, max_bytes: int) -> Scan:
     """
     _check(content, max_bytes)
     decode = _decode_frame if content.startswith((GIF, RIFF)) else _decode_still
-    return apply_orientation(decode(content), _orientation(content))
+    return apply_orientation(decode(content), orientation_of(content))
 
 
 def decode_ids(content: bytes, max_bytes: int, image: Scan | None = None) -> Scan:
@@ -153,7 +153,7 @@ def decode_ids(content: bytes, max_bytes: int, image: Scan | None = None) -> Sca
         ids = ids.astype(np.uint8) if bits == 1 else ids // (255 // (2**bits - 1))
     elif ids.ndim > 2 or ids.dtype == bool:
         return decode_picture(content, max_bytes)
-    return apply_orientation(Scan(ids[None, ..., None]), _orientation(content))
+    return apply_orientation(Scan(ids[None, ..., None]), orientation_of(content))
 
 
 def apply_orientation(scan: Scan, orientation: int) -> Scan:
@@ -221,7 +221,7 @@ def _open(content: bytes) -> "Image":
         return Image.open(io.BytesIO(content))
 
 
-def _orientation(content: bytes) -> int:
+def orientation_of(content: bytes) -> int:
     """Read how the camera was held: 1 to 8, 1 if a picture does not say."""
     if not any(mark in content for mark in (b"Exif\0\0", b"eXIf", b"EXIF")):
         return 1

@@ -22,6 +22,9 @@ MIN_SIDE = 16
 MAX_CHANNELS = 64
 
 
+NO_DISTANCE = "the distance between its slices is not known, as in films: volumes in ml say nothing"
+
+
 @dataclass(frozen=True)
 class Scan:
     """The content of an image file. A plain picture is a volume of one slice."""

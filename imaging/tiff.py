@@ -14,7 +14,7 @@ import numpy as np
 
 from imaging import lazy, pictures, tiff_axes
 from imaging.lazy import LazyPixels
-from imaging.scan import Mask, Scan, check_declared_bytes
+from imaging.scan import NO_DISTANCE, Mask, Scan, check_declared_bytes
 from imaging.tiff_regions import Planes
 from utils import UserError
 
@@ -119,9 +119,13 @@ def _decode(
         pixels = tiff_axes.arrange(planes, axes)
         has_alpha = _has_alpha(pages[0], pixels)
         is_colour = pages[0].photometric.name not in ("MINISBLACK", "MINISWHITE")
+        spacing = tiff_axes.spacing_mm(file)
+        if spacing and np.isnan(spacing[0]):
+            notes += [NO_DISTANCE] if len(pixels) > 1 else []
+            spacing = (1.0, *spacing[1:])
         scan = Scan(
             pixels,
-            tiff_axes.spacing_mm(file),
+            spacing,
             has_alpha=has_alpha,
             separate=pixels.shape[-1] > 1 and not is_colour,
             notes=tuple(notes),

@@ -86,7 +86,7 @@ _RANK = {"T": 1, "Z": 2, "C": 3}
 def spacing_mm(file: Any) -> tuple[float, float, float] | None:
     """Read the distance between slices, rows and columns from the metadata of OME or ImageJ.
 
-    Without their unit a TIFF's resolution is meant for printing.
+    Without their unit a TIFF's resolution is meant for printing. NaN if the slices have none.
     """
     if fields := _ome_fields(file):
         return _ome_spacing(fields)
@@ -100,7 +100,7 @@ def spacing_mm(file: Any) -> tuple[float, float, float] | None:
     rows, columns = (unit_mm * units / pixels for pixels, units in resolutions)
     # ImageJ writes what it was given, such as a negative distance.
     slices = unit_mm * abs(_number(metadata.get("spacing", 0)))
-    return (slices if 0 < slices < np.inf else 1.0), rows, columns
+    return (slices if 0 < slices < np.inf else np.nan), rows, columns
 
 
 def _number(value: Any) -> float:
@@ -120,7 +120,7 @@ def _ome_spacing(fields: dict[str, str]) -> tuple[float, float, float] | None:
             lengths.append(0.0)
     if not (0 < lengths[1] < np.inf and 0 < lengths[2] < np.inf):
         return None
-    slices = lengths[0] if 0 < lengths[0] < np.inf else 1.0
+    slices = lengths[0] if 0 < lengths[0] < np.inf else np.nan
     return slices, lengths[1], lengths[2]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imaging import formats
-from imaging.formats import DICOM, NIFTI, PNG, TIFF, Format
+from imaging.formats import DICOM, NIFTI, PNG, TIFF, ZIPPED_DICOM, Format
 from imaging.labels import Classes, plane
 from imaging.scan import Mask, Scan
 from utils import UserError, atomic
@@ -90,7 +90,7 @@ def write_probabilities(
 
 def _encode_mask(form: Format, mask: Mask, image: Scan) -> bytes:
     """Encode a mask in a format. Raises UserError where that cannot be."""
-    if form is DICOM and image.format != DICOM.name:
+    if form is DICOM and image.format not in (DICOM.name, ZIPPED_DICOM.name):
         raise UserError("not DICOM, so no DICOM segmentation can refer to it")
     if form is PNG and len(mask.ids) > 1:
         raise UserError(f"{len(mask.ids)} slices, and a PNG holds one")

@@ -58,7 +58,7 @@ def adapt_model(
     if not layers:
         raise UserError(f"{path} has no batch normalization, so nothing in it can be adapted")
     images = {"images": count, "folder": folder.resolve().name}
-    utils.save_model(model, output, metadata | {"adapted_to": images})
+    utils.save_model(model, output, metadata | {"adapted_to": images}, path.parent)
     print(f"{output}: {utils.counted(layers, 'layer')} adapted to {utils.counted(count, 'image')}")
     print(describe_change(before, score((model, metadata))))
     return found.problems + problems.lines

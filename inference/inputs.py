@@ -19,6 +19,7 @@ from utils import UserError, nearest_path, printable
 # In a folder of its own, so that the output folder holds masks alone.
 MEASUREMENTS = "tables/measurements.csv"
 HEAD_BYTES = 1024
+ZIP_MAGIC = b"PK\3\4"  # of NPZ and zipped DICOM, but of .xlsx, too
 MAX_NAMED = 5  # files in a message
 
 
@@ -119,7 +120,7 @@ def _list_folder(
     """List the images among the files of one folder: stem and image."""
     items, slices, pictures = [], [], []
     for path in files:
-        kind = kind_of_file(path)
+        kind = kind_of_file(path, is_named=path == source)
         if _is_no_text(path.name):
             found.problems.append(f"{printable(path)}: its name is not UTF-8; rename it")
         elif kind == "dicom":
@@ -150,8 +151,11 @@ def _is_no_text(name: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in name)
 
 
-def kind_of_file(path: Path) -> str:
-    """Tell a file by its ending, else by its content: image, dicom, other; "" for no file."""
+def kind_of_file(path: Path, is_named: bool = False) -> str:
+    """Tell a file by its ending, else by its content: image, dicom, other; "" for no file.
+
+    is_named: the user names this very file; a zip beside images is a table or a text.
+    """
     if not path.is_file():
         is_dead_link = path.is_symlink() and not path.exists()
         return "image" if is_dead_link and is_image(path) else ""
@@ -166,7 +170,8 @@ def kind_of_file(path: Path) -> str:
             head = file.read(HEAD_BYTES)
     except OSError:
         return "other"
-    return "image" if _is_known(head) else "other"
+    is_zip = head.startswith(ZIP_MAGIC) and not is_named
+    return "image" if _is_known(head) and not is_zip else "other"
 
 
 def _is_known(head: bytes) -> bool:

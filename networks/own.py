@@ -230,18 +230,20 @@ def write_weights(model: "keras.Model", path: Path) -> None:
             group[str(number)] = weight
 
 
-def keep_code(architecture: str, model: "keras.Model", path: Path) -> dict[str, Any]:
+def keep_code(
+    architecture: str, model: "keras.Model", path: Path, folder: Path = Path()
+) -> dict[str, Any]:
     """Copy a network's file beside its model file; return metadata with which it is built again.
 
     The copy is the code that was run, even if its file was edited since. A package stays where it
-    is installed.
+    is installed. folder: that of a relative path.
     """
     code, function = split(architecture)
     if code.endswith(".py"):
         copy = path.with_name(path.stem + CODE_ENDING)
         copy.parent.mkdir(parents=True, exist_ok=True)
         temporary = copy.with_name(f".{copy.name}")
-        temporary.write_bytes(_sources[Path(code).absolute()])
+        temporary.write_bytes(_sources[(folder / code).absolute()])
         temporary.replace(copy)  # no reader sees half a file
         architecture = f"{copy.name}:{function}"
     return {
@@ -263,7 +265,7 @@ def rebuild(path: Path, metadata: dict[str, Any]) -> "keras.Model":
     if code.endswith(".py"):  # never a file elsewhere, whatever the metadata say
         architecture = f"{Path(code).name}:{function}"
     shape, outputs = tuple(metadata["input_shape"]), metadata["outputs"]
-    activation = last_activation(outputs, metadata.get("overlap", False))
+    activation = last_activation(outputs, metadata.get("masks", {}).get("overlap", False))
     try:
         model = build_own(architecture, shape, outputs, activation, path.parent)
     except UserError as error:

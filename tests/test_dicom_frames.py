@@ -8,7 +8,8 @@ from pydicom import Dataset
 from test_dicom_grey import encode
 
 from imaging import formats
-from imaging.dicom import IS_FILM, dicom_seg
+from imaging.dicom import dicom_seg
+from imaging.scan import NO_DISTANCE
 from utils import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -104,9 +105,9 @@ def test_stacks_of_two_directions_are_refused(tmp_path):
 def test_a_film_of_one_place_stays_as_stored(tmp_path):
     scan = read(tmp_path, enhanced((3, 1, 2), [group(7) for _ in range(3)]))
     assert scan.pixels[:, 0, 0, 0].tolist() == [3, 1, 2] and scan.affine is None
-    assert scan.notes == (IS_FILM,)
+    assert scan.notes == (NO_DISTANCE,)
     plain = encode(np.zeros((3, 64, 64), np.uint8), SliceThickness=None)
-    assert read(tmp_path, plain).notes == (IS_FILM,)
+    assert read(tmp_path, plain).notes == (NO_DISTANCE,)
 
 
 def test_frames_without_positions_stay_as_stored(tmp_path):

@@ -44,7 +44,8 @@ def test_its_mask_refers_to_the_files_in_it(tmp_path):
     scan = formats.read_scan(tmp_path / "series.zip")
     ids = np.zeros(scan.pixels.shape[:3], np.uint8)
     ids[1, 2:5, 2:5] = 1
-    writing.write_mask(tmp_path / "mask", ids, ["organ"], scan)
+    _, note = writing.write_mask(tmp_path / "mask", ids, ["organ"], scan, kind="seg")
+    assert not note
     written = pydicom.dcmread(tmp_path / "mask.dcm")
     referred = written.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     assert {one.ReferencedSOPInstanceUID for one in referred} == {

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,12 @@ def test_files_that_are_no_images_are_named_and_others_told_by_their_content(tmp
     ct_slice(0, 0, {}).save_as(tmp_path / "c.ima", enforce_file_format=True)
     (tmp_path / "notes.xyz").write_text("BM is how a bitmap begins")
     (tmp_path / "raw.bin").write_bytes(bytes(2000))
+    with zipfile.ZipFile(tmp_path / "patients.xlsx", "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
     found = list_inputs(tmp_path)
     assert sorted(item.name for item in found.items) == ["c", "picture", "plain"]
     assert inputs.describe_passed_over(found.passed_over) == (
-        "passed over 2 file(s) that are no images: notes.xyz, raw.bin"
+        "passed over 3 file(s) that are no images: notes.xyz, patients.xlsx, raw.bin"
     )
     for item in found.items:
         assert read_input(item).pixels.size

@@ -131,6 +131,9 @@ def test_spaces_units_and_encodings_of_nrrd():
     turned = formats.decode_scan(ras)
     np.testing.assert_array_equal(turned.pixels[..., 0], voxels[:, ::-1, ::-1])
     np.testing.assert_allclose(turned.affine @ [0, 19, 29, 1], [1, 2, 3, 1])
+    for name in ("right-anterior-superior-time", "RAST"):
+        timed = nrrd(f"{BASE}\nspace: {name}\n{steps}", voxels.tobytes())
+        np.testing.assert_array_equal(formats.decode_scan(timed).affine, turned.affine)
     microns = f'{BASE}\nspace: LPS\n{steps}\nspace units: "um" "um" "um"'
     small = formats.decode_scan(nrrd(microns, voxels.tobytes()))
     np.testing.assert_allclose(small.spacing_mm, (0.002, 0.0006, 0.0005))

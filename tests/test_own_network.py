@@ -220,6 +220,25 @@ def test_a_network_with_layers_of_its_own_takes_its_code_along(write, tmp_path, 
         utils.load_model(moved)
 
 
+def test_classes_that_overlap_do_so_after_loading(write, tmp_path):
+    network = model.build_unet((16, 16, 1), 3, architecture=write(LAYERED), overlap=True)
+    path = tmp_path / "model.h5"
+    save(network, path, "my_net.py:build", masks={"overlap": True})
+    x = np.random.default_rng(0).random((2, 16, 16, 1), np.float32)
+    np.testing.assert_allclose(utils.load_model(path)[0](x), network(x), atol=1e-6)
+
+
+def test_a_network_with_code_is_saved_again_from_any_folder(write, tmp_path, monkeypatch):
+    network = model.build_unet((16, 16, 1), architecture=write(LAYERED))
+    save(network, tmp_path / "run" / "model.h5", "my_net.py:build")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded, facts = utils.load_model(tmp_path / "run" / "model.h5")
+    utils.save_model(loaded, tmp_path / "new" / "adapted.h5", facts, tmp_path / "run")
+    assert (tmp_path / "new" / "adapted_network.py").read_text() == LAYERED
+    assert utils.load_model(tmp_path / "new" / "adapted.h5")[0].count_params()
+
+
 def test_code_is_never_taken_from_another_folder(write, tmp_path):
     network = model.build_unet((16, 16, 1), architecture=write(LAYERED))
     save(network, tmp_path / "run" / "model.h5", "my_net.py:build")

@@ -314,7 +314,16 @@ def test_mistakes_get_a_line(run, tmp_path, monkeypatch, change, message):
         predict.main(predict.Config(**{"model": str(run / "model.h5"), **change}))
 
 
+def write_patients(folder):
+    """Write two patients' images and masks, p1/images/0.png and so on; return the folder."""
+    for patient in ("p1", "p2"):
+        for kind in ("images", "masks"):
+            pictures.write_picture(folder / patient / kind / "0.png", np.eye(32, dtype=np.uint8))
+    return folder
+
+
 def test_the_images_are_never_overwritten(run, discs):
+    patients = write_patients(discs.parent / "by_patient")
     before = {path: path.read_bytes() for path in discs.glob("*/*")}
     (discs / "images").rename(discs / "panels")
     (discs / "images").symlink_to(discs / "panels")
@@ -325,6 +334,7 @@ def test_the_images_are_never_overwritten(run, discs):
         {"input": there, "output": str(discs)},  # whose panels/ they are
         {"data_dir": str(discs), "output": there},
         {"data_dir": str(discs), "output": str(discs / "masks")},
+        {"data_dir": str(patients), "output": str(patients)},
     ):
         with pytest.raises(UserError, match="holds the images; name another folder"):
             predict.main(predict.Config(model=str(run / "model.h5"), **change))

@@ -12,7 +12,7 @@ import data
 import utils
 from dataset import fingerprints, split_table
 from dataset.layouts import Pair
-from dataset.split_table import read_rows, read_split, write_split
+from dataset.split_table import mark_split, read_rows, read_split, write_split
 from training import run_folder, run_identity
 from utils import UserError
 
@@ -296,6 +296,37 @@ def test_images_that_are_kept_for_testing_are_not_new(discs, tmp_path):
     rows = read_rows(tmp_path / "split.csv")
     assert run_identity.changed_data(rows, pairs) == ([], [])
     assert run_identity.is_same_data(rows, pairs)
+
+
+def test_images_that_came_while_it_was_stopped_are_not_new_afterwards(discs, tmp_path):
+    pairs = data.find_pairs(discs)[0]
+    run_folder.start(tmp_path, Config(), pairs[:9], ["train", "val", "test"] * 3)
+    before = run_folder.go_on(tmp_path)
+    assert run_folder.resume(tmp_path, Config(), pairs) == ["train", "val", "test"] * 3 + [""] * 3
+    rows = read_rows(tmp_path / "split.csv")
+    assert run_identity.changed_data(rows, pairs) == ([], [])
+    assert run_folder.go_on(tmp_path) == mark_split(rows) != before
+
+
+def test_equal_images_of_two_patients_keep_their_subsets(discs, tmp_path):
+    pairs = data.find_pairs(discs)[0][:1]
+    other = tmp_path / "other"
+    for path in (pairs[0].image, *pairs[0].masks):
+        copy = other / path.parent.name / path.name
+        copy.parent.mkdir(parents=True)
+        shutil.copy(path, copy)
+    pairs += data.find_pairs(other)[0]
+    run_folder.start(tmp_path / "run", Config(), pairs, ["train", "test"])
+    assert run_folder.resume(tmp_path / "run", Config(), pairs) == ["train", "test"]
+
+
+def test_a_run_that_goes_on_is_not_finished_before_its_curves_are_drawn(discs, tmp_path):
+    pairs = data.find_pairs(discs)[0]
+    run_folder.start(tmp_path, Config(), pairs, ["train"] * len(pairs))
+    (tmp_path / "curves.png").touch()
+    run_folder.go_on(tmp_path)
+    (tmp_path / "model.h5").touch()
+    assert not run_folder.is_complete(tmp_path, Config(epochs=1), [{}])
 
 
 def test_a_series_changes_with_each_of_its_files(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imaging import formats
+from imaging.scan import NO_DISTANCE
 from utils import UserError
 
 STACK = np.random.default_rng(0).integers(0, 200, (2, 4, 3, 20, 31), dtype=np.uint8)  # T, Z, C
@@ -185,13 +186,17 @@ def test_the_orientation_tag_turns_the_spacing_too():
         assert formats.decode_scan(content).spacing_mm == pytest.approx(spacing)
 
 
-@pytest.mark.parametrize(("written", "slices"), [(-2.0, 2.0), (0, 1.0), ("wide", 1.0)])
-def test_the_distance_of_slices_is_positive(written, slices):
+@pytest.mark.parametrize(("written", "slices"), [(-2.0, 2.0), (0, 0), ("wide", 0)])
+def test_the_distance_of_slices_is_positive_and_told_if_it_is_not_known(written, slices):
     more = {"imagej": True, "resolution": (20, 10)}
     content = tiff(
-        np.zeros((3, 20, 31), np.uint8), metadata={"unit": "mm", "spacing": written}, **more
+        np.zeros((5, 20, 31), np.uint8),
+        metadata={"axes": "ZYX", "unit": "mm", "spacing": written},
+        **more,
     )
-    assert formats.decode_scan(content).spacing_mm[0] == slices
+    scan = formats.decode_scan(content)
+    assert scan.spacing_mm[0] == (slices or 1.0)
+    assert (NO_DISTANCE in scan.notes) == (not slices)
 
 
 def many_pages(count: int) -> bytes:

@@ -19,7 +19,7 @@ import h5py
 import utils
 from dataset.layouts import Pair
 from dataset.pairs import KEPT_APART
-from dataset.split_table import make_rows, read_rows, write_split
+from dataset.split_table import make_rows, mark_split, read_rows, write_split
 from inference.sampler import Sampler
 from training import run_identity
 from utils import UserError, atomic
@@ -154,18 +154,30 @@ def resume(folder: Path, config: Any, pairs: Sequence[Pair]) -> list[str]:
     subset_of: dict[Any, str] = {}
     for row in rows:
         subset_of[row.key if row.fingerprints else row.pair.image.absolute()] = row.subset
+    # Black slices of two patients may have one key; where they lie tells them apart.
+    unmoved = {(row.key, row.pair.image.absolute()): row.subset for row in rows}
     subsets = []
     for pair, key in zip(pairs, keys, strict=True):
-        subsets.append(subset_of.get(key, subset_of.get(pair.image.absolute(), "")))
+        image = pair.image.absolute()
+        subsets.append(unmoved.get((key, image), subset_of.get(key, subset_of.get(image, ""))))
     gone = set(subset_of) - set(keys) - {pair.image.absolute() for pair in pairs}
     for row in rows:
         if row.key in gone or row.pair.image.absolute() in gone:
             raise UserError(run_identity.gone(row.pair.image))
     if any(row.fingerprints for row in rows):
         # The data may have been moved.
-        write_split(folder / "split.csv", pairs, subsets)
+        write_split(folder / "split.csv", pairs, [subset or KEPT_APART for subset in subsets])
     write_config(folder, config)
     return subsets
+
+
+def go_on(folder: Path) -> str:
+    """Take a run for unfinished from now on; return by what its model file knows its split."""
+    (folder / "curves.png").unlink(missing_ok=True)  # drawn when all else is done
+    mark = mark_split(read_rows(folder / "split.csv"))
+    if (folder / "model.h5").is_file():
+        utils.update_metadata(folder / "model.h5", split=mark)
+    return mark
 
 
 def read_input(folder: Path | None) -> tuple[Sampler | None, int]:

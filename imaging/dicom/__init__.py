@@ -19,13 +19,10 @@ from imaging.dicom.dicom_geometry import (
     usual_step_mm,
 )
 from imaging.dicom.dicom_grey import Proposal, fill_empty_slices, to_grey
-from imaging.scan import Scan
+from imaging.scan import NO_DISTANCE, Scan
 from utils import UserError, first_line
 
 __all__ = ["MAGIC", "decode_dicom", "decode_header", "is_dicom", "read_header"]
-
-
-IS_FILM = "the distance between its frames is not known, as in films: its volumes in ml say nothing"
 
 
 def is_seg(header: Any) -> bool:
@@ -139,7 +136,7 @@ def _spacing_mm(header: Any) -> tuple[tuple[float, float, float] | None, tuple[s
     if spacing and step:
         spacing = (step, *spacing[1:])
     elif spacing and (positions or not knows_distance(header)):
-        notes = (*notes, IS_FILM)
+        notes = (*notes, NO_DISTANCE)
     names = [f"frame {i + 1}" for i in range(len(positions))]
     return spacing, (*notes, *describe_gaps(positions, names))
 

@@ -182,8 +182,9 @@ def declared_bytes(header: Any) -> int:
     rows, columns = int(header.get("Rows") or 1), int(header.get("Columns") or 1)
     samples = int(header.get("SamplesPerPixel") or 1)
     bytes_per_sample = -(-int(header.get("BitsAllocated") or 1) // 8)
-    # A pixel of a palette becomes three colours of 16 bits: 6 bytes.
-    return frames * rows * columns * max(6, bytes_per_sample * samples)
+    # A pixel of a palette becomes three colours of 16 bits.
+    is_palette = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
+    return frames * rows * columns * max(6 if is_palette else 4, bytes_per_sample * samples)
 
 
 def _start(content: bytes) -> tuple[int, str]:

@@ -89,7 +89,7 @@ def _classes_of(header: Any, names: Sequence[str]) -> dict[int, int]:
 def _slices_of(image: Scan) -> list[np.ndarray]:
     """Give each slice's affine (4, 4) to RAS in mm. Raises UserError if the image has none."""
     affines = None
-    if image.format == "DICOM":
+    if "DICOM" in image.format:  # also in a zip
         affines = slice_affines(image.header)
     elif image.affine is not None:
         affines = []
@@ -107,7 +107,7 @@ def _slices_of(image: Scan) -> list[np.ndarray]:
 
 def _check_reference(header: Any, image: Scan) -> None:
     """Raise UserError if contours and image have different coordinate systems."""
-    ours = str(image.header[0].get("FrameOfReferenceUID") or "") if image.format == "DICOM" else ""
+    ours = str(image.header[0].get("FrameOfReferenceUID") or "") if "DICOM" in image.format else ""
     theirs = {
         str(item.get(name) or "")
         for sequence, name in (
