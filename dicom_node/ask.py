@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from dicom_node.errors import AwayError, RefusedError
+from dicom_node.errors import AwayError, FaultError, RefusedError
 from imaging.dicom import dicom_series
 from utils import UserError
 
 TIMEOUT_S = 600  # for a volume
-# The image will not be segmented: malformed, too large, too slow, or it meets a fault of ours.
-REFUSED = (400, 406, 413, 415, 422, 500, 504)
+REFUSED = (400, 406, 413, 415, 422)  # the image will not be segmented: malformed, too large
+FAULTS = (500, 504)  # a fault of ours, or too slow: perhaps not another time
 ALONE, WITH_MORE = "application/dicom", "application/zip"  # the segmentation; a zip of objects
 SEGMENTATION = "segmentation.dcm"
 MORE = ("report", "overlay")  # that may go with a segmentation
@@ -65,6 +65,8 @@ class Service:
             return unpack(content, self.also) if self.also else [content]
         if answer.status in REFUSED:
             raise RefusedError(read_detail(content, answer.status))
+        if answer.status in FAULTS:
+            raise FaultError(read_detail(content, answer.status))
         raise AwayError(f"the service answers {answer.status}")
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -115,14 +117,17 @@ def read_detail(content: bytes, status: int) -> str:
         return f"the service answered {status}"
 
 
-def find_volumes(folder: Path) -> list[list[Path]]:
-    """List the volumes and images of a series' folder, each as its files. Raises RefusedError."""
+def find_volumes(folder: Path) -> tuple[list[list[Path]], int]:
+    """List the volumes and images of a series' folder, each as its files, and count what is left.
+
+    Raises RefusedError if there is none.
+    """
     files = dicom_series.series_files(folder)
     volumes, notes = dicom_series.group_files(files)
     if not volumes:
         reasons = [note.removeprefix(f"{folder}/") for note in notes]
         raise RefusedError("; ".join(reasons) or "no DICOM files")
-    return volumes
+    return volumes, len(files) - sum(map(len, volumes))
 
 
 def pack(files: Sequence[Path], place: Path) -> Path:

@@ -4,19 +4,21 @@ import io
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import prometheus_client as prometheus
 import pydicom
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from dicom_node.ask import find_volumes, pack
-from dicom_node.errors import AwayError, RefusedError
+from dicom_node.errors import AwayError, FaultError, RefusedError
 from dicom_node.spool import Spool
 from serving.monitoring import log_event
 
 TICK_S = 0.5  # between two looks into the spool
+MAX_FAULTS = 3  # of the service with a series; then the series is put aside
 
 
 class Service(Protocol):
@@ -45,25 +47,26 @@ class Node:
         self.spool, self.service, self.destination = spool, service, destination
         self.retry_s = retry_s
         self.tried: dict[str, float] = {}  # when a series or a file found no answer
-        self.registry = CollectorRegistry()
-        self.done = Counter(
+        self.faults = Counter[str]()  # of the service, by series
+        self.registry = prometheus.CollectorRegistry()
+        self.done = prometheus.Counter(
             "unet_node_done",
             "Images segmented, segmentations sent, and what was put aside",
             ["what"],
             registry=self.registry,
         )
-        self.away = Counter(
+        self.away = prometheus.Counter(
             "unet_node_away", "Tries without an answer", ["whose"], registry=self.registry
         )
 
     def expose(self, host: str, port: int) -> None:
         """Show the metrics to Prometheus."""
-        waiting = Gauge(
+        waiting = prometheus.Gauge(
             "unet_node_spool", "Series and files in the spool", ["folder"], registry=self.registry
         )
         for name in self.spool.counts():
             waiting.labels(name).set_function(lambda name=name: self.spool.counts()[name])
-        start_http_server(port, host, self.registry)
+        prometheus.start_http_server(port, host, self.registry)
 
     # --------------------------------------------------------------------------------- segmenting
 
@@ -73,18 +76,24 @@ class Node:
         series = self.spool.take(quiet_s, self._waiting())
         if series is None:
             return False
-        found, refused = [], []
+        found, refused, left_out = [], [], 0
         try:
-            for files in find_volumes(series):
+            volumes, left_out = find_volumes(series)
+            for files in volumes:
                 try:
                     found.append(self._segment(files))
                 except RefusedError as error:
                     more = f" and {len(files) - 1} more" if files[1:] else ""
                     refused.append(f"{files[0].name}{more}: {error}")
         except AwayError as error:
-            self._wait(series.name, "service", error)
-            return True
+            if isinstance(error, FaultError):
+                self.faults[series.name] += 1
+            if self.faults[series.name] < MAX_FAULTS:
+                self._wait(series.name, "service", error)
+                return True
+            refused.append(str(error))
         except OSError:
+            self.tried[series.name] = time.monotonic()  # the others go on meanwhile
             raise
         except Exception as error:  # whatever a malformed series leads to; the others go on
             refused.append(describe(error))
@@ -96,8 +105,11 @@ class Node:
             self._put_aside(series, "\n".join(refused))
         else:
             self.spool.remove(series)
+        self.faults.pop(series.name, None)
         self.done.labels("segmented").inc(len(found))
-        log_event(event="series", segmented=len(found), refused=len(refused))
+        # Left out: pictures of the screen, copies, slices of another size.
+        told = {"segmented": len(found), "refused": len(refused), "left_out": left_out}
+        log_event(event="series", **told)
         return True
 
     def _segment(self, files: Sequence[Path]) -> dict[str, bytes]:
@@ -132,6 +144,7 @@ class Node:
         except AwayError as error:
             self._wait(path.name, "destination", error)
         except OSError:
+            self.tried[path.name] = time.monotonic()
             raise
         except Exception as error:  # also one that is damaged; the others go on
             self._put_aside(path, describe(error))

@@ -8,6 +8,7 @@ import urllib.request
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from pynetdicom import AE
@@ -65,6 +66,13 @@ class Store:
         raise AwayError(f"{self.title} answers with {shown}")
 
 
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follow no redirect: it would turn the POST into a GET, whose answer says nothing."""
+
+    def redirect_request(self, *args: Any, **more: Any) -> None:
+        """Let a redirect be an error."""
+
+
 @dataclass(frozen=True)
 class Stow:
     """A DICOMweb server, by the URL of its studies."""
@@ -80,8 +88,9 @@ class Stow:
         kind = f'multipart/related; type="application/dicom"; boundary={mark}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         request = urllib.request.Request(self.url, body, headers)
+        https = urllib.request.HTTPSHandler(context=self.tls)
         try:
-            urllib.request.urlopen(request, timeout=TIMEOUT_S, context=self.tls).close()
+            urllib.request.build_opener(NoRedirect, https).open(request, timeout=TIMEOUT_S).close()
         except urllib.error.HTTPError as error:
             failure = f"the destination answers {error.code}"
             raise (RefusedError if error.code in REFUSED else AwayError)(failure) from None

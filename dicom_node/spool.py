@@ -21,7 +21,7 @@ from pathlib import Path
 
 from utils import UserError
 
-UID = re.compile(r"[0-9.]{1,64}")
+UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 FOLDERS = ("receiving", "incoming", "working", "outgoing", "quarantine")
 MIN_FREE_BYTES = 2**28  # of the disk; then nothing more is taken
 ABANDONED_S = 120  # since a caller sent the last bytes of a file
@@ -48,7 +48,7 @@ class Spool:
         # What a process left that was killed.
         for path in self.receiving.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for series in list(self.working.iterdir()):
+        for series in folders_in(self.working):
             self._put_back(series)
 
     def _lock(self) -> None:
@@ -72,7 +72,7 @@ class Spool:
 
     def keep(self, path: Path, series: str, instance: str) -> None:
         """Take over a file that has come. Raises ValueError for names that are no UIDs."""
-        if not (UID.fullmatch(series) and UID.fullmatch(instance)) or ".." in series + instance:
+        if not (UID.fullmatch(series) and UID.fullmatch(instance)):
             raise ValueError("the series or the instance has no valid UID")
         sync(path)
         place = self.incoming / series / f"{instance}.dcm"
@@ -103,10 +103,10 @@ class Spool:
 
         later: those that are left where they are, because the service is away.
         """
-        for series in sorted(self.working.iterdir()):
+        for series in sorted(folders_in(self.working)):
             if series.name not in later:
                 return series
-        for series in sorted(self.incoming.iterdir(), key=last_change):
+        for series in sorted(folders_in(self.incoming), key=last_change):
             is_free = series.name not in later and not (self.working / series.name).exists()
             if is_free and time.time() - last_change(series) >= quiet_s:
                 return series.rename(self.working / series.name)
@@ -154,6 +154,11 @@ class Spool:
         for path in series.iterdir():
             path.replace(place / path.name)
         series.rmdir()
+
+
+def folders_in(place: Path) -> list[Path]:
+    """List the folders in one; what else an operator may have put there is left alone."""
+    return [path for path in place.iterdir() if path.is_dir()]
 
 
 def last_change(series: Path) -> float:

@@ -20,6 +20,7 @@ STATES = (QUEUED, RUNNING, DONE, FAILED)
 MAX_TRIES = 3  # of a job whose service was killed each time; perhaps the job was the reason
 LEASE_S = 30  # a job whose replica has not been seen for so long begins again
 MAX_JOBS, MAX_BYTES = 1000, 2**32  # that are kept at a time
+OWN_SHARE = 0.75  # of them, that one owner may have
 ID = re.compile("[0-9a-f]{32}")
 SHOWN = ("id", "state", "model", "version", "created", "started", "finished")
 
@@ -56,9 +57,11 @@ class Jobs:
             self._expire(execute)
             sizes = "COALESCE(LENGTH(content), 0) + COALESCE(LENGTH(answer), 0)"
             query = f"SELECT COUNT(*), COALESCE(SUM({sizes}), 0) FROM jobs"
-            count, size = execute(query).fetchone()
-            if count >= MAX_JOBS or size + len(content) > MAX_BYTES:
-                raise Problem(503, "too many jobs are kept; try again later", Retry_After="60")
+            for where, share in (("", 1), ("WHERE owner = ?", OWN_SHARE)):
+                args = (owner,) if where else ()
+                count, size = execute(f"{query} {where}", args).fetchone()
+                if count >= share * MAX_JOBS or size + len(content) > share * MAX_BYTES:
+                    raise Problem(503, "too many jobs are kept; try again later", Retry_After="60")
             row = (job_id, owner, QUEUED, model, version, json.dumps(list(accepted)), time.time())
             columns = "id, owner, state, model, version, accepted, created, content"
             execute(
@@ -112,16 +115,29 @@ class Jobs:
     # ----------------------------------------------------------------------------- for the service
 
     def take(self) -> Job | None:
-        """Begin with the job that has waited longest; None if none waits."""
+        """Begin with a job; None if none waits.
+
+        It is the oldest of the owner who was served longest ago.
+        """
         now = time.time()
         with self.store.change() as execute:
             self._expire(execute)
+            waits = (QUEUED, RUNNING, now - LEASE_S)
+            owner = execute(
+                "SELECT owner FROM jobs GROUP BY owner "
+                "HAVING SUM(CASE WHEN state = ? OR (state = ? AND seen < ?) THEN 1 ELSE 0 END) > 0 "
+                "ORDER BY COALESCE(MAX(started), 0), MIN(created) LIMIT 1",
+                waits,
+            ).fetchone()
+            if owner is None:
+                return None
             row = execute(
                 "UPDATE jobs SET state = ?, started = ?, seen = ?, runner = ?, tries = tries + 1 "
-                "WHERE id = (SELECT id FROM jobs WHERE state = ? OR (state = ? AND seen < ?) "
+                "WHERE id = (SELECT id FROM jobs "
+                "WHERE (state = ? OR (state = ? AND seen < ?)) AND owner = ? "
                 f"ORDER BY created LIMIT 1 {self.store.one_taker}) "
                 "RETURNING id, model, version, accepted, content, tries",
-                (RUNNING, now, now, self.runner, QUEUED, RUNNING, now - LEASE_S),
+                (RUNNING, now, now, self.runner, *waits, *owner),
             ).fetchone()
         return Job(*row[:3], json.loads(row[3]), *row[4:]) if row else None
 

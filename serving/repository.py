@@ -231,6 +231,9 @@ def resolve(name: str, version: str, served: dict[Key, Served], aliases: dict[st
         name, _, version = aliases[name].partition("/")
         if not version and name in aliases:  # of the name itself
             name, _, version = aliases[name].partition("/")
+    elif name in aliases and name not in names:
+        target, _, pinned = aliases[name].partition("/")
+        name = target if pinned in ("", version) else name
     numbers = [int(key[1]) for key in served if key[0] == name]
     version = version or str(max(numbers, default=""))
     if (name, version) not in served:

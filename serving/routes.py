@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse, JSONResponse
 
@@ -103,7 +104,7 @@ async def ready(request: Request) -> dict[str, bool]:
 def metrics(request: Request) -> Response:
     """Return the metrics for Prometheus."""
     service = get_service(request)
-    text = service.metrics.exposition(service.repository.pending, service.job_counts)
+    text = service.metrics.exposition(service.queue_length, service.job_counts)
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -258,9 +259,13 @@ def repository_index(request: Request) -> list[dict[str, str]]:
 
 
 @v2.post(f"{V2_REPOSITORY}/load", **openapi.OBJECT)
-def load(request: Request) -> dict[str, Any]:
+async def load(request: Request) -> dict[str, Any]:
     """Load a model's versions from the folder; what was changed or removed there is noticed."""
-    get_service(request).repository.load(request.path_params["model"])
+    service = get_service(request)
+    # From a bucket it takes as long as a volume.
+    now = asyncio.get_running_loop().time()
+    request.scope["deadline"].reschedule(now + service.config.volume_timeout_s)
+    await run_in_threadpool(service.repository.load, request.path_params["model"])
     return {}
 
 

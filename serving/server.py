@@ -94,6 +94,7 @@ class Server(uvicorn.Server):
         """Stop. Load balancers see it at /readyz first; running requests are finished."""
         print("stopping; running requests are finished first", flush=True)
         self.service.ready = False
+        await self.service.stop_jobs()
         if not self.is_ctrl_c:
             await asyncio.sleep(self.service.config.drain_s)
         await super().shutdown(sockets)

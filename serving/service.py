@@ -81,12 +81,21 @@ class Service:
     async def stop(self) -> None:
         """Finish the running requests, then end the workers."""
         self.ready = False
-        if self.runner:
-            self.runner.cancel()  # a job that runs begins again at the next start
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.runner
+        await self.stop_jobs()
         await self.repository.stop()
         self.workers.stop()
+
+    async def stop_jobs(self) -> None:
+        """Begin with no more jobs. One that runs begins again, elsewhere or at the next start."""
+        if self.runner:
+            self.runner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.runner
+
+    @property
+    def queue_length(self) -> int:
+        """How many images wait or are computed."""
+        return self.repository.pending + self.turns.length + self.volume_turns.length
 
     async def segment(
         self,

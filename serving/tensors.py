@@ -67,6 +67,11 @@ def to_array(data: Any, shape: tuple[int, ...]) -> np.ndarray:
     expected = math.prod(shape)
     if array.size != expected:
         raise Problem(400, f"the input has {array.size} numbers; its shape needs {expected}")
+    # Transposed images have as many numbers, and another mask.
+    nested, wanted = ([side for side in one if side != 1] for one in (array.shape, shape))
+    if array.ndim > 1 and nested != wanted and array.shape != (shape[0], expected // shape[0]):
+        sides = ", ".join(map(str, array.shape))
+        raise Problem(400, f"the input is nested as [{sides}]; expected {list(shape)}, or flat")
     return array.reshape(shape)
 
 

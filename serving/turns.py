@@ -30,6 +30,11 @@ class Turns:
         finally:
             self._give_back(client)
 
+    @property
+    def length(self) -> int:
+        """How many wait."""
+        return sum(len(turns) for turns in list(self.waiting.values()))
+
     def _may_have(self, client: str) -> bool:
         return self.held.total() < self.count and self.held[client] < self.most
 

@@ -39,8 +39,8 @@ import metrics
 from dataset.reading import read_truth
 from dicom_node import ask, send, spool
 from dicom_node.__main__ import Config, check_config, make_tls
-from dicom_node.errors import AwayError, RefusedError
-from dicom_node.node import Node
+from dicom_node.errors import AwayError, FaultError, RefusedError
+from dicom_node.node import MAX_FAULTS, Node
 from dicom_node.receive import parse_callers
 from dicom_node.spool import Spool
 from imaging import formats
@@ -125,7 +125,7 @@ def test_a_killed_node_begins_again(made, tmp_path):
     assert len(list(again.take(0).iterdir())) == 5 and not list(again.receiving.iterdir())
 
 
-@pytest.mark.parametrize("uid", ["../1", "", "1.2/3", "a.b", "1" * 65, ".."])
+@pytest.mark.parametrize("uid", ["../1", "", "1.2/3", "a.b", "1" * 65, "..", ".", "1."])
 def test_names_that_are_no_uids_are_not_taken(made, uid):
     (made.receiving / "x").write_bytes(b"x")
     with pytest.raises(ValueError, match="no valid UID"):
@@ -142,6 +142,16 @@ def test_what_is_put_aside_twice_is_kept_twice(made, tmp_path):
     assert (first.name, second.name) == ("1.2.3", "1.2.3-1")
     assert (first / "1.2.3.dcm").read_text() == "one"
     assert (second / spool.REASON).read_text() == "because two\n"
+
+
+def test_what_an_operator_leaves_in_the_spool_stops_nothing(made, tmp_path):
+    (made.incoming / ".DS_Store").write_bytes(b"x")
+    (made.working / "1.2.3.dcm").write_bytes(b"x")
+    write_series(tmp_path / "in")
+    arrive(made, tmp_path / "in")
+    assert made.take(0).name == "1.2.3"
+    made.lock.close()
+    assert Spool(made.root).take(0).name == "1.2.3"
 
 
 def test_two_nodes_never_share_a_spool(made):
@@ -261,14 +271,15 @@ def test_a_segmentation_is_not_segmented(made, tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(400, RefusedError), (413, RefusedError), (500, RefusedError), (401, AwayError)]
+    [(400, RefusedError), (413, RefusedError), (500, FaultError), (401, AwayError)]
     + [(429, AwayError), (503, AwayError), (502, AwayError)],
 )
 def test_the_services_answers(status, error):
     with answering(status, b'{"detail": "too dark"}') as url, pytest.raises(error) as caught:
         ask.Service(url).segment(io.BytesIO(b"x"), 1)
+    assert type(caught.value) is error
     assert str(caught.value) == (
-        "too dark" if error is RefusedError else f"the service answers {status}"
+        f"the service answers {status}" if error is AwayError else "too dark"
     )
 
 
@@ -283,6 +294,17 @@ def test_a_service_that_is_not_there(tmp_path):
     for name, why in (("key", "cannot be read"), ("none", "cannot be read"), ("two", "several")):
         with pytest.raises(UserError, match=why):
             ask.Service("http://127.0.0.1", str(tmp_path / name))
+
+
+def test_a_fault_of_the_service_is_tried_again_a_few_times(made, tmp_path):
+    write_series(tmp_path / "in", positions=(0,))
+    arrive(made, tmp_path / "in")
+    node = make_node(made, FakeService(*[FaultError("too slow")] * MAX_FAULTS), retry_s=0)
+    for number in range(MAX_FAULTS):
+        assert made.counts()["quarantine"] == 0, number
+        assert node.segment_next(0)
+    (aside,) = made.quarantined.iterdir()
+    assert "too slow" in (aside / spool.REASON).read_text() and not node.segment_next(0)
 
 
 def test_what_may_go_with_a_segmentation():
@@ -325,6 +347,16 @@ def test_a_segmentation_is_sent_until_it_is_taken_and_others_go_on(made):
     assert not node.send_next()  # not yet
     node.retry_s = 0
     assert node.send_next() and made.counts()["outgoing"] == 0 and not node.send_next()
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(made):
+    (made.outgoing / "1.1.dcm").mkdir()  # as an operator may have put it back
+    made.put_out(b"1", "1.2")
+    node = make_node(made, None, FakeDestination(IsADirectoryError(), None))
+    with pytest.raises(IsADirectoryError):
+        node.send_next()
+    assert node.send_next() and not (made.outgoing / "1.2.dcm").exists()
+    assert not node.send_next()  # not yet
 
 
 def test_a_segmentation_that_is_not_wanted_is_put_aside(made):
@@ -407,8 +439,8 @@ def test_a_peer_that_is_not_there_or_does_not_want_us(tmp_path):
 
 
 @contextlib.contextmanager
-def answering(status, body=b"", asked=None):
-    """A web server with one answer: its URL."""
+def answering(status, body=b"", asked=None, headers=()):
+    """A web server with one answer to a POST: its URL. A GET is well answered."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -416,9 +448,16 @@ def answering(status, body=b"", asked=None):
             if asked is not None:
                 asked.append((self.headers["Content-Type"], content))
             self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *args):
             pass
@@ -447,6 +486,10 @@ def test_it_is_sent_by_stow(tmp_path):
     ):
         with answering(status) as url, pytest.raises(error, match=f"answers {status}"):
             send.parse_destination(url, "UNET", None).send(tmp_path / "seg.dcm")
+    for status in (301, 302, 303, 307, 308):
+        moved = answering(status, headers=[("Location", "/login")])
+        with moved as url, pytest.raises(AwayError, match=f"answers {status}"):
+            send.Stow(url).send(tmp_path / "seg.dcm")
     with pytest.raises(AwayError, match="does not answer"):
         send.Stow(f"http://127.0.0.1:{free_port()}").send(tmp_path / "seg.dcm")
 

@@ -131,6 +131,18 @@ def test_the_first_that_came_is_the_first_done(kept):
     assert [kept.take().id for _ in names] == names
 
 
+def test_owners_come_in_turn_and_leave_room_for_others(kept, monkeypatch):
+    many = [submit(kept, "alice") for _ in range(3)]
+    late = submit(kept, "bob")
+    assert [kept.take().id for _ in range(4)] == [many[0], late, *many[1:]]
+    monkeypatch.setattr(jobs, "MAX_JOBS", 8)
+    for _ in range(3):
+        submit(kept, "alice")
+    with pytest.raises(Problem, match="too many jobs are kept"):
+        submit(kept, "alice")
+    assert submit(kept, "bob")
+
+
 def test_a_job_belongs_to_its_key(kept):
     name = submit(kept, "alice")
     for act in (kept.describe, kept.result, kept.remove):

@@ -62,6 +62,10 @@ def test_the_highest_version_answers_or_what_an_alias_names(tmp_path):
     assert repository.find().title == repository.find("lungs").title == "lungs/10"
     assert repository.find("stable").title == "lungs/2"
     assert repository.find("lungs", "1").title == "lungs/1"
+    assert repository.find("default", "1").title == "lungs/1"
+    assert repository.find("stable", "2").title == "lungs/2"
+    with pytest.raises(Problem, match="no model stable of version 1 is served"):
+        repository.find("stable", "1")
     # Rolled back by an alias of the model's own name.
     write_aliases(tmp_path, default="lungs", lungs="lungs/2")
     repository.reload()

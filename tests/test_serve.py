@@ -35,6 +35,7 @@ from inference import engines
 from serving import server
 from serving.errors import Problem
 from serving.network import NetworkThreads
+from serving.tensors import to_array
 
 BUNDLED = ROOT / "files" / "lungs.h5"
 V2_MODEL = "/v2/models/unet"
@@ -224,6 +225,16 @@ def test_tritons_own_client_gets_what_onnx_runtime_gives(service, exported):
     assert spent["success"]["ns"] == spent["queue"]["ns"] + spent["compute_infer"]["ns"] > 0
 
 
+def test_transposed_images_are_refused():
+    batch = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    for data in (batch, batch[0], batch.ravel(), batch.reshape(1, -1)):
+        np.testing.assert_array_equal(to_array(data.tolist(), batch.shape), batch)
+    for axes in ((0, 3, 1, 2), (0, 2, 1, 3)):
+        turned = batch.transpose(axes).tolist()
+        with pytest.raises(Problem, match=r"the input is nested as \[1, .*expected \[1, 2, 3, 4\]"):
+            to_array(turned, batch.shape)
+
+
 def test_tensorflow_servings_clients_are_answered(service, exported):
     batch = np.random.default_rng(0).uniform(size=(2, *INPUT)).astype(np.float32)
     expected = run_exported(exported, batch)
@@ -239,6 +250,8 @@ def test_tensorflow_servings_clients_are_answered(service, exported):
         == "AVAILABLE"
     )
     assert "error" in service.client.post(route, json={"instances": [[1]]}).json()
+    flat = {"instances": batch.reshape(len(batch), -1).tolist()}
+    assert service.client.post(route, json=flat).status_code == 200
 
 
 @pytest.mark.parametrize(
