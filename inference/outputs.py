@@ -44,6 +44,10 @@ class Writer:
         """Write the files of an image, in any thread; `add` what it returns."""
         classes = Classes.from_metadata(self.metadata)
         names, place = classes.names, self.folder / item.name
+        # By this file the folder is known as results, also after a kill.
+        table = self.folder / MEASUREMENTS
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.touch()
         written = writing.write_masks(self.folder, item.name, found.ids, classes, scan, self.kind)
         judged, rows = found.quality, []
         own = [judged.note] if judged and judged.note else []

@@ -16,11 +16,11 @@ from imaging import formats, pictures, writing
 from imaging.channel_files import channel_endings
 from imaging.files import file_stem
 from imaging.scan import Scan
-from inference import inputs, measurements, models, output_names, segment_files
+from inference import inputs, measurements, models, output_names, outputs, segment_files
 from inference.inputs import Input, list_inputs, read_input
 from inference.output_names import name_outputs
 from inference.problems import Problems
-from inference.segment import Options
+from inference.segment import Options, Prediction
 from utils import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
@@ -87,6 +87,17 @@ def test_the_results_of_an_earlier_call_are_no_input(tmp_path):
     found = inputs.list_inputs(tmp_path, tmp_path / "elsewhere")
     assert [item.name for item in found.items] == ["a"]
     assert found.notes == [f"{tmp_path / 'out'} holds earlier results, so it is left out"]
+
+
+def test_the_results_of_a_killed_call_are_no_input(tmp_path):
+    draw(tmp_path / "a.png")
+    (item,) = list_inputs(tmp_path).items
+    scan = read_input(item)
+    found = Prediction(np.zeros(scan.pixels.shape[:3], np.uint8), None, 0.0, None, None)
+    writer = outputs.Writer(tmp_path / "out", utils.make_metadata(["x"], (16, 16), 1))
+    writer.write(item, scan, found)  # and no more
+    assert (tmp_path / "out" / "a.png").is_file()
+    assert names_of(tmp_path, output=tmp_path / "out") == ["a"]
 
 
 def test_headers_that_cannot_be_read_stop_nothing(tmp_path):

@@ -22,6 +22,11 @@ TRAININGS = {
     "attention gates": ["--architecture", "attention"],
     "U-Net++": ["--architecture", "unet++"],
     "U-Net 3+": ["--architecture", "unet3+"],
+    # Made by benchmarks.imagenet_weights.
+    "pretrained encoder": [
+        *("--architecture", "efficientnetlite0"),
+        *("--init-weights", "efficientnet-lite0.weights.h5"),
+    ],
     "group normalization": ["--normalization", "group"],
     "instance normalization": ["--normalization", "instance"],
     "no normalization": ["--normalization", "none"],
