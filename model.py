@@ -194,30 +194,15 @@ def call_as_layer(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
 # --------------------------------------------------------------------------------------- decoders
 
 
-def decode(
-    features: list[KerasTensor], settings: Settings, block: Block, attention: bool = False
-) -> KerasTensor:
+def decode(features: list[KerasTensor], settings: Settings, block: Block) -> KerasTensor:
     """Run the expanding path: up-convolution, skip connection, block; the finest map is left."""
     x = features[-1]
     for number in reversed(range(len(features) - 1)):
         name, level, skip = f"decoder{number}", settings.levels[number], features[number]
         x = upsample(x, level, name)  # (N, H/2^l, W/2^l, 2^l F)
-        skip = attention_gate(skip, x, name) if attention else skip
         x = layers.Concatenate(name=f"{name}_skip")([skip, x])  # (N, H/2^l, W/2^l, 2^(l+1) F)
         x = block(x, settings, level, name)  # (N, H/2^l, W/2^l, 2^l F)
     return x
-
-
-def attention_gate(skip: KerasTensor, signal: KerasTensor, name: str) -> KerasTensor:
-    """Weight each pixel of `skip` by itself and the coarser `signal` (Oktay et al. 2018)."""
-    inner = max(1, skip.shape[-1] // 2)
-    convolution = spatial("Conv", skip)
-    from_skip = convolution(inner, 1, name=f"{name}_gate_skip")(skip)
-    from_signal = convolution(inner, 1, name=f"{name}_gate_signal")(signal)
-    x = layers.Add(name=f"{name}_gate_add")([from_skip, from_signal])
-    x = layers.Activation("relu", name=f"{name}_gate_relu")(x)
-    weight = convolution(1, 1, activation="sigmoid", name=f"{name}_gate")(x)  # (N, H, W, 1)
-    return layers.Multiply(name=f"{name}_gated")([skip, weight])
 
 
 def decode_nested(features: list[KerasTensor], settings: Settings, block: Block) -> KerasTensor:
@@ -230,48 +215,6 @@ def decode_nested(features: list[KerasTensor], settings: Settings, block: Block)
             joined = layers.Concatenate(name=f"{name}_skip")([*maps[number], below])
             maps[number].append(block(joined, settings, level, name))
     return maps[0][-1]
-
-
-def decode_full_scale(features: list[KerasTensor], settings: Settings, block: Block) -> KerasTensor:
-    """Decode every level from the maps of all sizes (Huang et al. 2020, equation 1)."""
-    filters = settings.levels[0].filters
-    maps = list(features)  # the encoder's, replaced by the decoder's from the coarsest on
-    for number in reversed(range(len(features) - 1)):
-        level, parts = settings.levels[number], []
-        for other, x in enumerate(maps):
-            name = f"decoder{number}_from{other}"
-            x = _resize(x, _factors(settings, *sorted((number, other))), other > number, name)
-            convolution = spatial("Conv", x)(
-                filters,
-                level.kernel,
-                padding="same",
-                kernel_initializer="he_normal",
-                name=name,
-            )
-            parts.append(convolution(x))  # (N, H/2^l, W/2^l, F)
-        joined = layers.Concatenate(name=f"decoder{number}_skip")(parts)
-        wide = level._replace(filters=filters * len(parts))
-        maps[number] = block(joined, settings, wide, f"decoder{number}")
-    return maps[0]
-
-
-def _factors(settings: Settings, fine: int, coarse: int) -> tuple[int, ...]:
-    """Multiply the strides from one level to a coarser one."""
-    factors = (1,) * len(settings.levels[0].stride)
-    for level in settings.levels[fine:coarse]:
-        factors = tuple(one * by for one, by in zip(factors, level.stride, strict=True))
-    return factors
-
-
-def _resize(x: KerasTensor, factors: tuple[int, ...], is_up: bool, name: str) -> KerasTensor:
-    """Bring a map to another level's size without weights; one of that level stays as it is."""
-    if set(factors) == {1}:
-        return x
-    if not is_up:
-        return spatial("MaxPooling", x)(factors, name=f"{name}_pool")(x)
-    if len(factors) == 2:
-        return layers.UpSampling2D(factors, interpolation="bilinear", name=f"{name}_up")(x)
-    return layers.UpSampling3D(factors, name=f"{name}_up")(x)  # Keras's repeats the voxels
 
 
 # ---------------------------------------------------------------------------------- architectures
@@ -287,19 +230,9 @@ def residual_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
     return decode(encode(x, settings, residual_block), settings, residual_block)
 
 
-def attention_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
-    """U-Net with an attention gate on each skip connection."""
-    return decode(encode(x, settings, conv_block), settings, conv_block, attention=True)
-
-
 def nested_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
     """U-Net++."""
     return decode_nested(encode(x, settings, conv_block), settings, conv_block)
-
-
-def full_scale_unet(x: KerasTensor, settings: Settings) -> KerasTensor:
-    """U-Net 3+."""
-    return decode_full_scale(encode(x, settings, conv_block), settings, conv_block)
 
 
 def pretrained_unet(x: KerasTensor, settings: Settings, backbone: Backbone) -> KerasTensor:
@@ -313,9 +246,7 @@ def pretrained_unet(x: KerasTensor, settings: Settings, backbone: Backbone) -> K
 ARCHITECTURES: dict[str, Callable[[KerasTensor, Settings], KerasTensor]] = {
     "unet": plain_unet,
     "residual": residual_unet,
-    "attention": attention_unet,
     "unet++": nested_unet,
-    "unet3+": full_scale_unet,
     **{name: partial(pretrained_unet, backbone=one) for name, one in BACKBONES.items()},
 }
 
@@ -356,7 +287,7 @@ def build_unet(
     if architecture in BACKBONES and len(input_shape) != 3:
         raise UserError(
             f"architecture {architecture} has an encoder for images, and the data are volumes; "
-            "expected unet, residual, attention, unet++ or unet3+, or --dimensions 2"
+            "expected unet, residual or unet++, or --dimensions 2"
         )
     check_size(input_shape[:-1], depth, pretrained=architecture in BACKBONES)
     inputs = keras.Input(input_shape, name="image")  # (N, H, W, C)
@@ -395,7 +326,7 @@ def check_names(architecture: str, normalization: str, encoder_weights: str = "n
 class Config:
     """Which network to print."""
 
-    architecture: str = "unet"  # unet, residual, attention, unet++, unet3+, or a pretrained encoder
+    architecture: str = "unet"  # unet, residual, unet++, or a pretrained encoder
     image_size: int | str = 128  # pixels; or height and width: 192,256
     channels: int = 1  # 1 grey, 3 colour
     classes: int = 1  # output channels

@@ -49,7 +49,7 @@ class Config:
     fold: int = -1  # trains this fold alone; -1 trains them all
 
     # Model
-    architecture: str = "unet"  # or residual, attention, unet++, resnet50v2, my_net.py:build …
+    architecture: str = "unet"  # or residual, unet++, resnet50v2, my_net.py:build …
     filters: int = 8  # channels of the first level; they double at each level below
     depth: int = 4  # how often the image is halved
     normalization: str = "batch"  # or group, instance, none

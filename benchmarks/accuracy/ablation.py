@@ -19,9 +19,7 @@ TRAININGS = {
     "another seed": ["--seed", "1"],  # shows what chance alone does
     "dice loss alone": ["--loss", "dice"],
     "residual blocks": ["--architecture", "residual"],
-    "attention gates": ["--architecture", "attention"],
     "U-Net++": ["--architecture", "unet++"],
-    "U-Net 3+": ["--architecture", "unet3+"],
     # Made by benchmarks.imagenet_weights.
     "pretrained encoder": [
         *("--architecture", "efficientnetlite0"),
