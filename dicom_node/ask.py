@@ -118,9 +118,9 @@ def read_detail(content: bytes, status: int) -> str:
 
 
 def find_volumes(folder: Path) -> tuple[list[list[Path]], int]:
-    """List the volumes and images of a series' folder, each as its files, and count what is left.
+    """List the volumes and images of a series' folder, each as its files.
 
-    Raises RefusedError if there is none.
+    Returns also how many files belong to none. Raises RefusedError if there is no volume or image.
     """
     files = dicom_series.series_files(folder)
     volumes, notes = dicom_series.group_files(files)
